@@ -1,0 +1,62 @@
+# One command each: `make demo` to try it, `make test` to check it. Both set up what they need, once.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+HOST ?= 127.0.0.1
+PORT ?= 8000
+# Anything pip should be told, such as --extra-index-url for PyTorch's CPU wheels.
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+
+.PHONY: help demo test lint check-types tests format clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+demo: $(VENV)/.installed ## Set up, index a small corpus and serve it at http://127.0.0.1:8000
+	@$(BIN)/emcl demo --host $(HOST) --port $(PORT)
+
+test: $(VENV)/.installed-dev system-packages lint check-types tests ## Set up and pass every check: lint, types, import floors, tests
+	@echo "==> all checks passed"
+
+lint: $(VENV)/.installed-dev
+	@echo "==> ruff: style and format"
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .
+	@echo "==> import-linter: model <- indexer <- service"
+	@$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+
+check-types: $(VENV)/.installed-dev
+	@echo "==> mypy --strict"
+	@$(BIN)/mypy
+
+# One thread per operation: the tests start servers and workers of their own, and two pools would fight for the cores.
+tests: $(VENV)/.installed-dev
+	@echo "==> pytest"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+format: $(VENV)/.installed-dev ## Format the code
+	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
+
+clean: ## Remove the virtual environment and everything that was made
+	rm -rf $(VENV) var .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+.PHONY: system-packages
+system-packages:
+	@docker/install-test-packages
+
+$(BIN)/python:
+	@echo "==> creating a virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	@echo "==> installing the service (PyTorch first; this takes a few minutes, once)"
+	@$(PIP) torch==2.13.0 torchvision==0.28.0
+	@$(PIP) --editable '.[cpu,decord]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "==> installing what the checks need"
+	@$(PIP) --editable '.[cpu,decord,dev]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""The model: video decoding, CLIP towers, temporal aggregation, EMCL, training and evaluation. Knows no index."""

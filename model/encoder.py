@@ -1,0 +1,245 @@
+"""The model behind a NumPy façade: what indexer and service use, so that neither handles tensors or devices.
+
+In: texts, uint8 frames, features. Out: float32 arrays. Every call runs without autograd and may be made from
+several threads. Shape suffixes as in ``model.net``; S is the image size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.checkpoint import fingerprint as net_fingerprint
+from model.checkpoint import load_checkpoint
+from model.clip import Precision
+from model.compat import import_open_clip
+from model.config import ClipConfig, ModelConfig, TemporalConfig
+from model.emcl import FrozenMap
+from model.net import EMCLNet, Rerank, build_net
+from model.tokenizer import Tokenizer, build_tokenizer
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+    Bools = NDArray[np.bool_]
+
+DEMO_CHECKPOINT = Path(__file__).parent / "assets" / "demo.safetensors"
+# ViT-B-32 with the activation that OpenAI's weights want, also where they come from a local file that cannot say so.
+DEFAULT_ARCHITECTURE, DEFAULT_PRETRAINED = "ViT-B-32-quickgelu", "openai"
+TEXT_BATCH = 256  # texts encoded at once; bounds memory for callers that pass a whole corpus
+SCORE_ELEMENTS = 1 << 26  # frame features of one scoring call, 256 MiB in float32; more queries are scored in turns
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreArrays:
+    """``scores_QN``: cosines, -inf for masked candidates; ``frame_weights_QNF``: sum to 1 over real frames. float32."""
+
+    scores_QN: Floats
+    frame_weights_QNF: Floats
+
+
+class Encoder:
+    """A loaded model: encodes texts and frames, fits and applies frozen maps, scores candidates."""
+
+    def __init__(self, net: EMCLNet, tokenizer: Tokenizer, *, fingerprint: str, device: torch.device) -> None:
+        self.net = net.eval()
+        self.tokenizer = tokenizer
+        self.fingerprint = fingerprint
+        self.device = device
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's configuration."""
+        return self.net.config
+
+    @property
+    def dim(self) -> int:
+        """D, the size of every feature."""
+        return self.net.embed_dim
+
+    @property
+    def image_size(self) -> int:
+        """S: frames must come as (S, S, 3)."""
+        return self.net.clip.image_size
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: Sequence[str]) -> Floats:
+        """Raw text features (N, D). Texts are encoded at their own length, in order of length."""
+        out = np.empty((len(texts), self.dim), dtype=np.float32)
+        by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        for start in range(0, len(texts), TEXT_BATCH):
+            rows = by_length[start : start + TEXT_BATCH]
+            ids_BL, mask_BL = self.tokenizer([texts[i] for i in rows])
+            out[rows] = self.net.encode_text(ids_BL.to(self.device), mask_BL.to(self.device)).cpu().numpy()
+        return out
+
+    @torch.inference_mode()
+    def encode_videos(self, frames_BFSSC: NDArray[np.uint8], mask_BF: Bools) -> Floats:
+        """Raw frame features (B, F, D) of uint8 RGB frames (B, F, S, S, 3); zero where the mask is False.
+
+        Raises ``ValueError`` for another shape or dtype.
+        """
+        size = self.image_size
+        if frames_BFSSC.dtype != np.uint8 or frames_BFSSC.ndim != 5 or frames_BFSSC.shape[2:] != (size, size, 3):
+            raise ValueError(
+                f"encode_videos expects uint8 frames (B, F, {size}, {size}, 3), got {frames_BFSSC.dtype} "
+                f"{frames_BFSSC.shape}; resize with model.preprocess.resize_and_crop(frames, {size})"
+            )
+        frames_BFCHW = self._tensor(frames_BFSSC).permute(0, 1, 4, 2, 3)
+        return self.net.encode_video(frames_BFCHW, self._tensor(mask_BF)).cpu().numpy()
+
+    @torch.inference_mode()
+    def pool(self, features_BFD: NDArray[Any], mask_BF: Bools) -> Floats:
+        """Stage-1 video vectors (B, D): masked mean of frame features, not normalised."""
+        return self.net.pool(self._floats(features_BFD), self._tensor(mask_BF)).cpu().numpy()
+
+    @torch.inference_mode()
+    def fit_frozen_map(self, rows_ND: NDArray[Any]) -> FrozenMap:
+        """Fit the frozen EMCL map on a reference corpus of pooled videos and captions (N, D)."""
+        frozen = self.net.emcl.freeze(self._floats(rows_ND))
+        return FrozenMap.from_arrays(frozen.to_arrays())  # on the CPU, whatever the device
+
+    @torch.inference_mode()
+    def map_rows(self, frozen_map: FrozenMap, rows_ND: NDArray[Any]) -> Floats:
+        """Apply a frozen map to rows (N, D) of any norm; returns L2-normalised rows, ready for FAISS."""
+        return frozen_map.apply(torch.from_numpy(np.array(rows_ND, dtype=np.float32))).numpy()
+
+    @torch.inference_mode()
+    def score_videos(
+        self,
+        text_QD: NDArray[Any],
+        features_QNFD: NDArray[Any],
+        mask_QNF: Bools,
+        candidate_mask_QN: Bools | None = None,
+        rerank: Rerank = "emcl",
+    ) -> ScoreArrays:
+        """Score each text against its own N candidate videos; see ``EMCLNet.score_videos``."""
+        chunks = []
+        for rows in _chunks(features_QNFD.shape, SCORE_ELEMENTS):
+            scores = self.net.score_videos(
+                self._floats(text_QD[rows]),
+                self._floats(features_QNFD[rows]),
+                self._tensor(mask_QNF[rows]),
+                None if candidate_mask_QN is None else self._tensor(candidate_mask_QN[rows]),
+                rerank,
+            )
+            chunks.append((scores.scores_QN.cpu().numpy(), scores.frame_weights_QNF.cpu().numpy()))
+        return _join(chunks, features_QNFD.shape[:3])
+
+    @torch.inference_mode()
+    def score_captions(
+        self,
+        features_QFD: NDArray[Any],
+        mask_QF: Bools,
+        captions_QND: NDArray[Any],
+        candidate_mask_QN: Bools | None = None,
+        rerank: Rerank = "emcl",
+    ) -> ScoreArrays:
+        """Score each video against its own N candidate captions; see ``EMCLNet.score_captions``."""
+        chunks = []
+        for rows in _chunks(captions_QND.shape, SCORE_ELEMENTS):
+            scores = self.net.score_captions(
+                self._floats(features_QFD[rows]),
+                self._tensor(mask_QF[rows]),
+                self._floats(captions_QND[rows]),
+                None if candidate_mask_QN is None else self._tensor(candidate_mask_QN[rows]),
+                rerank,
+            )
+            chunks.append((scores.scores_QN.cpu().numpy(), scores.frame_weights_QNF.cpu().numpy()))
+        return _join(chunks, (*captions_QND.shape[:2], mask_QF.shape[1]))
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        # torch refuses to wrap arrays that are read-only, as memory-mapped ones are.
+        return torch.from_numpy(np.require(array, requirements=["C", "W"])).to(self.device)
+
+    def _floats(self, array: NDArray[Any]) -> Tensor:
+        return self._tensor(array).float()
+
+
+def _chunks(shape: tuple[int, ...], elements: int) -> list[slice]:
+    per_query = max(1, int(np.prod(shape[1:])))
+    step = max(1, elements // per_query)
+    return [slice(start, start + step) for start in range(0, shape[0], step)]
+
+
+def _join(chunks: list[tuple[Floats, Floats]], shape_QNF: tuple[int, ...]) -> ScoreArrays:
+    if not chunks:
+        return ScoreArrays(
+            scores_QN=np.empty(shape_QNF[:2], np.float32), frame_weights_QNF=np.empty(shape_QNF, np.float32)
+        )
+    return ScoreArrays(
+        scores_QN=np.concatenate([scores for scores, _ in chunks]),
+        frame_weights_QNF=np.concatenate([weights for _, weights in chunks]),
+    )
+
+
+def resolve_device(device: Literal["auto", "cpu", "cuda"] | str) -> torch.device:
+    """Turn ``auto`` into CUDA where there is one, else the CPU. Raises ``ValueError`` for a device that is absent."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {device!r}, expected auto, cpu or cuda[:N]") from error
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {device!r} was asked for, but this machine has {torch.cuda.device_count()} CUDA devices; use cpu"
+        )
+    return resolved
+
+
+def load_encoder(
+    spec: str | None = None,
+    *,
+    pretrained: str | None = None,
+    device: str = "auto",
+    precision: Precision = "fp32",
+) -> Encoder:
+    """Load a model for indexing and serving.
+
+    ``spec`` is ``demo`` (the shipped checkpoint), the path of a checkpoint, or an open_clip model name with its
+    ``pretrained`` tag or weights file; ``None`` is CLIP ViT-B-32 with OpenAI's weights, frames averaged, EMCL as an
+    out-of-the-box inference module. Raises ``ValueError`` that says what is unknown, missing or unreachable.
+    """
+    target = resolve_device(device)
+    if spec == "demo" or (spec is not None and _names_a_file(spec)):
+        if pretrained is not None:
+            raise ValueError(
+                f"--pretrained goes with an open_clip model name, not with the checkpoint {spec!r}; drop it"
+            )
+        path = DEMO_CHECKPOINT if spec == "demo" else Path(str(spec))
+        net = load_checkpoint(path, device=target, precision=precision)
+    else:
+        net = build_net(_open_clip_config(spec, pretrained), precision=precision, device=target)
+    tokenizer = build_tokenizer(net.config.tokenizer, net.config.clip)
+    return Encoder(net, tokenizer, fingerprint=net_fingerprint(net), device=target)
+
+
+def _names_a_file(spec: str) -> bool:
+    return spec.endswith(".safetensors") or "/" in spec or Path(spec).exists()
+
+
+def _open_clip_config(name: str | None, pretrained: str | None) -> ModelConfig:
+    if name is None:
+        name, pretrained = DEFAULT_ARCHITECTURE, pretrained or DEFAULT_PRETRAINED
+    open_clip = import_open_clip()
+    if name not in open_clip.list_models():
+        raise ValueError(
+            f"unknown model {name!r}: expected 'demo', the path of a checkpoint (NAME.safetensors) or an open_clip "
+            "model name such as ViT-B-32; `python -c 'import open_clip; print(open_clip.list_models())'` lists them"
+        )
+    if pretrained is None:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none on the hub"
+        raise ValueError(f"model {name!r} needs weights: pass --pretrained with a tag ({tags}) or a local weights file")
+    return ModelConfig(
+        name=f"{name}/{pretrained}",
+        clip=ClipConfig(architecture=name, pretrained=pretrained),
+        temporal=TemporalConfig(kind="mean"),
+    )

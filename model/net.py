@@ -1,0 +1,170 @@
+"""EMCL-Net: CLIP towers, temporal aggregation, text-conditioned pooling, the EM pass, cosine.
+
+In: token ids and frames. Out: text features (B, D), frame features (B, F, D), and cosine scores of N candidates per
+query in both directions. Features stay raw (not normalised): pooling weighs frames by raw inner products, as the
+reference does.
+
+Shape suffixes: B batch, Q queries, N candidates, F frames, L tokens, D channels, C colour, H height, W width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.clip import ClipTowers, Precision, build_clip
+from model.config import ModelConfig
+from model.emcl import EMCL
+from model.pooling import frame_weights, mean_pool, pool_by_captions, pool_videos
+from model.temporal import build_temporal
+
+Rerank = Literal["emcl", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """``scores_QN``: cosines, -inf for masked candidates; ``frame_weights_QNF``: sum to 1 over real frames."""
+
+    scores_QN: Tensor
+    frame_weights_QNF: Tensor
+
+
+class EMCLNet(nn.Module):
+    """The whole model around given CLIP towers."""
+
+    image_mean: Tensor
+    image_std: Tensor
+
+    def __init__(self, config: ModelConfig, clip: ClipTowers) -> None:
+        super().__init__()
+        self.config = config
+        self.clip = clip
+        self.temporal = build_temporal(config.temporal, clip)
+        self.emcl = EMCL(clip.embed_dim, config.emcl)
+        self.register_buffer("image_mean", torch.tensor(clip.image_mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("image_std", torch.tensor(clip.image_std).view(3, 1, 1), persistent=False)
+
+    @property
+    def embed_dim(self) -> int:
+        """D, the size of text and frame features."""
+        return self.clip.embed_dim
+
+    def encode_text(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        """Text features (B, D), float32, raw, of token ids (B, L) with a mask that is True for real tokens."""
+        return self.clip.encode_text(ids_BL, mask_BL).float()
+
+    def encode_video(self, frames_BFCHW: Tensor, mask_BF: Tensor) -> Tensor:
+        """Frame features (B, F, D), float32, raw, zero on padding (except with the reference's mask ``after``).
+
+        ``frames_BFCHW`` is uint8 in [0, 255], or floating and then already normalised with ``image_mean`` and
+        ``image_std``. ``mask_BF`` is True for real frames, which come first. Raises ``ValueError`` for a video
+        without a real frame.
+        """
+        mask_BF = mask_BF.bool()
+        if not bool(mask_BF.any(dim=1).all()):
+            raise ValueError("a video in this batch has no real frame in its mask; drop it before encoding")
+        features_BFD = self.temporal(self._encode_frames(frames_BFCHW, mask_BF), mask_BF)
+        if self.config.pooling.mask == "after":
+            return features_BFD.float()
+        return (features_BFD * mask_BF[..., None]).float()
+
+    def _encode_frames(self, frames_BFCHW: Tensor, mask_BF: Tensor) -> Tensor:
+        if self.config.pooling.mask == "after":  # padding has features here, of zeros in normalised space
+            pixels = self._normalise(frames_BFCHW.flatten(0, 1)) * mask_BF.flatten()[:, None, None, None]
+            return self.clip.encode_image(pixels).float().unflatten(0, mask_BF.shape)
+        real_RD = self.clip.encode_image(self._normalise(frames_BFCHW[mask_BF])).float()
+        features_BFD = real_RD.new_zeros(*mask_BF.shape, real_RD.shape[-1])
+        return features_BFD.masked_scatter(mask_BF[..., None], real_RD)
+
+    def _normalise(self, pixels_NCHW: Tensor) -> Tensor:
+        if pixels_NCHW.dtype != torch.uint8:
+            return pixels_NCHW
+        return (pixels_NCHW.float() / 255.0 - self.image_mean) / self.image_std
+
+    def pool(self, features_BFD: Tensor, mask_BF: Tensor) -> Tensor:
+        """Stage-1 video vectors (B, D): masked mean of frame features, not normalised."""
+        return mean_pool(features_BFD, mask_BF)
+
+    def score_videos(
+        self,
+        text_QD: Tensor,
+        features_QNFD: Tensor,
+        mask_QNF: Tensor,
+        candidate_mask_QN: Tensor | None = None,
+        rerank: Rerank = "emcl",
+    ) -> Scores:
+        """Score each text against its own N candidate videos, one EM pass per query over N + 1 rows.
+
+        ``rerank="none"`` leaves the pass out: cosine after text-conditioned pooling. A query's scores do not depend
+        on the other queries, nor on masked candidates.
+        """
+        pooled_QND, weights_QNF = pool_videos(text_QD, features_QNFD, mask_QNF, self.config.pooling)
+        rows = torch.cat([pooled_QND, text_QD[:, None]], dim=1)
+        rows = self._correct(rows, _append_true(candidate_mask_QN, 1), rerank)
+        normalised = F.normalize(rows, dim=-1)
+        scores_QN = torch.bmm(normalised[:, :-1], normalised[:, -1:].mT)[..., 0]
+        return Scores(scores_QN=_mask_scores(scores_QN, candidate_mask_QN), frame_weights_QNF=weights_QNF)
+
+    def score_captions(
+        self,
+        features_QFD: Tensor,
+        mask_QF: Tensor,
+        captions_QND: Tensor,
+        candidate_mask_QN: Tensor | None = None,
+        rerank: Rerank = "emcl",
+    ) -> Scores:
+        """Score each video against its own N candidate captions, one EM pass per query over 2 N rows.
+
+        The video is pooled once by each caption, so the pass sees N pooled videos and N captions.
+        """
+        pooled_QND, weights_QNF = pool_by_captions(captions_QND, features_QFD, mask_QF, self.config.pooling)
+        rows = torch.cat([pooled_QND, captions_QND], dim=1)
+        mask = None if candidate_mask_QN is None else candidate_mask_QN.repeat(1, 2)
+        videos_QND, texts_QND = F.normalize(self._correct(rows, mask, rerank), dim=-1).chunk(2, dim=1)
+        scores_QN = (videos_QND * texts_QND).sum(dim=-1)
+        return Scores(scores_QN=_mask_scores(scores_QN, candidate_mask_QN), frame_weights_QNF=weights_QNF)
+
+    def _correct(self, rows_QND: Tensor, mask_QN: Tensor | None, rerank: Rerank) -> Tensor:
+        if rerank == "none":
+            return rows_QND
+        if rerank == "emcl":
+            corrected: Tensor = self.emcl(rows_QND, mask_QN)
+            return corrected
+        raise ValueError(f"rerank must be 'emcl' or 'none', got {rerank!r}")
+
+    def score_matrix(self, text_TD: Tensor, features_VFD: Tensor, mask_VF: Tensor, rerank: Rerank = "emcl") -> Tensor:
+        """Cosines (T, V) of all texts and videos in one pass over T·V + T rows: the reference's block, and training.
+
+        Rows stand as the reference has them: pooled videos text by text, then the texts. Memory is T·V·D.
+        """
+        texts, videos = len(text_TD), len(features_VFD)
+        logits_TVF = torch.einsum("td,vfd->tvf", text_TD, features_VFD)
+        pooled_TVD = self._pool_all(logits_TVF, features_VFD, mask_VF)
+        rows = self._correct(torch.cat([pooled_TVD.flatten(0, 1), text_TD])[None], None, rerank)[0]
+        pooled_TVD = F.normalize(rows[: texts * videos], dim=-1).view(texts, videos, -1)
+        return torch.bmm(pooled_TVD, F.normalize(rows[texts * videos :], dim=-1)[..., None])[..., 0]
+
+    def _pool_all(self, logits_TVF: Tensor, features_VFD: Tensor, mask_VF: Tensor) -> Tensor:
+        weights_TVF = frame_weights(logits_TVF, mask_VF[None].expand_as(logits_TVF), self.config.pooling)
+        return torch.einsum("tvf,vfd->tvd", weights_TVF, features_VFD)
+
+
+def _append_true(mask_QN: Tensor | None, count: int) -> Tensor | None:
+    if mask_QN is None:
+        return None
+    return F.pad(mask_QN, (0, count), value=True)
+
+
+def _mask_scores(scores_QN: Tensor, mask_QN: Tensor | None) -> Tensor:
+    return scores_QN if mask_QN is None else scores_QN.masked_fill(~mask_QN, -torch.inf)
+
+
+def build_net(config: ModelConfig, *, precision: Precision = "fp32", device: str | torch.device = "cpu") -> EMCLNet:
+    """Build towers and net; CLIP weights are loaded where ``config.clip.pretrained`` names them, else random."""
+    net = EMCLNet(config, build_clip(config.clip)).to(device)
+    net.clip.set_precision(precision)  # last, so that what starts from CLIP's weights starts from all their digits
+    return net

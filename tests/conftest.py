@@ -1,0 +1,135 @@
+"""Fixtures shared by all tests: golden arrays, real clips where they lie beside the checkout, small random models."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+GOLDEN = Path(__file__).parent / "data" / "golden"
+CLIPS = Path(__file__).parents[2] / "shared" / "clips"
+
+
+@pytest.fixture
+def golden() -> Callable[[str], dict[str, np.ndarray]]:
+    """Load ``tests/data/golden/NAME.npz`` as a dictionary of arrays."""
+
+    def load(name: str) -> dict[str, np.ndarray]:
+        with np.load(GOLDEN / f"{name}.npz") as arrays:
+            return {key: arrays[key] for key in arrays.files}
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def real_clips() -> Path:
+    """Folder of 15 real recordings with ``captions.jsonl``; tests that need it skip where it is absent."""
+    if not CLIPS.is_dir():
+        pytest.skip(f"the real recordings are not distributed with the project (looked in {CLIPS.name}/ beside it)")
+    return CLIPS
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    """A CLIP-shaped model of a few thousand parameters, transformer on top; random weights when built."""
+    from model.config import ClipConfig, ModelConfig, SamplingConfig, TemporalConfig, TokenizerConfig
+
+    custom = {
+        "embed_dim": 32,
+        "quick_gelu": True,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+        "text_cfg": {"context_length": 32, "vocab_size": 512 + 200 + 2, "width": 32, "heads": 2, "layers": 2},
+    }
+    return ModelConfig(
+        name="tiny",
+        clip=ClipConfig(custom=custom),
+        tokenizer=TokenizerConfig(merges=200, max_words=32),
+        temporal=TemporalConfig(kind="transformer", layers=1, max_positions=32),
+        sampling=SamplingConfig(sample_fps=2.0, max_frames=6),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tiny_config):
+    """An ``Encoder`` around a tiny net with seeded random weights, on the CPU."""
+    import torch
+
+    from model.checkpoint import fingerprint
+    from model.encoder import Encoder
+    from model.net import build_net
+    from model.tokenizer import build_tokenizer
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = build_net(tiny_config)
+        # CLIP's own initialisation leaves a tiny model's features almost equal; spread them.
+        with torch.no_grad():
+            for parameter in net.parameters():
+                if parameter.dim() > 1:
+                    parameter.normal_(std=0.3)
+    tokenizer = build_tokenizer(tiny_config.tokenizer, tiny_config.clip)
+    return Encoder(net, tokenizer, fingerprint=fingerprint(net), device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def clip_store(tmp_path_factory, tiny_encoder):
+    """Six generated clips in ``clips/``, indexed in ``store/`` with the tiny model: two captions and two tags each."""
+    import hashlib
+
+    from indexer.catalogue import Location
+    from indexer.config import ModelSpec, StoreSettings
+    from indexer.writer import EncodedSegment, EncodedVideo, StoreWriter
+    from model.preprocess import resize_and_crop
+    from model.synthetic import make_scene, write_clip
+    from model.synthetic_captions import captions_of
+    from model.video import decode
+
+    folder = tmp_path_factory.mktemp("clip_store")
+    (folder / "clips").mkdir()
+    sampling = tiny_encoder.config.sampling
+    settings = StoreSettings(
+        model_spec=ModelSpec(), fingerprint=tiny_encoder.fingerprint, dim=tiny_encoder.dim, sampling=sampling
+    )
+    with StoreWriter.open(folder / "store", settings=settings) as writer:
+        for number in range(6):
+            scene = make_scene(0, "test", number)
+            path = folder / "clips" / f"clip_{number}.mp4"
+            write_clip(scene, path)
+            content = path.read_bytes()
+            video_id = hashlib.sha256(content).hexdigest()
+            writer.add_locations(
+                [Location(path=str(path), video_id=video_id, size_bytes=len(content), modified_ns=number)]
+            )
+            batch = decode(path, sampling=sampling)
+            frames = resize_and_crop(batch.frames, tiny_encoder.image_size)[None]
+            mask = np.ones(frames.shape[:2], bool)
+            features = tiny_encoder.encode_videos(frames, mask)
+            segment = EncodedSegment(
+                number=0,
+                start_seconds=0.0,
+                end_seconds=batch.duration_seconds,
+                timestamps_seconds=batch.timestamps_seconds,
+                features_FD=features[0],
+                pooled_D=tiny_encoder.pool(features, mask)[0],
+            )
+            video = EncodedVideo(
+                video_id=video_id,
+                name=path.name,
+                duration_seconds=batch.duration_seconds,
+                width=batch.width,
+                height=batch.height,
+                reason=None,
+                segments=[segment],
+            )
+            writer.add_videos([video])
+            captions = captions_of(scene, 0, number)[:2]
+            writer.add_captions([(video_id, text) for text in captions], tiny_encoder.encode_texts(captions))
+            writer.add_tags({video_id: ["even" if number % 2 == 0 else "odd", f"number-{number}"]})
+        writer.publish(tiny_encoder)
+    return folder

@@ -1,0 +1,226 @@
+"""The EM pass: golden numbers of the reference, invariances of ours, the frozen map against the pass."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from model.config import EMCLConfig
+from model.emcl import EMCL, FrozenMap, channel_em, reference_em
+
+
+def module_from(golden: dict[str, np.ndarray]) -> EMCL:
+    config = EMCLConfig.reference(
+        num_bases=int(golden["k"]),
+        iterations=int(golden["stage_num"]),
+        sigma=float(golden["lamd"]),
+        beta=float(golden["beta"]),
+        momentum=float(golden.get("momentum", 0.9)),  # the gradient fixture moves no state that it gives
+    )
+    module = EMCL(golden["embds"].shape[-1], config)
+    module.train(bool(golden["if_train"]) if "if_train" in golden else True)
+    state = golden["M_in"] if "M_in" in golden else golden["M_trace"][0]
+    module.state.copy_(torch.from_numpy(state))
+    return module
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("a", 1e-6), ("b", 1e-6), ("c", 1e-6), ("d", 1e-6), ("e", 2e-6)])
+def test_reference_pass_equals_golden(golden, name, tolerance):
+    arrays = golden(f"emcl_pass_{name}")
+    module = module_from(arrays)
+    embds = torch.from_numpy(arrays["embds"])
+    correction = (module(embds) - embds).numpy()
+    np.testing.assert_allclose(correction, arrays["out"] - arrays["embds"], rtol=0, atol=tolerance)
+    np.testing.assert_allclose(module.state.numpy(), arrays["M_out"], rtol=0, atol=tolerance)
+    assert bool(arrays["if_train"]) == (not np.array_equal(arrays["M_in"], arrays["M_out"]))
+
+
+def test_reference_pass_equals_multi_expert_golden(golden):
+    """The MMT copy: one pass per expert, a kernel width that multiplies, unit output rows."""
+    arrays = golden("emcl_pass_mmt")
+    embds, state = torch.from_numpy(arrays["embds"]), torch.from_numpy(arrays["M_in"])
+    mu, z = reference_em(embds, state, iterations=int(arrays["stage_num"]), sigma=1 / float(arrays["lamd"]))
+    out = F.normalize(float(arrays["beta"]) * (mu @ z.mT) + embds, dim=-1)
+    np.testing.assert_allclose(out.numpy(), arrays["out"], rtol=0, atol=1e-6)
+    momentum = float(arrays["momentum"])
+    moved = momentum * state + (1 - momentum) * mu.mean(dim=1, keepdim=True)
+    np.testing.assert_allclose(moved.numpy(), arrays["M_out"], rtol=0, atol=1e-6)
+
+
+def test_reference_state_follows_golden_sequence(golden):
+    arrays = golden("emcl_ema_sequence")
+    module = module_from(arrays).train()
+    for step, embds in enumerate(torch.from_numpy(arrays["embds"])):
+        np.testing.assert_allclose(module.state.numpy(), arrays["M_trace"][step], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(
+            (module(embds) - embds).numpy(), arrays["out"][step] - arrays["embds"][step], rtol=0, atol=1e-6
+        )
+    np.testing.assert_allclose(module.state.numpy(), arrays["M_trace"][-1], rtol=0, atol=1e-6)
+
+
+def test_reference_gradient_takes_the_correction_for_a_constant(golden):
+    arrays = golden("emcl_grad")
+    module = module_from(arrays)
+    embds = torch.from_numpy(arrays["embds"]).requires_grad_()
+    out = module(embds)
+    np.testing.assert_allclose(out.detach().numpy() - arrays["embds"], arrays["out"] - arrays["embds"], atol=1e-6)
+    loss = (torch.from_numpy(arrays["cotangent"]) * out / out.norm(dim=-1, keepdim=True)).sum()
+    (gradient,) = torch.autograd.grad(loss, embds)
+    np.testing.assert_allclose(gradient.numpy(), arrays["grad_embds"], rtol=1e-3, atol=1e-6)
+
+
+# The reference's identical bases are told apart by rounding alone where sigma is small, so it is compared at sigma 1.
+@pytest.mark.parametrize(("mode", "sigma"), [("reference", 1.0), ("channel", 1.0), ("channel", 0.1)])
+def test_batched_equals_looped(mode, sigma):
+    module = EMCL(24, EMCLConfig(mode=mode, num_bases=6, beta=0.5, sigma=sigma)).eval()
+    rows = torch.randn(5, 17, 24, generator=torch.Generator().manual_seed(1))
+    looped = torch.stack([module(one) for one in rows])
+    torch.testing.assert_close(module(rows), looped, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["reference", "channel"])
+def test_masked_rows_are_inert(mode):
+    module = EMCL(24, EMCLConfig(mode=mode, num_bases=6, beta=0.5, sigma=1.0)).eval()
+    rows = torch.randn(1, 20, 24, generator=torch.Generator().manual_seed(2))
+    mask = torch.ones(1, 20, dtype=torch.bool)
+    mask[0, [3, 4, 19]] = False
+    out = module(rows, mask)
+    torch.testing.assert_close(out[mask], module(rows[mask]), rtol=1e-5, atol=1e-6)
+    garbage = torch.where(mask[..., None], rows, 1e3)
+    torch.testing.assert_close(module(garbage, mask), out, rtol=0, atol=0)
+    assert out[~mask].abs().max() == 0
+
+
+@pytest.mark.parametrize("mode", ["reference", "channel"])
+def test_rows_are_permutation_equivariant(mode):
+    module = EMCL(24, EMCLConfig(mode=mode, num_bases=6, beta=0.5, sigma=1.0)).eval()
+    rows = torch.randn(30, 24, generator=torch.Generator().manual_seed(3))
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(4))
+    torch.testing.assert_close(module(rows[order]), module(rows)[order], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [7, 101, 4000])
+def test_channel_beta_is_the_ratio_of_mean_norms_at_any_number_of_rows(rows):
+    module = EMCL(64, EMCLConfig(beta=0.25, num_bases=8)).eval()
+    x = torch.randn(rows, 64, generator=torch.Generator().manual_seed(5)) * 9
+    unit = F.normalize(x, dim=-1)
+    assert (module(x) - unit).norm(dim=-1).mean() == pytest.approx(0.25, abs=1e-4)
+
+
+def test_channel_beta_zero_is_the_plain_ranking():
+    x = torch.randn(40, 16, generator=torch.Generator().manual_seed(6))
+    torch.testing.assert_close(EMCL(16, EMCLConfig(beta=0.0)).eval()(x), F.normalize(x, dim=-1), rtol=0, atol=0)
+
+
+def distinct_bases(bases_NK: torch.Tensor) -> int:
+    """Count bases that no earlier base equals (cosine above 0.9999)."""
+    cosines = F.normalize(bases_NK, dim=0).T @ F.normalize(bases_NK, dim=0)
+    duplicate = torch.triu(cosines > 0.9999, diagonal=1).any(dim=0)
+    return int((~duplicate).sum())
+
+
+@pytest.mark.parametrize(("sigma", "at_least"), [(0.1, 16), (0.03, 24)])
+def test_channel_keeps_bases_distinct_where_the_reference_collapses(golden, sigma, at_least):
+    rows = torch.from_numpy(golden("emcl_pass_a")["embds"])[None]
+    reference = EMCL(512, EMCLConfig.reference())
+    mu, _ = reference_em(rows, reference.state[None], iterations=9, sigma=1.0)
+    assert distinct_bases(mu[0]) == 2
+    narrow, _ = reference_em(F.normalize(rows, dim=-1), reference.state[None], iterations=9, sigma=sigma)
+    assert distinct_bases(narrow[0]) <= 3  # so it is the state, not the kernel width alone
+    ours = EMCL(512, EMCLConfig(num_bases=32, sigma=sigma))
+    unit = F.normalize(rows, dim=-1)
+    em = channel_em(unit, torch.full((1, 1, 1), unit.shape[1]), ours.state, iterations=9, sigma=sigma)
+    assert distinct_bases(em.bases_BNK[0]) >= at_least
+
+
+def naive_channel_pass(
+    rows: np.ndarray, table: np.ndarray, *, iterations: int, sigma: float, beta: float
+) -> np.ndarray:
+    """The definition in float64 with loops over nothing clever: normalise, M, (E, M) x T, reconstruct, rescale."""
+    x = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    points = x * np.sqrt(x.shape[1] / len(x))  # channels of unit RMS norm
+    z = table.copy()
+    for _ in range(iterations):
+        bases = x @ (z / z.sum(axis=0))
+        bases /= np.linalg.norm(bases, axis=0)
+        logits = points.T @ bases / sigma
+        z = np.exp(logits - logits.max(axis=1, keepdims=True))
+        z /= z.sum(axis=1, keepdims=True)
+    weights = z / z.sum(axis=0)
+    bases = x @ weights
+    bases /= np.linalg.norm(bases, axis=0)
+    correction = bases @ weights.T
+    return x + beta * correction / np.linalg.norm(correction, axis=1).mean()
+
+
+@pytest.mark.parametrize("sigma", [1.0, 0.3, 0.1])
+def test_channel_pass_equals_its_definition(sigma):
+    config = EMCLConfig(num_bases=8, iterations=5, sigma=sigma, beta=0.3)
+    module = EMCL(32, config).eval()
+    rows = np.random.default_rng(7).normal(size=(50, 32))
+    expected = naive_channel_pass(rows, module.state.double().numpy(), iterations=5, sigma=sigma, beta=0.3)
+    np.testing.assert_allclose(module(torch.from_numpy(rows)).numpy(), expected, atol=5e-6)
+
+
+@pytest.mark.parametrize("mode", ["reference", "channel"])
+def test_frozen_map_is_the_pass_on_its_own_corpus(mode):
+    module = EMCL(32, EMCLConfig(mode=mode, num_bases=6, sigma=0.5, beta=0.4)).eval()
+    corpus = torch.randn(200, 32, generator=torch.Generator().manual_seed(8))
+    frozen = module.freeze(corpus)
+    torch.testing.assert_close(frozen.apply(corpus), F.normalize(module(corpus), dim=-1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(frozen.apply(corpus[5:6]), frozen.apply(corpus)[5:6], rtol=1e-5, atol=1e-6)
+
+
+def test_frozen_map_survives_its_arrays(tmp_path):
+    frozen = EMCL(16, EMCLConfig(num_bases=4)).freeze(torch.randn(50, 16))
+    np.savez(tmp_path / "map.npz", **frozen.to_arrays())
+    with np.load(tmp_path / "map.npz") as arrays:
+        again = FrozenMap.from_arrays(arrays)
+    x = torch.randn(3, 16)
+    torch.testing.assert_close(again.apply(x), frozen.apply(x), rtol=0, atol=0)
+
+
+def test_damaged_frozen_map_says_what_to_do():
+    arrays = EMCL(16, EMCLConfig(num_bases=4)).freeze(torch.randn(50, 16)).to_arrays()
+    with pytest.raises(ValueError, match="emcl index rebuild"):
+        FrozenMap.from_arrays({**arrays, "base_norms": np.ones(5, np.float32)})
+    del arrays["strength"]
+    with pytest.raises(ValueError, match="lacks the arrays \\['strength'\\]"):
+        FrozenMap.from_arrays(arrays)
+
+
+@pytest.mark.parametrize("bad", [torch.full((4, 16), torch.nan), torch.zeros(0, 16), torch.zeros(4, 15)])
+def test_freeze_refuses_what_cannot_be_a_corpus(bad):
+    with pytest.raises(ValueError, match="frozen map needs"):
+        EMCL(16, EMCLConfig()).freeze(bad)
+
+
+def test_channel_state_moves_by_momentum_in_training_only():
+    module = EMCL(16, EMCLConfig(num_bases=4, momentum=0.9))
+    before = module.state.clone()
+    module.eval()(torch.randn(20, 16))
+    torch.testing.assert_close(module.state, before, rtol=0, atol=0)
+    module.train()(torch.randn(20, 16))
+    assert not torch.equal(module.state, before)
+    torch.testing.assert_close(module.state.sum(dim=-1), torch.ones(16))  # still responsibilities
+    assert "state" in module.state_dict()
+
+
+def test_channel_gradient_is_that_of_the_linear_map():
+    module = EMCL(12, EMCLConfig(num_bases=4, beta=0.5, iterations=3)).eval().double()
+    rows = torch.randn(9, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    leaf = rows.float().requires_grad_()
+    cotangent = torch.randn(9, 12, generator=torch.Generator().manual_seed(10))
+    (gradient,) = torch.autograd.grad((module.float()(leaf) * cotangent).sum(), leaf)
+    # The same map with responsibilities, norms and strength frozen at their converged values.
+    unit = F.normalize(leaf, dim=-1)
+    frozen = module.freeze(unit.detach())
+    decoder = frozen.responsibilities_DK / (1e-6 + frozen.responsibilities_DK.sum(dim=0))
+    mapped = unit + frozen.strength * (unit @ frozen.responsibilities_DK / frozen.base_norms_K) @ decoder.T
+    (expected,) = torch.autograd.grad((mapped * cotangent).sum(), leaf)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_wrong_width_is_named():
+    with pytest.raises(ValueError, match=r"expects rows \(N, 16\)"):
+        EMCL(16, EMCLConfig())(torch.zeros(3, 8))

@@ -1,0 +1,207 @@
+"""EMCL-Net: golden features and logits of the reference; invariances of per-query scoring."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from model.config import ClipConfig, EMCLConfig, ModelConfig, PoolingConfig, SamplingConfig, TemporalConfig
+from model.net import EMCLNet, build_net
+
+GOLDEN_CLIP = {
+    "embed_dim": 64,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16},
+    "text_cfg": {"context_length": 16, "vocab_size": 500, "width": 64, "heads": 2, "layers": 2},
+}
+
+
+def reference_name(ours: str) -> str:
+    """Our parameter name in the reference's state dict; the EMCL state is in none of its checkpoints."""
+    if ours.startswith("temporal.blocks."):
+        return ours.replace("temporal.blocks.", "transformerClip.", 1)
+    return ours.replace("temporal.positions.", "frame_position_embeddings.", 1).replace("clip.model.", "clip.", 1)
+
+
+@pytest.fixture
+def golden_net(golden) -> tuple[EMCLNet, dict[str, torch.Tensor]]:
+    arrays = {key: torch.from_numpy(value) for key, value in golden("emclnet_forward").items() if key != "meta"}
+    net = build_net(
+        ModelConfig(
+            clip=ClipConfig(custom=GOLDEN_CLIP),
+            temporal=TemporalConfig(layers=2, max_positions=16),
+            pooling=PoolingConfig(temperature=3.0, mask="after"),
+            emcl=EMCLConfig.reference(num_bases=8),
+            sampling=SamplingConfig(max_frames=12),
+        )
+    )
+    state = net.state_dict()
+    for name in state:
+        if name != "emcl.state":
+            state[name] = arrays.pop("state/" + reference_name(name)).view_as(state[name])
+    left = [key for key in arrays if key.startswith("state/")]
+    assert left == []
+    state["emcl.state"] = arrays["M_in"]
+    net.load_state_dict(state, strict=True)
+    return net.eval(), arrays
+
+
+@torch.no_grad()
+def encode(net: EMCLNet, arrays: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    mask = arrays["video_mask"].bool()
+    text = net.encode_text(arrays["text_ids"].long(), arrays["text_mask"].bool())
+    return text, net.encode_video(arrays["video"], mask), mask
+
+
+def test_encoders_equal_golden(golden_net):
+    net, arrays = golden_net
+    text, features, mask = encode(net, arrays)
+    np.testing.assert_allclose(text, arrays["cls"], atol=1e-4)
+    np.testing.assert_allclose(features[mask], arrays["video_feats"][mask], atol=1e-4)
+    with torch.no_grad():
+        frames = net.clip.encode_image(arrays["video"].flatten(0, 1)).view(*mask.shape, -1)
+    np.testing.assert_allclose(frames, arrays["frame_feats"], atol=1e-4)
+
+
+def test_pooled_vectors_and_logits_equal_golden(golden_net):
+    net, arrays = golden_net
+    text, features, mask = encode(net, arrays)
+    logits = torch.einsum("td,vfd->tvf", text, features)
+    np.testing.assert_allclose(net._pool_all(logits, features, mask), arrays["pooled"], atol=1e-4)
+    with torch.no_grad():
+        np.testing.assert_allclose(net.score_matrix(text, features, mask), arrays["t2v_logits_eval"], atol=1e-5)
+        np.testing.assert_allclose(net.score_matrix(text[:3], features, mask), arrays["t2v_logits_eval_3x4"], atol=1e-5)
+        blocks = [
+            torch.cat([net.score_matrix(text[t : t + 2], features[v : v + 2], mask[v : v + 2]) for v in (0, 2)], dim=1)
+            for t in (0, 2)
+        ]
+    np.testing.assert_allclose(torch.cat(blocks), arrays["t2v_logits_eval_blocks2x2"], atol=1e-5)
+
+
+def test_training_pass_moves_the_state_as_golden(golden_net):
+    net, arrays = golden_net
+    text, features, mask = encode(net, arrays)
+    net.train()
+    with torch.no_grad():
+        net.score_matrix(text, features, mask)
+    np.testing.assert_allclose(net.emcl.state, arrays["M_after_train"], atol=1e-6)
+
+
+@pytest.fixture
+def candidates() -> dict[str, torch.Tensor]:
+    """32 queries with 20 candidates each, of up to 6 frames, some of them padding."""
+    g = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 7, (32, 20), generator=g)
+    mask = torch.arange(6) < lengths[..., None]
+    features = torch.randn(32, 20, 6, 32, generator=g) * mask[..., None]
+    return {"text_QD": torch.randn(32, 32, generator=g), "features_QNFD": features, "mask_QNF": mask}
+
+
+@torch.no_grad()
+def test_answer_is_the_same_alone_and_among_31_others(tiny_encoder, candidates):
+    net = tiny_encoder.net
+    together = net.score_videos(**candidates).scores_QN
+    for row in range(32):
+        alone = net.score_videos(**{key: value[row : row + 1] for key, value in candidates.items()}).scores_QN[0]
+        torch.testing.assert_close(alone, together[row], rtol=0, atol=1e-5)
+        assert torch.equal(alone.argsort(descending=True), together[row].argsort(descending=True))
+
+
+@torch.no_grad()
+def test_order_of_candidates_does_not_matter(tiny_encoder, candidates):
+    net = tiny_encoder.net
+    scores = net.score_videos(**candidates).scores_QN
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(1))
+    shuffled = {**candidates, **{key: candidates[key][:, order] for key in ("features_QNFD", "mask_QNF")}}
+    torch.testing.assert_close(net.score_videos(**shuffled).scores_QN, scores[:, order], rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_padded_frames_and_masked_candidates_change_nothing(tiny_encoder, candidates):
+    net = tiny_encoder.net
+    scores = net.score_videos(**candidates).scores_QN
+    g = torch.Generator().manual_seed(2)
+    padded = dict(candidates)
+    padded["features_QNFD"] = torch.cat([candidates["features_QNFD"], torch.randn(32, 20, 3, 32, generator=g)], dim=2)
+    padded["mask_QNF"] = torch.nn.functional.pad(candidates["mask_QNF"], (0, 3))
+    torch.testing.assert_close(net.score_videos(**padded).scores_QN, scores, rtol=0, atol=1e-5)
+    more = dict(candidates)
+    more["features_QNFD"] = torch.cat([candidates["features_QNFD"], torch.randn(32, 5, 6, 32, generator=g)], dim=1)
+    more["mask_QNF"] = torch.cat([candidates["mask_QNF"], torch.ones(32, 5, 6, dtype=torch.bool)], dim=1)
+    valid = torch.arange(25).expand(32, 25) < 20
+    masked = net.score_videos(**more, candidate_mask_QN=valid).scores_QN
+    torch.testing.assert_close(masked[:, :20], scores, rtol=0, atol=1e-5)
+    assert torch.isneginf(masked[:, 20:]).all()
+
+
+@torch.no_grad()
+def test_rerank_none_is_cosine_after_pooling_and_emcl_moves_it(tiny_encoder, candidates):
+    net = tiny_encoder.net
+    plain = net.score_videos(**candidates, rerank="none").scores_QN
+    assert plain.abs().max() <= 1 + 1e-5
+    assert (plain - net.score_videos(**candidates).scores_QN).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="rerank must be"):
+        net.score_videos(**candidates, rerank="best")
+
+
+@torch.no_grad()
+def test_captions_direction_equals_a_loop_over_queries(tiny_encoder):
+    net = tiny_encoder.net
+    g = torch.Generator().manual_seed(3)
+    features, captions = torch.randn(4, 6, 32, generator=g), torch.randn(4, 9, 32, generator=g)
+    mask = torch.arange(6) < torch.tensor([6, 3, 1, 5])[:, None]
+    together = net.score_captions(features, mask, captions)
+    assert together.frame_weights_QNF.shape == (4, 9, 6)
+    for row in range(4):
+        alone = net.score_captions(features[row : row + 1], mask[row : row + 1], captions[row : row + 1])
+        torch.testing.assert_close(alone.scores_QN[0], together.scores_QN[row], rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["mean", "lstm", "transformer"])
+def test_padding_does_not_reach_the_frame_features(tiny_config, kind):
+    net = build_net(tiny_config.model_copy(update={"temporal": tiny_config.temporal.model_copy(update={"kind": kind})}))
+    frames = torch.randint(0, 256, (2, 4, 3, 32, 32), dtype=torch.uint8)
+    mask = torch.tensor([[True] * 4, [True] * 2 + [False] * 2])
+    features = net.eval().encode_video(frames, mask)
+    alone = net.encode_video(frames[1:, :2], mask[1:, :2])
+    torch.testing.assert_close(features[1, :2], alone[0], rtol=1e-4, atol=1e-5)
+    assert features[1, 2:].abs().max() == 0
+    with pytest.raises(ValueError, match="no real frame"):
+        net.encode_video(frames, torch.zeros(2, 4, dtype=torch.bool))
+
+
+def test_transformer_starts_from_the_text_tower(tiny_config):
+    net = build_net(tiny_config)
+    torch.testing.assert_close(net.temporal.positions.weight, net.clip.text_positions[:32])
+    ours, source = net.temporal.blocks.resblocks[0].state_dict(), net.clip.text_blocks[0].state_dict()
+    assert all(torch.equal(ours[key], source[key]) for key in source)
+
+
+def test_transformer_that_cannot_start_from_the_text_tower_is_refused(tiny_config):
+    deeper = tiny_config.model_copy(update={"temporal": TemporalConfig(layers=3, max_positions=32)})
+    with pytest.raises(ValueError, match="needs 3 of width 32; this model has 2"):
+        build_net(deeper)
+
+
+def test_encoder_scores_in_turns_as_at_once(tiny_encoder, candidates, monkeypatch):
+    arrays = {key: value.numpy() for key, value in candidates.items()}
+    at_once = tiny_encoder.score_videos(**arrays)
+    monkeypatch.setattr("model.encoder.SCORE_ELEMENTS", 3 * 20 * 6 * 32)
+    in_turns = tiny_encoder.score_videos(**arrays)
+    for field in dataclasses.fields(at_once):
+        np.testing.assert_allclose(getattr(in_turns, field.name), getattr(at_once, field.name), atol=1e-6)
+
+
+def test_encoder_refuses_frames_of_another_size(tiny_encoder):
+    with pytest.raises(ValueError, match=r"\(B, F, 32, 32, 3\), got uint8 \(1, 2, 16, 16, 3\)"):
+        tiny_encoder.encode_videos(np.zeros((1, 2, 16, 16, 3), np.uint8), np.ones((1, 2), bool))
+
+
+def test_encoder_texts_do_not_depend_on_their_neighbours(tiny_encoder):
+    texts = ["a red circle", "x", "two blue squares move to the left and then to the right over a striped background"]
+    together = tiny_encoder.encode_texts(texts)
+    for row, text in enumerate(texts):
+        np.testing.assert_allclose(tiny_encoder.encode_texts([text])[0], together[row], rtol=1e-4, atol=1e-5)
+    assert tiny_encoder.encode_texts([]).shape == (0, 32)
