@@ -67,15 +67,13 @@ class EMCLNet(nn.Module):
         mask_BF = mask_BF.bool()
         if not bool(mask_BF.any(dim=1).all()):
             raise ValueError("a video in this batch has no real frame in its mask; drop it before encoding")
-        features_BFD = self.temporal(self._encode_frames(frames_BFCHW, mask_BF), mask_BF)
-        if self.config.pooling.mask == "after":
-            return features_BFD.float()
-        return (features_BFD * mask_BF[..., None]).float()
+        features_BFD: Tensor = self.temporal(self._encode_frames(frames_BFCHW, mask_BF), mask_BF).float()
+        return features_BFD if self.config.pooling.mask == "after" else features_BFD * mask_BF[..., None]
 
     def _encode_frames(self, frames_BFCHW: Tensor, mask_BF: Tensor) -> Tensor:
         if self.config.pooling.mask == "after":  # padding has features here, of zeros in normalised space
             pixels = self._normalise(frames_BFCHW.flatten(0, 1)) * mask_BF.flatten()[:, None, None, None]
-            return self.clip.encode_image(pixels).float().unflatten(0, mask_BF.shape)
+            return self.clip.encode_image(pixels).float().view(*mask_BF.shape, -1)
         real_RD = self.clip.encode_image(self._normalise(frames_BFCHW[mask_BF])).float()
         features_BFD = real_RD.new_zeros(*mask_BF.shape, real_RD.shape[-1])
         return features_BFD.masked_scatter(mask_BF[..., None], real_RD)

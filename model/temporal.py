@@ -8,7 +8,7 @@ CLIP4Clip's ``seqLSTM``: ``y = x + lstm(x)``.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +104,8 @@ def build_temporal(config: TemporalConfig, clip: ClipTowers) -> nn.Module:
             f"{clip.embed_dim}; this model has {len(blocks)} of width {width}; choose temporal.kind 'mean' or 'lstm', "
             "fewer temporal.layers, or another CLIP model"
         )
-    quick_gelu = type(blocks[0].mlp.gelu).__name__ == "QuickGELU"
-    temporal = TransformerTemporal(clip.embed_dim, blocks[0].attn.num_heads, config, quick_gelu=quick_gelu)
+    source: Any = blocks[0]
+    quick_gelu = type(source.mlp.gelu).__name__ == "QuickGELU"
+    temporal = TransformerTemporal(clip.embed_dim, source.attn.num_heads, config, quick_gelu=quick_gelu)
     temporal.copy_from_text_tower(clip)
     return temporal
