@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: help demo test lint check-types tests format clean
+.PHONY: help demo test lint check-types tests docs format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,10 @@ check-types: $(VENV)/.installed-dev
 tests: $(VENV)/.installed-dev
 	@echo "==> pytest"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+docs: $(VENV)/.installed-dev ## Write the generated parts of the documentation
+	@$(BIN)/python -m typer service.cli utils docs --name emcl --output docs/cli.md
+	@echo "the README's table of settings is what \`$(BIN)/python -m service.settings\` prints"
 
 format: $(VENV)/.installed-dev ## Format the code
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .

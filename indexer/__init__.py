@@ -1,0 +1,1 @@
+"""The indexer: turns folders of videos into a searchable store. Knows no web."""

@@ -1,0 +1,208 @@
+"""Captions and tags from files, and which video each belongs to.
+
+``--captions FILE`` is JSON Lines (one object a line: ``video``, ``captions`` as a list or a single string, optional
+``tags``) or CSV (a header with ``captions`` and optionally ``video`` and ``tags``, the latter separated by ``;``).
+Beside a video, ``NAME.txt`` holds one caption a line. Every problem is reported as ``file:line: reason``.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from indexer.errors import CaptionFileError
+
+logger = logging.getLogger(__name__)
+
+FIELDS = frozenset({"video", "captions", "tags"})
+SHOWN_PROBLEMS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionEntry:
+    """One row of a caption file. ``video`` is as written there, None for captions that belong to no video."""
+
+    where: str
+    video: str | None
+    captions: tuple[str, ...]
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved:
+    """Captions as (video id or None, text), without repetition; tags by video id; rows whose video is not there."""
+
+    captions: list[tuple[str | None, str]]
+    tags: dict[str, list[str]]
+    unmatched: list[str]
+
+
+def read_caption_file(path: Path) -> list[CaptionEntry]:
+    """Read a ``.jsonl`` or ``.csv`` file. Raises ``CaptionFileError`` that lists every row that cannot be used."""
+    readers = {".jsonl": _json_rows, ".ndjson": _json_rows, ".csv": _csv_rows}
+    if path.suffix.lower() not in readers:
+        raise CaptionFileError(f"{path}: captions come as .jsonl or .csv, got {path.suffix or 'no suffix'!r}")
+    entries, problems = [], []
+    for line, row in readers[path.suffix.lower()](path):
+        try:
+            entries.append(_entry(f"{path}:{line}", row))
+        except ValueError as error:
+            problems.append(f"{path}:{line}: {error}")
+    if problems:
+        raise CaptionFileError(_listed(problems))
+    if not entries:
+        raise CaptionFileError(f"{path} holds no caption; expected rows with `video` and `captions`")
+    return entries
+
+
+def read_sidecars(videos: Iterable[Path]) -> list[CaptionEntry]:
+    """Read ``NAME.txt`` beside each video that has one: one caption a line, empty lines skipped."""
+    entries = []
+    for video in videos:
+        path = video.with_suffix(".txt")
+        if path == video or not path.is_file():
+            continue
+        for number, line in enumerate(_text(path).split("\n"), start=1):
+            if text := line.strip():
+                entries.append(CaptionEntry(where=f"{path}:{number}", video=str(video), captions=(text,), tags=()))
+    return entries
+
+
+class VideoNames:
+    """Finds the video that a caption file means: by path, by file name, or by stem, the first that matches.
+
+    ``videos`` are (path, folder that was indexed, video id). A name that stands for several different videos is
+    refused; the same bytes under several paths are one video.
+    """
+
+    def __init__(self, videos: Iterable[tuple[Path, Path, str]]) -> None:
+        self._by_path: dict[str, str] = {}
+        self._by_name: list[dict[str, dict[str, Path]]] = [defaultdict(dict) for _ in range(3)]
+        for path, root, video_id in videos:
+            self._by_path[str(path)] = video_id
+            relative = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+            for names, key in zip(self._by_name, (relative, path.name, path.stem), strict=True):
+                names[key][video_id] = path
+
+    def find(self, name: str, folder: Path) -> str | None:
+        """The id of the video called ``name`` in a file in ``folder``; None if there is none.
+
+        Raises ``ValueError`` if several videos go by that name.
+        """
+        exact = self._by_path.get(str(folder / name))
+        if exact is not None:
+            return exact
+        for names in self._by_name:
+            if found := names.get(name):
+                if len(found) > 1:
+                    paths = ", ".join(str(path) for path in sorted(found.values())[:3])
+                    raise ValueError(f"{name!r} stands for {len(found)} videos ({paths}); write the path instead")
+                return next(iter(found))
+        return None
+
+
+def resolve(entries: Sequence[CaptionEntry], names: VideoNames) -> Resolved:
+    """Attach captions to videos. Raises ``CaptionFileError`` for ambiguous names, and if no row at all matches."""
+    captions: dict[tuple[str | None, str], None] = {}
+    tags: dict[str, list[str]] = defaultdict(list)
+    problems, unmatched = [], []
+    for entry in entries:
+        try:
+            video_id = None if entry.video is None else names.find(entry.video, _folder(entry))
+        except ValueError as error:
+            problems.append(f"{entry.where}: {error}")
+            continue
+        if video_id is None and entry.video is not None:
+            unmatched.append(f"{entry.where}: there is no video {entry.video!r} among those indexed")
+            continue
+        captions.update(dict.fromkeys((video_id, text) for text in entry.captions))
+        if video_id is not None and entry.tags:
+            tags[video_id] += entry.tags
+    if problems:
+        raise CaptionFileError(_listed(problems))
+    if entries and len(unmatched) == len(entries):
+        raise CaptionFileError(
+            _listed(unmatched) + "\nno row matched: `video` must be a path, a file name or a stem of an indexed video"
+        )
+    return Resolved(captions=list(captions), tags=dict(tags), unmatched=unmatched)
+
+
+def _folder(entry: CaptionEntry) -> Path:
+    return Path(entry.where.rpartition(":")[0]).absolute().parent
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError as error:
+                yield number, error
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
+    if "captions" not in (reader.fieldnames or ()):
+        raise CaptionFileError(f"{path}:1: expected a header with `video` and `captions`, got {reader.fieldnames}")
+    while True:
+        try:
+            row: dict[Any, Any] = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield reader.line_num, error
+            return
+        if None in row:
+            yield reader.line_num, ValueError("the row has more fields than the header; quote commas inside captions")
+            continue
+        row["video"] = row.get("video") or None
+        row["tags"] = [tag for tag in (row.get("tags") or "").split(";") if tag.strip()]
+        yield reader.line_num, row
+
+
+def _entry(where: str, row: Any) -> CaptionEntry:
+    if isinstance(row, Exception):
+        raise ValueError(str(row)) from row
+    if not isinstance(row, Mapping):
+        raise ValueError(f"expected an object with `video` and `captions`, got {type(row).__name__}")
+    if "captions" not in row and "tags" not in row:
+        raise ValueError(f"`captions` is missing; the row has {sorted(map(str, row))}")
+    if extra := set(row) - FIELDS:
+        logger.debug("%s: fields %s are not used", where, sorted(extra))
+    video = row.get("video")
+    if video is not None and (not isinstance(video, str) or not video.strip()):
+        raise ValueError(f"`video` must be a path, a name or null, got {video!r}")
+    captions, tags = _strings(row, "captions"), _strings(row, "tags")
+    if not captions and not tags:
+        raise ValueError("`captions` is empty")
+    return CaptionEntry(where=where, video=video, captions=captions, tags=tags)
+
+
+def _strings(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    value = row.get(key)
+    values = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(values, list) or not all(isinstance(text, str) and text.strip() for text in values):
+        raise ValueError(f"`{key}` must be a text or a list of texts, none of them empty, got {value!r}")
+    return tuple(text.strip() for text in values)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise CaptionFileError(f"{path}:{line}: not valid UTF-8 ({error.reason}); save the file as UTF-8") from error
+    except OSError as error:
+        raise CaptionFileError(f"{path}: {error.strerror}") from error
+
+
+def _listed(problems: Sequence[str]) -> str:
+    shown = "\n".join(problems[:SHOWN_PROBLEMS])
+    return shown if len(problems) <= SHOWN_PROBLEMS else f"{shown}\n… and {len(problems) - SHOWN_PROBLEMS} more"

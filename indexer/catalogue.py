@@ -1,0 +1,312 @@
+"""The catalogue: a SQLite database that is the truth about what a store holds.
+
+Written by one process (``indexer.store.StoreWriter``), in WAL mode, each change one durable transaction that also
+bumps ``revision``. Readers do not open it: a generation carries its own copy (``indexer.snapshot``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from indexer.config import StoreSettings
+from indexer.errors import NotAStore, SourceError
+from indexer.features import Place
+from indexer.records import VideoState
+from indexer.schema import check_format, database_uri, migrate
+
+ShardRows = Mapping[str, Mapping[int, int]]
+"""Committed rows by kind and shard number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Location:
+    """A place where a video's bytes were found, with what ``stat`` said then."""
+
+    path: str
+    video_id: str
+    size_bytes: int
+    modified_ns: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentRow:
+    """A segment as it is committed: its window, and where its features lie."""
+
+    number: int
+    start_seconds: float
+    end_seconds: float
+    timestamps_seconds: npt.NDArray[np.float64]
+    frames: Place
+    pooled: Place
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoRow:
+    """A video that was encoded, as it is committed together with its segments."""
+
+    video_id: str
+    duration_seconds: float
+    width: int
+    height: int
+    reason: str | None
+    segments: Sequence[SegmentRow]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionRow:
+    """A caption as it is committed."""
+
+    video_id: str | None
+    text: str
+    place: Place
+
+
+SHORTEST_ID = 8
+"""Digits of a video id that are enough to name it."""
+
+_SUMMARIES = """
+    SELECT video_id, state, reason, duration_seconds, size_bytes,
+        (SELECT count(*) FROM segments s WHERE s.video_id = v.video_id),
+        (SELECT count(*) FROM captions c WHERE c.video_id = v.video_id)
+    FROM videos v
+"""
+_TAGS = "SELECT video_id, tag FROM tags ORDER BY video_id, tag"
+
+
+def read_settings(path: Path) -> StoreSettings | None:
+    """The settings in the catalogue at ``path``. Raises ``NotAStore`` or ``NewerFormat``."""
+    with closing(Catalogue.open_readonly(path)) as catalogue:
+        return catalogue.settings
+
+
+class Catalogue:
+    """The open catalogue. Not thread-safe: it belongs to the thread that opened it.
+
+    ``connection`` is for ``indexer.audit``; everything else goes through the methods.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self.connection = connection
+        self.path = path
+
+    @classmethod
+    def open(cls, path: Path, *, create: bool = False) -> Catalogue:
+        """Open for writing and bring the schema up to date. Raises ``NotAStore`` or ``NewerFormat``."""
+        catalogue = cls._connect(path, "rwc" if create else "rw")
+        try:
+            for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+                catalogue.connection.execute(f"PRAGMA {pragma}")
+            migrate(catalogue.connection)
+        except BaseException:
+            catalogue.close()
+            raise
+        return catalogue
+
+    @classmethod
+    def open_readonly(cls, path: Path) -> Catalogue:
+        """Open for reading beside a writer. Raises ``NotAStore`` or ``NewerFormat``."""
+        return cls._connect(path, "ro")
+
+    @classmethod
+    def _connect(cls, path: Path, mode: str) -> Catalogue:
+        if mode != "rwc" and not path.exists():
+            raise NotAStore(f"{path.parent} holds no store (no {path.name}); make one with `emcl index build`")
+        connection = sqlite3.connect(database_uri(path, f"mode={mode}"), uri=True, isolation_level=None)
+        try:
+            check_format(connection, path)
+        except BaseException:
+            connection.close()
+            raise
+        return cls(connection, path)
+
+    def close(self) -> None:
+        """Close the database."""
+        self.connection.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All changes inside are committed durably together, or none is. Counts as one revision."""
+        self.connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._set_meta("revision", str(self.revision + 1))
+        except BaseException:
+            self.connection.execute("ROLLBACK")
+            raise
+        self.connection.execute("COMMIT")
+
+    @property
+    def revision(self) -> int:
+        """How many transactions have changed this catalogue."""
+        return int(self._meta("revision") or 0)
+
+    @property
+    def settings(self) -> StoreSettings | None:
+        """What the store was built with; None in a store that was never given any."""
+        found = self._meta("settings")
+        return None if found is None else StoreSettings(**json.loads(found))
+
+    def save_settings(self, settings: StoreSettings) -> None:
+        """Record what the store is built with."""
+        self._set_meta("settings", settings.model_dump_json())
+
+    def locations(self) -> list[Location]:
+        """Every place where a video was seen."""
+        rows = self.connection.execute("SELECT path, video_id, size_bytes, modified_ns FROM locations ORDER BY path")
+        return [Location(path=p, video_id=v, size_bytes=s, modified_ns=m) for p, v, s, m in rows]
+
+    def states(self) -> dict[str, VideoState]:
+        """The state of every video."""
+        return dict(self.connection.execute("SELECT video_id, state FROM videos").fetchall())
+
+    def failed(self) -> set[tuple[str, str]]:
+        """Id and reason of every video that could not be read."""
+        return set(self.connection.execute("SELECT video_id, reason FROM videos WHERE state = 'failed'").fetchall())
+
+    def tags(self) -> set[tuple[str, str]]:
+        """Id and tag of every video that has tags."""
+        return set(self.connection.execute("SELECT video_id, tag FROM tags").fetchall())
+
+    def summaries(self) -> list[dict[str, Any]]:
+        """Every video for a listing, with its paths, its tags and how many segments and captions it has."""
+        rows = self.connection.execute(_SUMMARIES).fetchall()
+        names = ("video_id", "state", "reason", "duration_seconds", "size_bytes", "segments", "captions")
+        summaries = [dict(zip(names, row, strict=True)) for row in rows]
+        for key, query in (("paths", "SELECT video_id, path FROM locations ORDER BY 2"), ("tags", _TAGS)):
+            lists: dict[str, list[str]] = defaultdict(list)
+            for video_id, value in self.connection.execute(query):
+                lists[video_id].append(value)
+            for summary in summaries:
+                summary[key] = lists[summary["video_id"]]
+        return sorted(summaries, key=lambda summary: (summary["paths"], summary["video_id"]))
+
+    def find_videos(self, names: Sequence[str]) -> list[str]:
+        """Ids of the videos called ``names``: ids, their first 8 or more digits, or paths of files that were indexed.
+
+        Raises ``SourceError`` for a name that no video or more than one goes by.
+        """
+        paths = {location.path: location.video_id for location in self.locations()}
+        known = self.states()
+        found: dict[str, None] = {}
+        for name in names:
+            matches = {paths[path] for path in (name, os.path.abspath(name)) if path in paths}  # noqa: PTH100
+            if not matches and len(name) >= SHORTEST_ID:
+                matches = {video_id for video_id in known if video_id.startswith(name.lower())}
+            if len(matches) != 1:
+                many = f"{len(matches)} videos" if matches else "no video"
+                raise SourceError(f"{name!r} names {many}; `emcl index list` shows ids and paths")
+            found[matches.pop()] = None
+        return list(found)
+
+    def has_content(self) -> bool:
+        """Whether there is any indexed video or any searchable caption."""
+        query = "SELECT EXISTS (SELECT 1 FROM segments) OR EXISTS (SELECT 1 FROM searchable_captions)"
+        return bool(self.connection.execute(query).fetchone()[0])
+
+    def known_captions(self) -> set[tuple[str | None, str]]:
+        """Video id and text of every caption."""
+        return set(self.connection.execute("SELECT video_id, text FROM captions").fetchall())
+
+    def row_counts(self) -> tuple[int, int]:
+        """Number of segments and of captions."""
+        query = "SELECT (SELECT count(*) FROM segments), (SELECT count(*) FROM captions)"
+        segments, captions = self.connection.execute(query).fetchone()
+        return segments, captions
+
+    def shard_rows(self, kind: str) -> dict[int, int]:
+        """Committed rows of each shard of one kind."""
+        return dict(self.connection.execute("SELECT shard, rows FROM shards WHERE kind = ?", (kind,)).fetchall())
+
+    # Changes. Each must run inside ``transaction``.
+
+    def add_location(self, location: Location) -> None:
+        """Record where a video was seen; a video that is not known yet becomes ``pending``."""
+        self.connection.execute(
+            "INSERT INTO videos (video_id, state, size_bytes) VALUES (?, 'pending', ?) ON CONFLICT DO NOTHING",
+            (location.video_id, location.size_bytes),
+        )
+        self.connection.execute(
+            "INSERT OR REPLACE INTO locations VALUES (?, ?, ?, ?)",
+            (location.path, location.video_id, location.size_bytes, location.modified_ns),
+        )
+
+    def forget_locations(self, paths: Iterable[str]) -> None:
+        """Drop places; their videos stay."""
+        self.connection.executemany("DELETE FROM locations WHERE path = ?", [(path,) for path in paths])
+
+    def add_video(self, video: VideoRow) -> None:
+        """Turn a pending or failed video into an indexed one with its segments."""
+        changed = self.connection.execute(
+            "UPDATE videos SET state = 'indexed', reason = ?, duration_seconds = ?, width = ?, height = ?"
+            " WHERE video_id = ? AND state != 'indexed'",
+            (video.reason, video.duration_seconds, video.width, video.height, video.video_id),
+        ).rowcount
+        assert changed == 1, f"video {video.video_id} is unknown or already indexed"
+        self.connection.executemany(
+            "INSERT INTO segments (video_id, number, start_seconds, end_seconds, timestamps_seconds, shard, row,"
+            " frames, crc32, pooled_shard, pooled_row, pooled_crc32) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [_segment_values(video.video_id, segment) for segment in video.segments],
+        )
+
+    def fail_video(self, video_id: str, reason: str) -> None:
+        """Record why a video cannot be indexed."""
+        self.connection.execute(
+            "UPDATE videos SET state = 'failed', reason = ? WHERE video_id = ? AND state != 'indexed'",
+            (reason, video_id),
+        )
+
+    def add_captions(self, captions: Iterable[CaptionRow]) -> None:
+        """Add captions; a text that its video already has is left as it is."""
+        self.connection.executemany(
+            "INSERT INTO captions (video_id, text, shard, row, crc32) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            [(c.video_id, c.text, c.place.shard, c.place.row, c.place.crc32) for c in captions],
+        )
+
+    def add_tags(self, tags: Iterable[tuple[str, str]]) -> None:
+        """Add tags, given as (video id, tag)."""
+        self.connection.executemany("INSERT OR IGNORE INTO tags VALUES (?, ?)", tags)
+
+    def remove_video(self, video_id: str) -> None:
+        """Forget a video with its segments, captions, tags and places."""
+        self.connection.execute("DELETE FROM videos WHERE video_id = ?", (video_id,))
+
+    def set_shard_rows(self, rows: ShardRows) -> None:
+        """Record how many rows of each shard count."""
+        self.connection.executemany(
+            "INSERT OR REPLACE INTO shards VALUES (?, ?, ?)",
+            [(kind, shard, count) for kind, shards in rows.items() for shard, count in shards.items()],
+        )
+
+    def forget_shard(self, kind: str, shard: int) -> None:
+        """Drop a shard that nothing refers to any more."""
+        self.connection.execute("DELETE FROM shards WHERE kind = ? AND shard = ?", (kind, shard))
+
+    def copy_to(self, path: Path) -> None:
+        """Write a consistent, compact copy of the whole catalogue to ``path``, which must not exist."""
+        self.connection.execute("VACUUM INTO ?", (str(path),))
+
+    def _meta(self, key: str) -> str | None:
+        found = self.connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if found is None else str(found[0])
+
+    def _set_meta(self, key: str, value: str) -> None:
+        self.connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+
+def _segment_values(video_id: str, segment: SegmentRow) -> tuple[object, ...]:
+    window = (segment.number, segment.start_seconds, segment.end_seconds)
+    times = np.ascontiguousarray(segment.timestamps_seconds, dtype="<f8").tobytes()
+    frames, pooled = segment.frames, segment.pooled
+    places = (frames.shard, frames.row, frames.rows, frames.crc32, pooled.shard, pooled.row, pooled.crc32)
+    return (video_id, *window, times, *places)

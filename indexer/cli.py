@@ -1,0 +1,318 @@
+"""``emcl index``: build, add, remove, list, verify, rebuild.
+
+Exit codes: 0 all done; 1 an error that is printed; 2 wrong usage; 3 done, but some files or captions could not be used
+(they are listed); 130 interrupted, what was done is kept. Heavy modules are imported inside the commands.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from indexer.build import BuildReport, BuildRequest
+    from indexer.config import ModelSpec, StoreSettings
+    from indexer.options import Wishes
+    from indexer.verify import Verification
+    from model.encoder import Encoder
+
+app = typer.Typer(
+    help="Index videos and captions into a store that can be searched. Exit code 3: done, but some files or captions "
+    "could not be used; they are listed.",
+    no_args_is_help=True,
+)
+
+INCOMPLETE, INTERRUPTED = 3, 130
+SHOWN_NOTES = 20
+
+Paths = Annotated[list[str], typer.Argument(metavar="PATH...", help="Folders, video files, or globs in quotes.")]
+MorePaths = Annotated[list[str] | None, typer.Argument(metavar="PATH...", help="As for build.")]
+Store = Annotated[Path, typer.Option(help="Folder of the store.")]
+Captions = Annotated[
+    Path | None,
+    typer.Option(help="JSONL or CSV with `video`, `captions`, optional `tags`. NAME.txt beside a video works too."),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="`demo`, a checkpoint's path, or an open_clip name with --pretrained. Default: the store's model; "
+        "for a new store CLIP ViT-B-32 with OpenAI's weights."
+    ),
+]
+Pretrained = Annotated[str | None, typer.Option(help="Tag or weights file of an open_clip model.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Precision = Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Arithmetic of the encoder.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Decoding processes. Default: one per core, at most 8.")]
+Timeout = Annotated[float, typer.Option(min=1, help="Seconds that decoding one segment may take.")]
+SegmentSeconds = Annotated[
+    float | None, typer.Option(min=0.1, help="Longer videos are cut into segments of this length. Default: 30.")
+]
+SampleFps = Annotated[float | None, typer.Option(help="Frames taken per second. Default: the model's.")]
+MaxFrames = Annotated[int | None, typer.Option(help="Most frames of a segment. Default: the model's.")]
+Sampling = Annotated[
+    Literal["uniform", "keyframes"] | None,
+    typer.Option(help="keyframes takes the nearest key frames: many times faster, other frames."),
+]
+Factory = Annotated[
+    str | None, typer.Option("--index", help="FAISS factory string: Flat (exact, default), HNSW32, 'IVF256,Flat', …")
+]
+Options = Annotated[
+    str | None, typer.Option("--index-options", help="FAISS search parameters, such as nprobe=32 or efSearch=64.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def build(
+    paths: Paths,
+    store: Store,
+    captions: Captions = None,
+    model: Model = None,
+    pretrained: Pretrained = None,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    workers: Workers = None,
+    timeout: Timeout = 300.0,
+    segment_seconds: SegmentSeconds = None,
+    sample_fps: SampleFps = None,
+    max_frames: MaxFrames = None,
+    sampling: Sampling = None,
+    index: Factory = None,
+    index_options: Options = None,
+    prune: Annotated[bool, typer.Option(help="Remove videos whose files are gone or were replaced.")] = False,
+) -> None:
+    """Index videos into a store, made if need be. Run it again after an interruption, or when files changed."""
+    from indexer.build import BuildRequest
+    from indexer.options import Wishes, check_wishes, recorded_settings
+
+    wishes = Wishes(
+        segment_seconds=segment_seconds,
+        sample_fps=sample_fps,
+        max_frames=max_frames,
+        strategy=sampling,
+        factory=index,
+        options=index_options,
+    )
+    recorded = recorded_settings(store)
+    if recorded is not None:
+        check_wishes(recorded, wishes, store)
+    encoder, spec = _load(recorded, model, pretrained, device, precision)
+    request = BuildRequest(
+        paths=paths, captions=captions, prune=prune, workers=workers or _cores(), timeout_seconds=timeout
+    )
+    _run(store, recorded or _new(wishes, encoder, spec), encoder, request)
+
+
+@app.command()
+def add(
+    store: Store,
+    paths: MorePaths = None,
+    captions: Captions = None,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    workers: Workers = None,
+    timeout: Timeout = 300.0,
+) -> None:
+    """Add videos or captions to a store, with the model and settings that it was built with."""
+    from indexer.build import BuildRequest
+
+    if not paths and captions is None:
+        raise typer.BadParameter("give videos to add, or --captions FILE")
+    recorded = _recorded(store)
+    encoder, _ = _load(recorded, None, None, device, precision)
+    request = BuildRequest(paths=paths or [], captions=captions, workers=workers or _cores(), timeout_seconds=timeout)
+    _run(store, recorded, encoder, request)
+
+
+@app.command()
+def remove(
+    videos: Annotated[list[str], typer.Argument(metavar="VIDEO_ID|PATH...", help="Ids, or files that were indexed.")],
+    store: Store,
+    device: Device = "auto",
+) -> None:
+    """Remove videos with their captions, whatever other paths lead to them. Files are not touched."""
+    from indexer.build import check_model, publish
+    from indexer.progress import TerminalProgress
+    from indexer.writer import StoreWriter
+
+    encoder, _ = _load(_recorded(store), None, None, device, "fp32")
+    with StoreWriter.open(store) as writer:
+        check_model(writer.settings, encoder, store)
+        writer.remove_videos(writer.catalogue.find_videos(videos))
+        manifest = publish(writer, encoder, TerminalProgress())
+    typer.echo(
+        f"generation {manifest.generation}: {manifest.counts.videos} videos, {manifest.counts.captions} captions"
+    )
+
+
+@app.command("list")
+def list_videos(store: Store, as_json: Json = False) -> None:
+    """List every video with its state; also those that could not be read, with the reason."""
+    from indexer.catalogue import Catalogue
+    from indexer.generation import CATALOGUE
+
+    with closing(Catalogue.open_readonly(store / CATALOGUE)) as catalogue:
+        videos = catalogue.summaries()
+    if as_json:
+        typer.echo(json.dumps(videos, ensure_ascii=False, indent=2))
+        return
+    for video in videos:
+        seconds = "" if video["duration_seconds"] is None else f"{video['duration_seconds']:.1f} s"
+        what = f"{video['segments']} segments, {video['captions']} captions" if video["segments"] else ""
+        path = video["paths"][0] if video["paths"] else "(no file)"
+        line = f"{video['video_id'][:12]}  {video['state']:<8} {seconds:>9}  {path}  {what}  {video['reason'] or ''}"
+        typer.echo(line.rstrip())
+    typer.echo(f"{len(videos)} videos", err=True)
+
+
+@app.command()
+def verify(
+    store: Store,
+    min_recall: Annotated[float, typer.Option(min=0, max=1, help="Lowest recall@10 against exact search.")] = 0.9,
+    as_json: Json = False,
+) -> None:
+    """Check every checksum, and the indexes against exact search. Exit code 1 if anything is wrong."""
+    from indexer.progress import TerminalProgress
+    from indexer.verify import verify as verify_store
+
+    with TerminalProgress().phase("verify", 0, "row") as bar:
+        found = verify_store(store, bar.advance)
+    for side, recall in found.recall.items():
+        if recall < min_recall:
+            found.problems.append(
+                f"recall@10 of {side} is {recall:.3f}, expected at least {min_recall:g}; search more of the index "
+                "(`emcl index rebuild --index-options nprobe=…`), or rebuild with --index Flat"
+            )
+    _print_verification(found, as_json=as_json)
+    if found.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def rebuild(
+    store: Store,
+    index: Factory = None,
+    index_options: Options = None,
+    model: Annotated[
+        str | None, typer.Option(help="The same weights under another name, such as a calibrated checkpoint.")
+    ] = None,
+    pretrained: Pretrained = None,
+    device: Device = "auto",
+) -> None:
+    """Publish a new generation from what is stored, without decoding: other FAISS index, newly fitted EMCL map."""
+    from indexer.build import check_model, publish
+    from indexer.progress import TerminalProgress
+    from indexer.writer import StoreWriter
+
+    recorded = _recorded(store)
+    encoder, spec = _load(recorded, model, pretrained, device, "fp32")
+    changes: dict[str, object] = {"model_spec": spec}
+    if index is not None:
+        changes |= {"factory": index, "options": index_options or ""}
+    elif index_options is not None:
+        changes["options"] = index_options
+    with StoreWriter.open(store) as writer:
+        check_model(writer.settings, encoder, store)
+        manifest = publish(writer, encoder, TerminalProgress(), writer.settings.model_copy(update=changes))
+    counts = manifest.counts
+    typer.echo(
+        f"generation {manifest.generation} ({manifest.factory}): {counts.videos} videos, {counts.segments} segments, "
+        f"{counts.captions} captions"
+    )
+
+
+def _run(store: Path, settings: StoreSettings, encoder: Encoder, request: BuildRequest) -> None:
+    from indexer.build import build as build_store
+    from indexer.progress import TerminalProgress
+    from indexer.writer import StoreWriter
+
+    with _interruptible(), StoreWriter.open(store, settings=settings) as writer:
+        report = build_store(writer, encoder, request, TerminalProgress())
+    _print_report(report)
+    if not report.complete:
+        raise typer.Exit(INCOMPLETE)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("interrupted: what was done is kept; run the same command again to continue and publish", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _print_report(report: BuildReport) -> None:
+    for note in report.notes[:SHOWN_NOTES]:
+        typer.echo(f"note: {note}", err=True)
+    if len(report.notes) > SHOWN_NOTES:
+        typer.echo(f"note: … and {len(report.notes) - SHOWN_NOTES} more", err=True)
+    for path, reason in report.failed:
+        typer.echo(f"failed: {path}: {reason}", err=True)
+    for row in report.unmatched:
+        typer.echo(f"unused: {row}", err=True)
+    removed = f", {report.removed} removed" if report.removed else ""
+    failed = f", {len(report.failed)} failed" if report.failed else ""
+    typer.echo(
+        f"{report.found} files found, {report.indexed} videos indexed, "
+        f"{report.captions} captions added{removed}{failed}"
+    )
+    if report.manifest is None:
+        typer.echo("nothing to search yet, so nothing was published", err=True)
+        return
+    counts = report.manifest.counts
+    typer.echo(
+        f"generation {report.manifest.generation}: {counts.videos} videos, {counts.segments} segments, "
+        f"{counts.captions} captions"
+    )
+
+
+def _print_verification(found: Verification, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(vars(found), indent=2))
+        return
+    for note in found.notes:
+        typer.echo(f"note: {note}")
+    for problem in found.problems:
+        typer.echo(f"damaged: {problem}")
+    recall = ", ".join(f"recall@10 of {side} {value:.3f}" for side, value in found.recall.items())
+    checked = f"{found.checked_segments} segments and {found.checked_captions} captions checked"
+    typer.echo("; ".join(part for part in (checked, recall, f"{len(found.problems)} problems") if part))
+
+
+def _load(
+    recorded: StoreSettings | None, model: str | None, pretrained: str | None, device: str, precision: Precision
+) -> tuple[Encoder, ModelSpec]:
+    from indexer.options import choose_model
+    from model.encoder import load_encoder
+
+    spec = choose_model(recorded, model, pretrained)
+    return load_encoder(spec.model, pretrained=spec.pretrained, device=device, precision=precision), spec
+
+
+def _recorded(store: Path) -> StoreSettings:
+    from indexer.errors import NotAStore
+    from indexer.options import recorded_settings
+
+    recorded = recorded_settings(store)
+    if recorded is None:
+        raise NotAStore(f"{store} holds no store; make one with `emcl index build PATH --store {store}`")
+    return recorded
+
+
+def _new(wishes: Wishes, encoder: Encoder, spec: ModelSpec) -> StoreSettings:
+    from indexer.options import new_settings
+
+    return new_settings(
+        wishes, spec=spec, fingerprint=encoder.fingerprint, dim=encoder.dim, sampling=encoder.config.sampling
+    )
+
+
+def _cores() -> int:
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

@@ -1,0 +1,77 @@
+"""From command-line options to the settings of a store: what is given, else what the store records, else defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from indexer.catalogue import read_settings
+from indexer.config import DEFAULT_FACTORY, DEFAULT_SEGMENT_SECONDS, ModelSpec, StoreSettings
+from indexer.errors import SettingsConflict
+from indexer.generation import CATALOGUE
+from model.config import SamplingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """Options as they were given; None leaves the choice to the store, or to the defaults in a new one."""
+
+    segment_seconds: float | None = None
+    sample_fps: float | None = None
+    max_frames: int | None = None
+    strategy: str | None = None
+    factory: str | None = None
+    options: str | None = None
+
+    def sampling(self) -> dict[str, Any]:
+        """The wishes about frames, as fields of ``SamplingConfig``."""
+        given = {"sample_fps": self.sample_fps, "max_frames": self.max_frames, "strategy": self.strategy}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def store(self) -> dict[str, Any]:
+        """The other wishes, as fields of ``StoreSettings``."""
+        given = {"segment_seconds": self.segment_seconds, "factory": self.factory, "options": self.options}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def recorded_settings(store: Path) -> StoreSettings | None:
+    """What the store in ``store`` was built with; None if there is none yet. Raises ``NewerFormat``."""
+    return read_settings(store / CATALOGUE) if (store / CATALOGUE).exists() else None
+
+
+def check_wishes(recorded: StoreSettings, wishes: Wishes, store: Path) -> None:
+    """Raise ``SettingsConflict`` for an option that differs from what the store was built with."""
+    old = {**recorded.model_dump(), **recorded.sampling.model_dump()}
+    given = {**wishes.store(), **wishes.sampling()}
+    different = [f"{name} is {old[name]}, asked for {value}" for name, value in given.items() if old[name] != value]
+    if different:
+        raise SettingsConflict(
+            f"{store} was built with other settings: {'; '.join(different)}. Leave those options out to use the "
+            "store's, change the FAISS index with `emcl index rebuild --index`, or build another store"
+        )
+
+
+def choose_model(recorded: StoreSettings | None, model: str | None, pretrained: str | None) -> ModelSpec:
+    """Which model to load. Paths are made absolute, because the store outlives the current folder."""
+    if model is None and pretrained is None and recorded is not None:
+        return recorded.model_spec
+    return ModelSpec(model=_absolute(model), pretrained=_absolute(pretrained))
+
+
+def new_settings(
+    wishes: Wishes, *, spec: ModelSpec, fingerprint: str, dim: int, sampling: SamplingConfig
+) -> StoreSettings:
+    """Settings of a new store; ``sampling`` is the model's own, where nothing else is wished."""
+    chosen = {"segment_seconds": DEFAULT_SEGMENT_SECONDS, "factory": DEFAULT_FACTORY, **wishes.store()}
+    return StoreSettings(
+        model_spec=spec,
+        fingerprint=fingerprint,
+        dim=dim,
+        sampling=SamplingConfig(**{**sampling.model_dump(), **wishes.sampling()}),
+        **chosen,
+    )
+
+
+def _absolute(name: str | None) -> str | None:
+    return name if name is None or not Path(name).is_file() else str(Path(name).absolute())

@@ -1,0 +1,60 @@
+"""The values that a store gives out: videos, their segments and captions. Imports nothing of the package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+VideoState = Literal["pending", "indexed", "failed"]
+"""``pending``: found and hashed, not yet encoded. ``failed``: could not be read; the reason is recorded."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """A time window of a video, the unit that is embedded and ranked.
+
+    ``start_seconds`` and ``end_seconds`` count from the video's first frame; ``timestamps_seconds`` is ``(F,)``
+    float64, the time of each frame whose features are stored, on the same clock.
+    """
+
+    segment_id: int
+    video_id: str
+    number: int
+    start_seconds: float
+    end_seconds: float
+    timestamps_seconds: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Caption:
+    """A text that can be found from a video. ``video_id`` is None for a caption that belongs to no video."""
+
+    caption_id: int
+    video_id: str | None
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Video:
+    """A file, identified by the SHA-256 of its bytes (64 hex digits).
+
+    ``paths`` holds every place where these bytes were found, ``path`` the first of them, None once the content of the
+    only one was replaced. ``duration_seconds``, ``width`` and ``height`` are None unless ``state`` is
+    ``indexed``. ``reason`` says why a video failed, or what could not be read of one that was indexed.
+    """
+
+    video_id: str
+    path: str | None
+    paths: tuple[str, ...]
+    duration_seconds: float | None
+    width: int | None
+    height: int | None
+    size_bytes: int
+    tags: tuple[str, ...]
+    state: VideoState
+    reason: str | None
+    segments: tuple[Segment, ...]
+    captions: tuple[Caption, ...]

@@ -1,0 +1,104 @@
+"""The catalogue's tables, as numbered migrations, and the checks before one is opened."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from urllib.parse import quote
+
+from indexer.errors import NewerFormat, NotAStore
+
+APPLICATION_ID = 0x454D434C  # "EMCL"
+
+MIGRATIONS = (
+    """
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+    CREATE TABLE shards (
+        kind TEXT NOT NULL, shard INTEGER NOT NULL, rows INTEGER NOT NULL, PRIMARY KEY (kind, shard)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE videos (
+        video_id TEXT PRIMARY KEY,
+        state TEXT NOT NULL CHECK (state IN ('pending', 'indexed', 'failed')),
+        reason TEXT,
+        duration_seconds REAL,
+        width INTEGER,
+        height INTEGER,
+        size_bytes INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE locations (
+        path TEXT PRIMARY KEY,
+        video_id TEXT NOT NULL REFERENCES videos ON DELETE CASCADE,
+        size_bytes INTEGER NOT NULL,
+        modified_ns INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX locations_by_video ON locations (video_id);
+    CREATE TABLE tags (
+        video_id TEXT NOT NULL REFERENCES videos ON DELETE CASCADE, tag TEXT NOT NULL, PRIMARY KEY (video_id, tag)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX tags_by_tag ON tags (tag);
+    CREATE TABLE segments (
+        segment_id INTEGER PRIMARY KEY AUTOINCREMENT,
+        video_id TEXT NOT NULL REFERENCES videos ON DELETE CASCADE,
+        number INTEGER NOT NULL,
+        start_seconds REAL NOT NULL,
+        end_seconds REAL NOT NULL,
+        timestamps_seconds BLOB NOT NULL,
+        shard INTEGER NOT NULL,
+        row INTEGER NOT NULL,
+        frames INTEGER NOT NULL,
+        crc32 INTEGER NOT NULL,
+        pooled_shard INTEGER NOT NULL,
+        pooled_row INTEGER NOT NULL,
+        pooled_crc32 INTEGER NOT NULL,
+        UNIQUE (video_id, number)
+    ) STRICT;
+    CREATE TABLE captions (
+        caption_id INTEGER PRIMARY KEY AUTOINCREMENT,
+        video_id TEXT REFERENCES videos ON DELETE CASCADE,
+        text TEXT NOT NULL,
+        shard INTEGER NOT NULL,
+        row INTEGER NOT NULL,
+        crc32 INTEGER NOT NULL
+    ) STRICT;
+    CREATE UNIQUE INDEX captions_once ON captions (ifnull(video_id, ''), text);
+    CREATE INDEX captions_by_video ON captions (video_id);
+    CREATE VIEW segment_windows AS
+        SELECT segment_id, video_id, number, start_seconds, end_seconds, timestamps_seconds FROM segments;
+    CREATE VIEW searchable_captions AS
+        SELECT * FROM captions
+        WHERE video_id IS NULL OR video_id IN (SELECT video_id FROM videos WHERE state = 'indexed');
+    """,
+)
+"""Migration number n takes a catalogue from version n to n + 1. Never edited once released, only appended to."""
+
+
+def database_uri(path: Path, query: str) -> str:
+    """A SQLite URI for ``path`` with options such as ``mode=ro``."""
+    return f"file:{quote(str(path.absolute()))}?{query}"
+
+
+def check_format(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise ``NotAStore`` for a file that is no catalogue, ``NewerFormat`` for one of a newer program."""
+    try:
+        application = connection.execute("PRAGMA application_id").fetchone()[0]
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        empty = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0
+    except sqlite3.DatabaseError as error:
+        raise NotAStore(f"{path} is not a catalogue of a store ({error})") from error
+    if application != APPLICATION_ID and not empty:
+        raise NotAStore(f"{path} is a database of another program (application id {application:#x})")
+    if version > len(MIGRATIONS):
+        raise NewerFormat(
+            f"{path} has catalogue format {version}, this program reads up to {len(MIGRATIONS)}; "
+            "use the version of the program that wrote it, or a newer one"
+        )
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Bring a catalogue up to the newest version, one migration at a time, each a transaction of its own."""
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    for number in range(version, len(MIGRATIONS)):
+        connection.executescript(
+            f"BEGIN IMMEDIATE; {MIGRATIONS[number]}; PRAGMA application_id = {APPLICATION_ID};"
+            f" PRAGMA user_version = {number + 1}; COMMIT;"
+        )

@@ -1,0 +1,1 @@
+"""The service: FastAPI application, engine and command line over a store."""

@@ -1,0 +1,212 @@
+"""The one command, ``emcl``: its own commands, and those of the model and the indexer.
+
+Heavy modules are imported inside the commands, so that ``--help`` answers at once. A ``ValueError`` or a file that
+cannot be read is the user's to mend: it is printed as one line, and the exit code is 1 (2 for wrong usage).
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
+
+import typer
+
+from indexer.cli import app as index_app
+from model.cli import app as model_app
+from service.settings import Settings, default_text, load_settings, option_name
+
+if TYPE_CHECKING:
+    from service.engine import Engine
+    from service.query import Ranking
+
+app = typer.Typer(
+    help="Find videos with words, and words with a video.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.add_typer(model_app)
+app.add_typer(index_app, name="index")
+
+# Options of `search` that are settings of the service too, and the settings that `demo` decides itself.
+_MODEL_SETTINGS = ("store", "model", "pretrained", "device", "precision", "threads")
+_DEMO_DECIDES = ("store", "model", "pretrained")
+
+
+def main() -> None:
+    """Run the command line; the console script."""
+    try:
+        app()
+    except BrokenPipeError:  # what we write to, `head` perhaps, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (ValueError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+
+
+def takes_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of these settings (all if none are named), which it gets as keyword arguments.
+
+    An option that is not given is ``None``, so that the environment and then the default decide.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        options = [_option(name) for name in names or Settings.model_fields]
+        command.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
+        return command
+
+    return decorate
+
+
+def _option(name: str) -> inspect.Parameter:
+    field = Settings.model_fields[name]
+    kind: Any = field.annotation
+    flags = (option_name(name),)
+    if kind is bool:
+        flags = (f"{flags[0]}/--no-{flags[0][2:]}",)
+    elif kind not in (int, float) and get_origin(kind) is not Literal:
+        kind = str  # sizes, paths and lists are parsed by the settings themselves
+    # Bounds are checked by the settings, whose messages name the environment variable too.
+    option = typer.Option(*flags, help=f"{field.description}", show_default=default_text(name) or False)
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
+
+
+@app.command()
+@takes_settings()
+def serve(**options: Any) -> None:
+    """Serve an index over HTTP: the page at /, the API at /v1, its description at /docs."""
+    run_server(load_settings(options))
+
+
+def run_server(settings: Settings) -> None:
+    """Load everything, then serve until interrupted."""
+    import uvicorn
+
+    from service.app import create_app
+    from service.deps import build_engine
+
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if not settings.is_loopback:
+        typer.echo(
+            f"warning: {settings.host} can be reached from other machines, and there are no keys: everyone who "
+            "reaches this port may search, watch every indexed video and upload",
+            err=True,
+        )
+    typer.echo(f"loading the index {settings.store} and its model …", err=True)
+    engine = build_engine(settings)
+    with engine.live.lease() as generation:
+        counts = generation.reader.manifest.counts
+    typer.echo(f"{counts.videos} videos, {counts.captions} captions", err=True)
+    uvicorn.run(
+        create_app(settings, engine),
+        host=settings.host.strip("[]"),
+        port=settings.port,
+        log_level=settings.log_level,
+        http="h11",  # its flow control is what keeps a large upload out of memory
+        ws="none",
+        server_header=False,
+        timeout_graceful_shutdown=10,
+    )
+
+
+@app.command()
+@takes_settings(*(name for name in Settings.model_fields if name not in _DEMO_DECIDES))
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where clips and index are kept; a second call uses them.")] = Path(
+        "var/demo"
+    ),
+    count: Annotated[int, typer.Option(min=10, help="Number of clips.")] = 300,
+    prepare_only: Annotated[bool, typer.Option(help="Make clips and index, but do not serve.")] = False,
+    **options: Any,
+) -> None:
+    """Serve a generated corpus: clips of moving shapes that the shipped model never saw. Needs no network."""
+    from service.demo import prepare
+
+    settings = load_settings({**options, "store": folder / "store", "model": "demo"})
+    prepare(folder, count, say=lambda text: typer.echo(text, err=True))
+    if not prepare_only:
+        typer.echo("try: a red circle moves to the left · a small ring that bounces · a blue square", err=True)
+        run_server(settings)
+
+
+@app.command()
+@takes_settings(*_MODEL_SETTINGS)
+def search(
+    text: Annotated[str | None, typer.Argument(help="What to look for.")] = None,
+    video: Annotated[Path | None, typer.Option(help="A video to find captions and similar videos for.")] = None,
+    k: Annotated[int, typer.Option("--k", "-k", help="Most results.")] = 10,
+    offset: Annotated[int, typer.Option(help="Results to leave out before the first.")] = 0,
+    candidates: Annotated[int, typer.Option(help="What stage 1 hands to the reranking.")] = 100,
+    rerank: Annotated[
+        Literal["emcl", "none", "frozen"],
+        typer.Option(help="emcl, none (pooling without EMCL) or frozen (stage 1 alone)."),
+    ] = "emcl",
+    group: Annotated[Literal["video", "segment"], typer.Option(help="Best segment of each video, or all.")] = "video",
+    tag: Annotated[list[str] | None, typer.Option(help="Only videos with this tag; may be repeated.")] = None,
+    min_seconds: Annotated[float | None, typer.Option(help="Only videos at least this long.")] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="Only videos at most this long.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, as the API answers.")] = False,
+    **options: Any,
+) -> None:
+    """Search an index with words, or with a video."""
+    from service.deps import build_engine
+    from service.query import Ranking, SearchQuery, VideoFilter
+    from service.schemas import SearchAnswer
+    from service.tables import hits_table
+
+    if (text is None) == (video is None):
+        raise typer.BadParameter("give either words or --video FILE")
+    ranking = Ranking(k=k, offset=offset, candidates=candidates, rerank=rerank, group=group)
+    engine = build_engine(load_settings(options))
+    try:
+        if video is not None:
+            _search_by_video(engine, video, ranking, as_json)
+            return
+        wanted = VideoFilter(tags=tuple(tag or ()), min_seconds=min_seconds, max_seconds=max_seconds)
+        query = SearchQuery(text=text, ranking=ranking, filter=wanted)
+        engine.limits.check_search(query)
+        answer = SearchAnswer.of(engine.search([query])[0])
+        typer.echo(_json(answer) if as_json else hits_table(answer.hits))
+    finally:
+        engine.close()
+
+
+def _search_by_video(engine: Engine, path: Path, ranking: Ranking, as_json: bool) -> None:
+    from model.preprocess import resize_and_crop
+    from model.video import decode
+    from service.query import UploadQuery
+    from service.schemas import UploadAnswer, UploadOut
+    from service.tables import captions_table, hits_table
+
+    engine.limits.check_ranking(ranking)
+    batch = decode(path, sampling=engine.sampling)
+    query = UploadQuery(
+        frames_FSSC=resize_and_crop(batch.frames, engine.encoder.image_size),
+        timestamps_seconds=batch.timestamps_seconds,
+        ranking=ranking,
+    )
+    decoded = UploadOut(duration_seconds=batch.duration_seconds, frames=len(batch))
+    answer = UploadAnswer.of(engine.search_uploads([query])[0], decoded)
+    if as_json:
+        typer.echo(_json(answer))
+    else:
+        typer.echo(f"captions\n{captions_table(answer.captions)}\n\nsimilar videos\n{hits_table(answer.hits)}")
+
+
+def _json(answer: Any) -> str:
+    return json.dumps(answer.model_dump(mode="json"), indent=2, ensure_ascii=False)
+
+
+if __name__ == "__main__":
+    main()

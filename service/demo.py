@@ -1,0 +1,57 @@
+"""The demo: clips that nobody has to download, indexed with the model that comes with the program.
+
+``FOLDER/clips`` holds the generated corpus (the split ``test``, of which no combination was trained on) with its
+captions, ``FOLDER/store`` its index. Both are made once; what is there is used.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from indexer.store import StoreReader
+
+CAPTIONS_PER_CLIP = 2
+_LISTING = "captions.jsonl"
+
+
+def prepare(folder: Path, count: int, *, say: Callable[[str], None]) -> Path:
+    """Make the clips and the index in ``folder``, unless they are there; returns the store.
+
+    ``say`` is told what is being done. Raises ``ValueError`` if the index cannot be made.
+    """
+    clips, store = folder / "clips", folder / "store"
+    if _clips_in(clips) != count:
+        say(f"making {count} short clips in {clips} (once) …")
+        _make_clips(clips, count)
+    if _videos_in(store) != count:
+        say(f"indexing them in {store} with the shipped model (once) …")
+        _index(clips, store)
+    return store
+
+
+def _clips_in(clips: Path) -> int:
+    listing = clips / _LISTING  # written last, so that it stands only beside a complete corpus
+    return len(listing.read_text(encoding="utf-8").splitlines()) if listing.exists() else 0
+
+
+def _videos_in(store: Path) -> int:
+    if not (store / "CURRENT").exists():
+        return 0
+    with StoreReader.open(store) as reader:
+        return reader.manifest.counts.videos
+
+
+def _make_clips(clips: Path, count: int) -> None:
+    from model.synthetic import write_corpus
+
+    for path in clips.glob("*.mp4"):
+        path.unlink()  # of a corpus of another size
+    write_corpus(clips, split="test", count=count, captions=CAPTIONS_PER_CLIP, workers=os.cpu_count() or 1)
+
+
+def _index(clips: Path, store: Path) -> None:
+    from indexer.cli import build
+
+    build([str(clips)], store, captions=clips / _LISTING, model="demo", prune=True)

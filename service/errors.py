@@ -1,0 +1,108 @@
+"""Errors that a caller of the service can do something about, each with what was wrong, expected, and the next step.
+
+    ServiceError                 status  slug
+    ├── BadRequest               400     bad-request
+    ├── NotFound                 404     not-found
+    ├── RequestTimeout           408     request-timeout
+    ├── Conflict                 409     conflict
+    ├── Gone                     410     gone
+    ├── TooLarge                 413     too-large
+    ├── UnsupportedMedia         415     unsupported-media
+    ├── RangeNotSatisfiable      416     range-not-satisfiable
+    ├── Misdirected              421     misdirected
+    ├── Unprocessable            422     unprocessable
+    └── Overloaded               503     overloaded          (carries Retry-After)
+
+They know nothing of HTTP frameworks, so that the engine can raise them; ``service.problems`` turns them into RFC 9457
+problem details, and the command line prints them. Anything else that is raised is a fault of ours: status 500.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ServiceError(ValueError):
+    """Base of all errors above. ``headers`` are added to the HTTP answer."""
+
+    status: ClassVar[int]
+    title: ClassVar[str]
+    slug: ClassVar[str]
+
+    def __init__(self, detail: str, *, expected: str, next_step: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(f"{detail}; expected {expected}; {next_step}")
+        self.detail = detail
+        self.expected = expected
+        self.next_step = next_step
+        self.headers = dict(headers or {})
+
+
+class BadRequest(ServiceError):  # noqa: N818 - the name says what it is
+    """The request cannot be read as what it claims to be."""
+
+    status, title, slug = 400, "The request cannot be read", "bad-request"
+
+
+class NotFound(ServiceError):  # noqa: N818
+    """Nothing has this identifier."""
+
+    status, title, slug = 404, "Not found", "not-found"
+
+
+class RequestTimeout(ServiceError):  # noqa: N818
+    """The client took too long to send its request."""
+
+    status, title, slug = 408, "The request took too long to arrive", "request-timeout"
+
+
+class Conflict(ServiceError):  # noqa: N818
+    """What is asked for does not go together with what is there."""
+
+    status, title, slug = 409, "Conflict", "conflict"
+
+
+class Gone(ServiceError):  # noqa: N818
+    """The catalogue knows it, but its file is no longer where it was."""
+
+    status, title, slug = 410, "The file is gone", "gone"
+
+
+class TooLarge(ServiceError):  # noqa: N818
+    """A body, or what is inside it, is over a limit."""
+
+    status, title, slug = 413, "Too large", "too-large"
+
+
+class UnsupportedMedia(ServiceError):  # noqa: N818
+    """The body is of a kind that this route does not take."""
+
+    status, title, slug = 415, "Unsupported media type", "unsupported-media"
+
+
+class RangeNotSatisfiable(ServiceError):  # noqa: N818
+    """The byte range lies outside of the file."""
+
+    status, title, slug = 416, "The range cannot be satisfied", "range-not-satisfiable"
+
+
+class Misdirected(ServiceError):  # noqa: N818
+    """The Host header names a host that this server does not answer for."""
+
+    status, title, slug = 421, "Wrong host", "misdirected"
+
+
+class Unprocessable(ServiceError):  # noqa: N818
+    """The request is readable, but its values cannot be used."""
+
+    status, title, slug = 422, "The request cannot be processed", "unprocessable"
+
+
+class Overloaded(ServiceError):  # noqa: N818
+    """More work waits than the service takes on; nothing was done, trying again later is safe."""
+
+    status, title, slug = 503, "The service is busy", "overloaded"
+
+    def __init__(self, detail: str, *, expected: str, next_step: str, retry_after_seconds: int = 1) -> None:
+        super().__init__(
+            detail, expected=expected, next_step=next_step, headers={"Retry-After": str(max(1, retry_after_seconds))}
+        )

@@ -1,0 +1,215 @@
+"""What the engine is asked and what it answers: plain values, checked against the service's limits. A leaf.
+
+Seconds count from a video's first frame. Scores are cosines in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import Unprocessable
+
+Rerank = Literal["emcl", "none", "frozen"]
+"""``emcl``: text-conditioned pooling and the EM pass over the query's candidates. ``none``: the same pooling without
+the pass (its strength set to 0). ``frozen``: stage 1 alone, the order in which the index returned the candidates."""
+
+Group = Literal["video", "segment"]
+"""``video``: only the best segment of each video is a hit. ``segment``: every segment may be one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoFilter:
+    """Which videos may be hits: those that have all tags and whose duration lies within the bounds, ends included."""
+
+    tags: tuple[str, ...] = ()
+    min_seconds: float | None = None
+    max_seconds: float | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it lets everything through."""
+        return self == VideoFilter()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """How candidates are found and ranked, and which page of them is wanted."""
+
+    k: int = 10
+    offset: int = 0
+    candidates: int = 100
+    rerank: Rerank = "emcl"
+    group: Group = "video"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchQuery:
+    """Videos for a text, or videos like an indexed one: all its segments, or ``segment`` alone. One is given."""
+
+    text: str | None = None
+    video_id: str | None = None
+    segment: int | None = None
+    ranking: Ranking = field(default_factory=Ranking)
+    filter: VideoFilter = field(default_factory=VideoFilter)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class UploadQuery:
+    """Captions and similar videos for frames (F, S, S, 3) uint8 with their timestamps (F,) in seconds."""
+
+    frames_FSSC: NDArray[np.uint8]
+    timestamps_seconds: NDArray[np.float64]
+    ranking: Ranking = field(default_factory=Ranking)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentRef:
+    """A segment as a client names it."""
+
+    video_id: str
+    segment: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RerankQuery:
+    """Given segments, scored for a text."""
+
+    text: str
+    segments: tuple[SegmentRef, ...]
+    rerank: Literal["emcl", "none"] = "emcl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameWeights:
+    """How much the query weighs each frame. ``weights`` sum to 1; the moment is the time of the largest."""
+
+    seconds: tuple[float, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def moment_seconds(self) -> float:
+        """The time of the frame that weighs most; the earliest of equals."""
+        return self.seconds[int(np.argmax(self.weights))]
+
+    @classmethod
+    def of(cls, timestamps_F: NDArray[np.float64], weights_F: NDArray[np.float32]) -> FrameWeights:
+        """From the timestamps of the F real frames and weights of at least as many, padding behind."""
+        return cls(seconds=tuple(timestamps_F.tolist()), weights=tuple(weights_F[: len(timestamps_F)].tolist()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hit:
+    """A segment that matches. ``score`` is the one it is ranked by, ``stage1_score`` that of the index."""
+
+    video_id: str
+    segment_id: int
+    segment: int
+    start_seconds: float
+    end_seconds: float
+    score: float
+    stage1_score: float
+    frames: FrameWeights
+    title: str
+    duration_seconds: float
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionHit:
+    """A caption that matches an upload; ``frames`` are those of the upload."""
+
+    caption_id: int
+    text: str
+    video_id: str | None
+    score: float
+    stage1_score: float
+    frames: FrameWeights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What an answer was computed with, and how long each stage of its batch took."""
+
+    generation: str
+    fingerprint: str
+    stage_seconds: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """The hits of one query, best first."""
+
+    hits: tuple[Hit, ...]
+    source: Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class UploadResult:
+    """The captions and the similar videos of one upload, best first."""
+
+    captions: tuple[CaptionHit, ...]
+    hits: tuple[Hit, ...]
+    source: Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryLimits:
+    """What the service takes on in one query; ``check_`` methods raise ``Unprocessable`` that names the limit."""
+
+    max_texts: int
+    max_text_chars: int
+    max_candidates: int
+
+    def check_texts(self, texts: tuple[str, ...]) -> None:
+        """At most ``max_texts`` texts, each with something to read and at most ``max_text_chars`` characters."""
+        if not 1 <= len(texts) <= self.max_texts:
+            raise _over(f"{len(texts)} texts", f"1 to {self.max_texts} texts", "split the request")
+        for text in texts:
+            if not text.strip():
+                raise _over("an empty text", "words", "say what to look for")
+            if len(text) > self.max_text_chars:
+                raise _over(f"{len(text)} characters", f"at most {self.max_text_chars}", "shorten the text")
+
+    def check_ranking(self, ranking: Ranking) -> None:
+        """``1 <= offset + k <= candidates <= max_candidates``."""
+        if not 1 <= ranking.candidates <= self.max_candidates:
+            raise _over(f"candidates={ranking.candidates}", f"1 to {self.max_candidates}", "ask for fewer candidates")
+        if ranking.k < 1 or ranking.offset < 0 or ranking.offset + ranking.k > ranking.candidates:
+            raise _over(
+                f"offset={ranking.offset} and k={ranking.k}",
+                f"k of at least 1 and offset + k of at most candidates={ranking.candidates}",
+                "raise candidates, or ask for fewer results",
+            )
+
+    def check_filter(self, wanted: VideoFilter) -> None:
+        """Finite, ordered bounds of the duration."""
+        low, high = wanted.min_seconds, wanted.max_seconds
+        bounds = [bound for bound in (low, high) if bound is not None]
+        if any(not math.isfinite(bound) or bound < 0 for bound in bounds) or bounds != sorted(bounds):
+            raise _over(f"a duration from {low} to {high}", "0 <= min_seconds <= max_seconds", "correct the bounds")
+
+    def check_search(self, query: SearchQuery) -> None:
+        """All of the above for one search."""
+        if (query.text is None) == (query.video_id is None):
+            raise _over("a query with neither or both of text and video_id", "exactly one", "give a text or a video_id")
+        if query.text is not None:
+            self.check_texts((query.text,))
+        self.check_ranking(query.ranking)
+        self.check_filter(query.filter)
+
+    def check_rerank(self, query: RerankQuery) -> None:
+        """A text and between 1 and ``max_candidates`` segments, each named once."""
+        self.check_texts((query.text,))
+        if not 1 <= len(query.segments) <= self.max_candidates:
+            raise _over(f"{len(query.segments)} segments", f"1 to {self.max_candidates}", "name fewer segments")
+        if len(set(query.segments)) < len(query.segments):
+            raise _over("a segment named twice", "each segment once", "name each segment once")
+
+
+def _over(got: str, expected: str, next_step: str) -> Unprocessable:
+    return Unprocessable(f"got {got}", expected=expected, next_step=next_step)

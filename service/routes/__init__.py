@@ -1,0 +1,1 @@
+"""Routes: parse, call, shape. One file for each part of the API."""

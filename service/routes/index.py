@@ -1,0 +1,75 @@
+"""What is being served, and whether it works."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from fastapi import APIRouter, Request
+
+from service.deps import Services, ServicesDep, unless_gone
+from service.schemas import IndexAnswer, LiveAnswer, ReadyAnswer, SourceOut, UploadLimitsOut
+
+logger = logging.getLogger(__name__)
+
+router = APIRouter()
+
+
+@router.get("/v1/index", tags=["index"], summary="Describe the index")
+async def describe(services: ServicesDep) -> IndexAnswer:
+    """The generation that is served, the model, how much there is, and the limits of queries and uploads."""
+    return _describe(services)
+
+
+@router.post("/v1/index/reload", tags=["index"], summary="Serve the newest generation")
+async def reload(services: ServicesDep) -> IndexAnswer:
+    """Open the generation that was published last; queries under way end on the one that they began with.
+
+    If it cannot be opened, or belongs to another model, the present one is served on and the answer is 409.
+    """
+    before = _describe(services).generation
+    await asyncio.to_thread(services.engine.reload)
+    after = _describe(services)
+    logger.info("index reloaded: generation %s, before %s", after.generation, before)
+    return after
+
+
+@router.get("/health/live", tags=["health"], summary="Does the process answer?")
+async def live() -> LiveAnswer:
+    """Always true when it is answered."""
+    return LiveAnswer(live=True)
+
+
+@router.get("/health/ready", tags=["health"], summary="Does search work?")
+async def ready(request: Request, services: ServicesDep) -> ReadyAnswer:
+    """Sends one query through encoding, search and reranking, nothing of it cached; 503 if too much waits before it."""
+    result = await unless_gone(request, services.compute(services.engine.probe))
+    return ReadyAnswer(ready=True, hits=len(result.hits), source=SourceOut.of(result.source))
+
+
+def _describe(services: Services) -> IndexAnswer:
+    encoder, settings = services.engine.encoder, services.settings
+    with services.engine.live.lease() as generation:
+        manifest = generation.reader.manifest
+    return IndexAnswer(
+        generation=manifest.generation,
+        created=manifest.created,
+        fingerprint=encoder.fingerprint,
+        model=encoder.config.name,
+        dim=manifest.dim,
+        factory=manifest.factory,
+        segment_seconds=manifest.segment_seconds,
+        counts=manifest.counts.model_dump(),
+        sampling=manifest.sampling.model_dump(),
+        emcl=encoder.config.emcl.model_dump(),
+        upload_limits=UploadLimitsOut(
+            max_bytes=settings.upload_max_bytes,
+            max_seconds=settings.upload_max_seconds,
+            max_pixels=settings.upload_max_pixels,
+        ),
+        query_limits={
+            "max_texts": settings.max_texts,
+            "max_text_chars": settings.max_text_chars,
+            "max_candidates": settings.max_candidates,
+        },
+    )

@@ -1,0 +1,118 @@
+"""Searching: by text, by an indexed video, by an uploaded one; and the two stages on their own."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+
+from service.deps import ServicesDep, unless_gone
+from service.errors import Unprocessable
+from service.query import Group, Ranking, Rerank, SearchQuery, UploadQuery
+from service.schemas import (
+    EmbeddingsAnswer,
+    EmbeddingsRequest,
+    ManyAnswers,
+    RerankRequest,
+    SearchAnswer,
+    SearchRequest,
+    SourceOut,
+    UploadAnswer,
+    UploadOut,
+)
+
+UPLOAD_PATH = "/v1/search/video"
+
+router = APIRouter(prefix="/v1", tags=["search"])
+
+# The upload's body is streamed by hand, so its form is described by hand.
+_UPLOAD_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {"file": {"type": "string", "format": "binary", "description": "A video."}},
+                }
+            }
+        },
+    }
+}
+
+
+@router.post("/search", summary="Find moments in videos")
+async def search(asked: SearchRequest, request: Request, services: ServicesDep) -> SearchAnswer | ManyAnswers:
+    """Rank the indexed videos for a `text`, for each of several `texts`, or for likeness to an indexed `video_id`.
+
+    Stage 1 takes `candidates` segments from the index; stage 2 pools the frames of each by the query, corrects query
+    and candidates with EMCL, and ranks by cosine. `offset + k` may not exceed `candidates`.
+    """
+    given = [name for name in ("text", "texts", "video_id") if getattr(asked, name) is not None]
+    if len(given) != 1:
+        raise Unprocessable(
+            f"got {' and '.join(given) or 'none'} of text, texts and video_id",
+            expected="exactly one of them",
+            next_step="send one of them",
+        )
+    limits = services.engine.limits
+    if asked.texts is not None:
+        limits.check_texts(tuple(asked.texts))
+    queries = asked.to_queries()
+    for query in queries:
+        limits.check_search(query)
+    if asked.video_id is not None:
+        await _check_indexed(services, queries[0])
+    results = await unless_gone(request, services.searches.submit_all(queries))
+    answers = [SearchAnswer.of(result) for result in results]
+    return answers[0] if asked.texts is None else ManyAnswers(results=answers)
+
+
+async def _check_indexed(services: ServicesDep, query: SearchQuery) -> None:
+    """Find out before it is queued: a query that fails makes its whole batch run again one by one."""
+    await asyncio.to_thread(services.engine.check_indexed, query)
+
+
+@router.post(UPLOAD_PATH.removeprefix("/v1"), summary="Find captions for a video", openapi_extra=_UPLOAD_BODY)
+async def search_video(
+    request: Request,
+    services: ServicesDep,
+    k: Annotated[int, Query(description="Most captions, and most videos.")] = 10,
+    offset: Annotated[int, Query(description="Captions and videos to leave out before the first.")] = 0,
+    candidates: Annotated[int, Query(description="What stage 1 hands to the reranking.")] = 100,
+    rerank: Annotated[Rerank, Query(description="As in `/v1/search`.")] = "emcl",
+    group: Annotated[Group, Query(description="As in `/v1/search`, for the similar videos.")] = "video",
+) -> UploadAnswer:
+    """Rank captions, and similar indexed videos, for a video in the form field `file`. Nothing of it is kept.
+
+    It is decoded in a process of its own, within limits of size, duration, memory and time (`GET /v1/index` names
+    those of size and duration).
+    """
+    ranking = Ranking(k=k, offset=offset, candidates=candidates, rerank=rerank, group=group)
+    services.engine.limits.check_ranking(ranking)
+    async with services.receiver.receive(request) as upload:
+        video = await services.decode(upload.file)
+    query = UploadQuery(frames_FSSC=video.frames_FSSC, timestamps_seconds=video.timestamps_seconds, ranking=ranking)
+    results = await unless_gone(request, services.compute(lambda: services.engine.search_uploads([query])))
+    decoded = UploadOut(duration_seconds=video.duration_seconds, frames=len(video.frames_FSSC))
+    return UploadAnswer.of(results[0], decoded)
+
+
+@router.post("/rerank", summary="Score given segments for a text")
+async def rerank_segments(asked: RerankRequest, request: Request, services: ServicesDep) -> SearchAnswer:
+    """Stage 2 alone: the given segments are the candidates, and all of them are hits, best first."""
+    query = asked.to_query()
+    services.engine.limits.check_rerank(query)
+    results = await unless_gone(request, services.compute(lambda: services.engine.rerank([query])))
+    return SearchAnswer.of(results[0])
+
+
+@router.post("/embeddings", summary="Embed texts")
+async def embeddings(asked: EmbeddingsRequest, request: Request, services: ServicesDep) -> EmbeddingsAnswer:
+    """The unit vectors that stage 1 compares with the index: one for each text, mapped by the frozen EMCL map."""
+    texts = tuple(asked.texts)
+    services.engine.limits.check_texts(texts)
+    rows_ND, source = await unless_gone(request, services.compute(lambda: services.engine.embed(texts)))
+    return EmbeddingsAnswer(embeddings=rows_ND.tolist(), dim=rows_ND.shape[1], source=SourceOut.of(source))

@@ -1,0 +1,184 @@
+"""Receiving an upload: a multipart body is written, as it streams in, to a file that has no name.
+
+In: a request with one ``file`` part. Out: that part's bytes as an open, anonymous temporary file, which is gone when
+it is closed, also if this process is killed. The size is counted while it streams: at the limit reading stops, the
+answer is 413 and the connection is closed. The client's file name is never used for anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from python_multipart import MultipartParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
+from starlette.requests import Request
+
+from service.errors import BadRequest, Overloaded, RequestTimeout, TooLarge, Unprocessable, UnsupportedMedia
+
+FIELD = "file"
+ENVELOPE_BYTES = 64 * 1024  # boundaries and part headers around the file
+_CLOSE = {"Connection": "close"}  # the rest of the body is not read, so the connection cannot be used again
+_HOW = f"send multipart/form-data with one part named `{FIELD}`, as `curl -F {FIELD}=@video.mp4` does"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upload:
+    """The received bytes, read from the start."""
+
+    file: IO[bytes]
+    size_bytes: int
+
+
+class UploadReceiver:
+    """Receives at most ``slots`` uploads at once, each of at most ``max_bytes`` within ``timeout_seconds``."""
+
+    def __init__(self, *, max_bytes: int, slots: int, timeout_seconds: float, folder: Path | None) -> None:
+        self.max_bytes = max_bytes
+        self.slots = slots
+        self.timeout_seconds = timeout_seconds
+        self.folder = folder
+        self._taken = 0
+
+    @asynccontextmanager
+    async def receive(self, request: Request) -> AsyncIterator[Upload]:
+        """The upload of a request; its slot is free again, and its bytes are gone, when the context ends.
+
+        Raises ``Overloaded``, ``TooLarge``, ``UnsupportedMedia`` (not multipart), ``BadRequest`` (broken multipart),
+        ``Unprocessable`` (no file, several, or empty) or ``RequestTimeout``.
+        """
+        self._check_size(request.headers.get("content-length"))
+        boundary = _boundary(request.headers.get("content-type"))
+        self._take_slot()
+        try:
+            with tempfile.TemporaryFile(dir=self.folder) as file:
+                size_bytes = await self._receive_into(file, request, boundary)
+                yield Upload(file=file, size_bytes=size_bytes)
+        finally:
+            self._taken -= 1
+
+    def _check_size(self, declared: str | None) -> None:
+        if declared is not None and declared.isdecimal() and int(declared) > self.max_bytes + ENVELOPE_BYTES:
+            raise self._too_large(f"the upload has {declared} bytes")
+
+    def _too_large(self, detail: str) -> TooLarge:
+        return TooLarge(
+            detail,
+            expected=f"at most {self.max_bytes} bytes",
+            next_step="upload a shorter or smaller video, or raise --upload-max-bytes",
+            headers=_CLOSE,
+        )
+
+    def _take_slot(self) -> None:
+        if self._taken >= self.slots:
+            raise Overloaded(
+                f"{self._taken} uploads are under way already",
+                expected=f"at most {self.slots} at once",
+                next_step="try again after the seconds in Retry-After, or raise --upload-slots",
+                retry_after_seconds=2,
+            )
+        self._taken += 1
+
+    async def _receive_into(self, file: IO[bytes], request: Request, boundary: bytes) -> int:
+        part = _FilePart()
+        parser = MultipartParser(boundary, part.callbacks())  # type: ignore[arg-type]  # a subset of the callbacks
+        try:
+            async with asyncio.timeout(self.timeout_seconds):
+                async for chunk in request.stream():
+                    parser.write(chunk)
+                    pending = part.take()
+                    if part.size_bytes > self.max_bytes or part.other_bytes > ENVELOPE_BYTES:
+                        raise self._too_large(f"the upload has more than {self.max_bytes} bytes")
+                    if pending:
+                        await asyncio.to_thread(file.write, pending)
+        except TimeoutError:
+            raise RequestTimeout(
+                f"the upload did not arrive within {self.timeout_seconds:g} seconds",
+                expected="a steady stream of bytes",
+                next_step="try again over a faster connection, or raise --upload-timeout-seconds",
+                headers=_CLOSE,
+            ) from None
+        except FormParserError as error:
+            raise BadRequest(f"broken multipart body: {error}", expected="a form", next_step=_HOW) from error
+        part.check_complete()
+        await asyncio.to_thread(file.flush)
+        file.seek(0)
+        return part.size_bytes
+
+
+def _boundary(content_type: str | None) -> bytes:
+    kind, options = parse_options_header(content_type)
+    if kind != b"multipart/form-data" or not options.get(b"boundary"):
+        raise UnsupportedMedia(
+            f"an upload must be a form, got {content_type or 'no Content-Type'}",
+            expected="multipart/form-data with a boundary",
+            next_step=_HOW,
+            headers=_CLOSE,
+        )
+    return options[b"boundary"]
+
+
+@dataclass(kw_only=True)
+class _FilePart:
+    """What the multipart parser has seen so far. Only the part named ``file`` is kept, and only until ``take``."""
+
+    size_bytes: int = 0
+    other_bytes: int = 0
+    _files: int = 0
+    _ended: bool = False
+    _in_file: bool = False
+    _pending: bytearray = field(default_factory=bytearray)
+    _header: tuple[bytearray, bytearray] = field(default_factory=lambda: (bytearray(), bytearray()))
+
+    def callbacks(self) -> dict[str, object]:
+        return {
+            "on_part_begin": self._on_part_begin,
+            "on_part_data": self._on_part_data,
+            "on_header_field": lambda data, start, end: self._header[0].extend(data[start:end]),
+            "on_header_value": lambda data, start, end: self._header[1].extend(data[start:end]),
+            "on_header_end": self._on_header_end,
+            "on_end": self._on_end,
+        }
+
+    def take(self) -> bytes:
+        taken = bytes(self._pending)
+        self._pending.clear()
+        return taken
+
+    def check_complete(self) -> None:
+        if not self._ended:
+            raise BadRequest("the multipart body ends too early", expected="a closing boundary", next_step=_HOW)
+        if self._files != 1:
+            raise Unprocessable(
+                f"the form has {self._files} parts named `{FIELD}`", expected="exactly one", next_step=_HOW
+            )
+        if self.size_bytes == 0:
+            raise Unprocessable("the uploaded file is empty", expected="a video", next_step="upload another file")
+
+    def _on_part_begin(self) -> None:
+        self._in_file = False
+
+    def _on_part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._in_file:
+            self.size_bytes += end - start
+            self._pending += data[start:end]
+        else:
+            self.other_bytes += end - start
+
+    def _on_header_end(self) -> None:
+        name, value = (bytes(part) for part in self._header)
+        for part in self._header:
+            part.clear()
+        if name.lower() == b"content-disposition":
+            _, options = parse_options_header(value)
+            self._in_file = options.get(b"name") == FIELD.encode()
+            self._files += self._in_file
+
+    def _on_end(self) -> None:
+        self._ended = True

@@ -1,0 +1,226 @@
+"""What the indexer's tests share, and a script that they start as a process of its own to kill it.
+
+Nothing here imports torch, so that such a process is there at once. ``FakeEncoder`` stands for the model: its features
+are a fixed function of the pixels or the text, the same alone and in a batch, to the last bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from indexer import encode
+from indexer.build import BuildRequest, build
+from indexer.catalogue import Location
+from indexer.config import ModelSpec, StoreSettings
+from indexer.progress import Progress
+from indexer.writer import EncodedSegment, EncodedVideo, StoreWriter
+from model.config import SamplingConfig
+
+DIM, IMAGE_SIZE = 8, 16
+FINGERPRINT = "ab" * 32
+
+
+class FakeMap:
+    """The frozen map of strength zero: it only normalises."""
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        return {
+            "mode": np.array("channel"),
+            "responsibilities": np.ones((DIM, 1), dtype=np.float32),
+            "base_norms": np.ones(1, dtype=np.float32),
+            "strength": np.array(0.0),
+        }
+
+
+class FakeEncoder:
+    """Features from pixels and texts without a net."""
+
+    dim = DIM
+    image_size = IMAGE_SIZE
+
+    def __init__(self, fingerprint: str = FINGERPRINT, scale: float = 1.0, pause_seconds: float = 0.0) -> None:
+        self.fingerprint = fingerprint
+        self.scale = scale
+        self.pause_seconds = pause_seconds
+        self.encoded_segments = 0
+        self._weights = np.random.default_rng(1).standard_normal((DIM, 48)).astype(np.float32)
+
+    def encode_videos(self, frames_BFSSC: np.ndarray, mask_BF: np.ndarray) -> np.ndarray:
+        assert frames_BFSSC.dtype == np.uint8
+        assert frames_BFSSC.shape[2:] == (IMAGE_SIZE, IMAGE_SIZE, 3)
+        time.sleep(self.pause_seconds)
+        self.encoded_segments += len(frames_BFSSC)
+        features = np.zeros((*mask_BF.shape, DIM), dtype=np.float32)
+        for b, f in zip(*np.nonzero(mask_BF), strict=True):
+            cells = frames_BFSSC[b, f].reshape(4, 4, 4, 4, 3).mean(axis=(1, 3)).ravel() / 255.0 - 0.5
+            features[b, f] = [float(row @ cells) * self.scale for row in self._weights]
+        return features
+
+    def pool(self, features_BFD: np.ndarray, mask_BF: np.ndarray) -> np.ndarray:
+        rows = [features[mask].mean(axis=0) for features, mask in zip(features_BFD, mask_BF, strict=True)]
+        return np.stack(rows).astype(np.float32)
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        seeds = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") for text in texts]
+        rows = [np.random.default_rng(seed).standard_normal(DIM) for seed in seeds]
+        return np.array(rows, dtype=np.float32).reshape(-1, DIM)
+
+    def fit_frozen_map(self, rows_ND: np.ndarray) -> FakeMap:
+        assert rows_ND.ndim == 2
+        assert len(rows_ND) > 0
+        return FakeMap()
+
+    def map_rows(self, frozen_map: object, rows_ND: np.ndarray) -> np.ndarray:
+        norms = np.linalg.norm(rows_ND, axis=1, keepdims=True)
+        return (rows_ND / np.maximum(norms, 1e-12)).astype(np.float32)
+
+
+def settings(**changes: object) -> StoreSettings:
+    """Settings of a store for ``FakeEncoder``."""
+    given = {
+        "model_spec": ModelSpec(model="demo"),
+        "fingerprint": FINGERPRINT,
+        "dim": DIM,
+        "sampling": SamplingConfig(sample_fps=4.0, max_frames=6),
+        "segment_seconds": 1.0,
+        **changes,
+    }
+    return StoreSettings(**given)
+
+
+def make_clip(path: Path, seed: int, seconds: float = 1.0, size: int = 32) -> Path:
+    """Write a small MPEG-4 clip of changing colour patches at 8 frames a second, different for each seed."""
+    import av
+
+    rng = np.random.default_rng(seed)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=8)
+        stream.width = stream.height = size
+        stream.pix_fmt = "yuv420p"
+        for _ in range(round(seconds * 8)):
+            patches = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+            picture = np.kron(patches, np.ones((size // 4, size // 4, 1), dtype=np.uint8))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def video_of(number: int, segments: int = 1, dim: int = DIM) -> EncodedVideo:
+    """An encoded video with random features that depend on ``number`` alone."""
+    rng = np.random.default_rng(number)
+    parts = []
+    for n in range(segments):
+        features = rng.standard_normal((1 + (number + n) % 4, dim)).astype(np.float32)
+        times = n * 30.0 + np.arange(len(features), dtype=np.float64)
+        parts.append(
+            EncodedSegment(
+                number=n,
+                start_seconds=n * 30.0,
+                end_seconds=n * 30.0 + 30.0,
+                timestamps_seconds=times,
+                features_FD=features,
+                pooled_D=features.mean(axis=0),
+            )
+        )
+    return EncodedVideo(
+        video_id=f"{number:064x}",
+        name=f"/clips/{number}.mp4",
+        duration_seconds=30.0 * segments,
+        width=64,
+        height=48,
+        reason=None,
+        segments=parts,
+    )
+
+
+def location_of(number: int) -> Location:
+    """Where ``video_of(number)`` lies."""
+    return Location(path=f"/clips/{number}.mp4", video_id=f"{number:064x}", size_bytes=10, modified_ns=1)
+
+
+def fill(writer: StoreWriter, numbers: Sequence[int], captions: int = 2) -> None:
+    """Add videos, one commit each, with ``1 + number % 3`` segments, captions and a tag."""
+    encoder = FakeEncoder()
+    for number in numbers:
+        if location_of(number).video_id in {v for v, s in writer.catalogue.states().items() if s == "indexed"}:
+            continue
+        writer.add_locations([location_of(number)])
+        assert writer.add_videos([video_of(number, 1 + number % 3)]) == {}
+    known = writer.catalogue.known_captions()
+    texts = [(location_of(n).video_id, f"caption {i} of {n}") for n in numbers for i in range(captions)]
+    new = [caption for caption in texts if caption not in known]
+    if new:
+        writer.add_captions(new, encoder.encode_texts([text for _, text in new]))
+    writer.add_tags({location_of(n).video_id: ["even" if n % 2 == 0 else "odd"] for n in numbers})
+
+
+def _steps(folder: Path) -> None:
+    """For n = 0, 1, …: fill and publish ``folder/n`` in a process that kills itself before its n-th ``fsync``."""
+    for number in range(200):
+        child = os.fork()
+        if child == 0:
+            _kill_before_fsync(number)
+            with StoreWriter.open(folder / str(number), settings=settings()) as writer:
+                fill(writer, range(3))
+                writer.publish(FakeEncoder())
+                fill(writer, range(5))
+                writer.publish(FakeEncoder())
+            os._exit(0)
+        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+            return
+    raise AssertionError("200 fsyncs were not enough")
+
+
+def _kill_before_fsync(number: int) -> None:
+    real, calls = os.fsync, [0]
+
+    def fsync(descriptor: int) -> None:
+        if calls[0] == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        calls[0] += 1
+        real(descriptor)
+
+    os.fsync = fsync
+
+
+class _Telling(Progress):
+    """Prints a line for every fsync and every finished video, for the parent to choose the moment of the kill."""
+
+    def __init__(self) -> None:
+        real = os.fsync
+
+        def fsync(descriptor: int) -> None:
+            print("fsync", flush=True)
+            real(descriptor)
+
+        os.fsync = fsync
+
+
+def _build(store: Path, corpus: Path) -> None:
+    encode.SEGMENT_BATCH = 2
+    told = _Telling()
+    add_videos = StoreWriter.add_videos
+
+    def telling(writer: StoreWriter, videos: Sequence[EncodedVideo]) -> dict[str, str]:
+        failures = add_videos(writer, videos)
+        for video in videos:
+            print("committed", video.video_id, flush=True)
+        return failures
+
+    StoreWriter.add_videos = telling
+    request = BuildRequest(paths=[str(corpus)], captions=corpus / "captions.jsonl", workers=1)
+    with StoreWriter.open(store, settings=settings()) as writer:
+        build(writer, FakeEncoder(pause_seconds=0.01), request, told)
+
+
+if __name__ == "__main__":
+    command, *arguments = sys.argv[1:]
+    {"steps": _steps, "build": _build}[command](*map(Path, arguments))

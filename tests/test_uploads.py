@@ -1,0 +1,572 @@
+"""Uploads: what is refused and why, what is left behind (nothing), and what a hostile decoder can do (nothing)."""
+
+import asyncio
+import io
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from fastapi.testclient import TestClient
+from starlette.requests import ClientDisconnect, Request
+
+from indexer.store import StoreReader
+from model.config import SamplingConfig
+from service import fence as fence_module
+from service.app import create_app
+from service.deps import fence_limits, query_limits
+from service.engine import Engine
+from service.errors import (
+    BadRequest,
+    Overloaded,
+    RequestTimeout,
+    ServiceError,
+    TooLarge,
+    Unprocessable,
+    UnsupportedMedia,
+)
+from service.fence import Fence
+from service.settings import load_settings
+from service.uploads import UploadReceiver
+
+MEBIBYTE = 1024**2
+SAMPLING = SamplingConfig(sample_fps=2.0, max_frames=6)
+BOUNDARY = "the-boundary"
+
+
+# Files that are no use.
+
+
+def audio_file():
+    import av
+
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="wav") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def frameless_video():
+    import av
+
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="avi") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        container.start_encoding()
+    return buffer.getvalue()
+
+
+def mp4_with_index_at_the_end():
+    import av
+
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        noise = np.random.default_rng(0)
+        for _ in range(10):
+            image = noise.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+REFUSED = {
+    "text": (lambda: b"This is no video.\n" * 50, 415),
+    "empty": (lambda: b"", 422),
+    "audio": (audio_file, 422),
+    "truncated": (lambda: mp4_with_index_at_the_end()[:2000], 415),
+    "frameless": (frameless_video, 422),
+    "zeros": (lambda: bytes(5000), 415),
+    "playlist": (lambda: b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", 415),
+}
+
+
+# The fenced process.
+
+
+def make_fence(**options):
+    return Fence(fence_limits(load_settings(options)))
+
+
+def decode(fence, content):
+    with tempfile.TemporaryFile() as file:
+        file.write(content)
+        file.seek(0)
+        return fence.decode(file, sampling=SAMPLING, image_size=32)
+
+
+def test_the_fence_gives_what_decoding_here_gives(clip_store):
+    from model.preprocess import resize_and_crop
+    from model.video import decode as decode_here
+
+    path = clip_store / "clips" / "clip_0.mp4"
+    fenced = decode(make_fence(), path.read_bytes())
+    batch = decode_here(path, sampling=SAMPLING)
+    np.testing.assert_array_equal(fenced.frames_FSSC, resize_and_crop(batch.frames, 32))
+    np.testing.assert_array_equal(fenced.timestamps_seconds, batch.timestamps_seconds)
+    assert fenced.duration_seconds == batch.duration_seconds
+
+
+@pytest.mark.parametrize("name", sorted(set(REFUSED) - {"empty"}))
+def test_the_fence_says_what_is_wrong_with_a_file(name):
+    content, status = REFUSED[name]
+    with pytest.raises((UnsupportedMedia, Unprocessable)) as refusal:
+        decode(make_fence(), content())
+    assert refusal.value.status == status
+    assert len(refusal.value.detail) > 10
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"upload_max_seconds": 0.5}, "lasts"),
+        ({"upload_max_pixels": 100}, "pixels"),
+        ({"upload_max_bytes": 1000}, "bytes"),
+        ({"decode_wall_seconds": 0.02}, "longer than 0.02 seconds"),
+    ],
+)
+def test_the_fence_refuses_what_is_over_a_limit(clip_store, options, complaint):
+    with pytest.raises(TooLarge, match=complaint):
+        decode(make_fence(**options), (clip_store / "clips" / "clip_0.mp4").read_bytes())
+
+
+def with_worker(monkeypatch, code):
+    monkeypatch.setattr(fence_module, "_WORKER", ("-c", code))
+
+
+def test_a_decoder_that_spins_is_stopped(monkeypatch):
+    with_worker(
+        monkeypatch,
+        "import json, sys\n"
+        "from service.fence_worker import _fence_in\n"
+        "_fence_in(json.loads(sys.argv[1]), 0)\n"
+        "while True: pass",
+    )
+    with pytest.raises(TooLarge, match="CPU seconds"):
+        decode(make_fence(decode_cpu_seconds=1, decode_wall_seconds=60), b"x")
+    started = time.monotonic()
+    with pytest.raises(TooLarge, match=r"longer than 0\.5 seconds"):
+        decode(make_fence(decode_wall_seconds=0.5), b"x")
+    assert time.monotonic() - started < 10
+
+
+def test_a_decoder_that_sleeps_after_its_answer_is_stopped(monkeypatch):
+    with_worker(monkeypatch, "import os, time; os.close(1); os.close(2); time.sleep(60)")
+    with pytest.raises(TooLarge, match="longer than"):
+        decode(make_fence(decode_wall_seconds=0.5), b"x")
+
+
+def test_a_decoder_that_crashes_harms_nobody(monkeypatch):
+    with_worker(monkeypatch, "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    with pytest.raises(Unprocessable, match="SIGSEGV"):
+        decode(make_fence(), b"x")
+
+
+def test_a_decoder_that_floods_is_cut_off(monkeypatch):
+    with_worker(monkeypatch, "import os\nwhile True: os.write(1, bytes(65536))")
+    with pytest.raises(Unprocessable, match="SIGKILL"):
+        decode(make_fence(), b"x")
+
+
+def test_an_answer_with_pickled_objects_is_not_read(monkeypatch):
+    with_worker(
+        monkeypatch,
+        "import numpy as np, sys, io\n"
+        "out = io.BytesIO(); np.save(out, np.array([{}], dtype=object), allow_pickle=True)\n"
+        "sys.stdout.buffer.write(b'{\"duration_seconds\": 1}\\n' + out.getvalue())",
+    )
+    with pytest.raises(ValueError, match="allow_pickle"):
+        decode(make_fence(), b"x")
+
+
+def test_a_decoder_that_cannot_start_is_our_fault(monkeypatch):
+    with_worker(monkeypatch, "import no_such_module")
+    with pytest.raises(RuntimeError, match="no_such_module"):
+        decode(make_fence(), b"x")
+
+
+def test_the_fence_has_no_environment_and_writes_no_file(monkeypatch, tmp_path):
+    monkeypatch.setenv("EMCL_SECRET", "value")
+    with_worker(
+        monkeypatch,
+        "import json, os, sys\n"
+        "from service.fence_worker import _fence_in\n"
+        "_fence_in(json.loads(sys.argv[1]), 0)\n"
+        f"try: open({str(tmp_path / 'out')!r}, 'wb').write(b'x' * 100000); wrote = True\n"
+        "except OSError: wrote = False\n"
+        "print(json.dumps({'error': 'Seen', 'message': f'{wrote} {os.environ.get(\"EMCL_SECRET\")} {os.getcwd()}'}))",
+    )
+    seen = []
+    monkeypatch.setattr(fence_module.logger, "warning", lambda *args: seen.append(args))
+    with pytest.raises(Unprocessable):
+        decode(make_fence(), b"x")
+    assert seen[0][2] == "False None /"
+
+
+def test_memory_is_limited(clip_store):
+    content = (clip_store / "clips" / "clip_0.mp4").read_bytes()
+    code = (
+        "import json, sys\n"
+        "from service.fence_worker import _fence_in\n"
+        "_fence_in({**json.loads(sys.argv[1]), 'memory_bytes': 300 << 20}, 0)\n"
+        "try: bytearray(400 << 20)\n"
+        "except MemoryError: print(json.dumps({'error': 'MemoryError', 'message': ''}))"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        with_worker(patch, code)
+        with pytest.raises(TooLarge, match="more memory"):
+            decode(make_fence(), content)
+
+
+# Receiving.
+
+
+def form(content, *, name="file", closed=True, before=b""):
+    head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"; filename="../../x.mp4"\r\n\r\n'.encode()
+    return before + head + content + (f"\r\n--{BOUNDARY}--\r\n".encode() if closed else b"")
+
+
+def request_of(body, *, content_type=f"multipart/form-data; boundary={BOUNDARY}", length=None, step=1000, ending=None):
+    """A request whose body arrives in pieces; ``ending`` is what follows them (default: the end of the body)."""
+    pieces = [body[start : start + step] for start in range(0, len(body), step)]
+    messages = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
+    messages.append(ending or {"type": "http.request", "body": b"", "more_body": False})
+    headers = [(b"content-type", content_type.encode())] if content_type else []
+    if length is not None:
+        headers.append((b"content-length", str(length).encode()))
+
+    async def receive():
+        if not messages:
+            await asyncio.sleep(3600)
+        return messages.pop(0)
+
+    request = Request({"type": "http", "method": "POST", "path": "/", "headers": headers}, receive)
+    request.left = messages
+    return request
+
+
+def receive(request, **options):
+    """The received bytes."""
+    options = {"max_bytes": 10_000, "slots": 1, "timeout_seconds": 5, "folder": None, **options}
+    receiver = UploadReceiver(**options)
+
+    async def run():
+        async with receiver.receive(request) as upload:
+            content = upload.file.read()
+            assert upload.size_bytes == len(content)
+            return content
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("step", [1, 7, 1000, 100_000])
+def test_the_file_arrives_whole_however_it_is_cut(step):
+    content = np.random.default_rng(0).bytes(3000) + f"\r\n--{BOUNDARY}".encode()[:-3] + b"\r\n\r\n"
+    note = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="note"\r\n\r\nhello\r\n'.encode()
+    assert receive(request_of(form(content, before=note), step=step)) == content
+
+
+def test_a_file_of_exactly_the_limit_is_taken_and_one_byte_more_is_not():
+    assert len(receive(request_of(form(bytes(10_000))))) == 10_000
+    with pytest.raises(TooLarge) as refusal:
+        receive(request_of(form(bytes(10_001))))
+    assert refusal.value.headers["Connection"] == "close"
+
+
+def test_reading_stops_at_the_limit():
+    request = request_of(form(bytes(500_000)), step=1000)
+    with pytest.raises(TooLarge):
+        receive(request)
+    assert len(request.left) > 480
+
+
+def test_a_declared_length_over_the_limit_is_refused_unread():
+    request = request_of(form(bytes(500_000)), length=500_200)
+    with pytest.raises(TooLarge, match="500200 bytes"):
+        receive(request)
+    assert len(request.left) == 502
+
+
+def test_other_fields_cannot_be_used_to_send_without_end():
+    with pytest.raises(TooLarge):
+        receive(request_of(form(bytes(500_000), name="note")))
+
+
+@pytest.mark.parametrize(
+    ("request_args", "error"),
+    [
+        ({"body": b"{}", "content_type": "application/json"}, UnsupportedMedia),
+        ({"body": b"{}", "content_type": None}, UnsupportedMedia),
+        ({"body": b"{}", "content_type": "multipart/form-data"}, UnsupportedMedia),
+        ({"body": b"no boundary in here"}, BadRequest),
+        ({"body": form(b"abc", closed=False)}, BadRequest),
+        ({"body": b""}, BadRequest),
+        ({"body": form(b"abc", name="video")}, Unprocessable),
+        ({"body": form(b"")}, Unprocessable),
+        ({"body": form(b"abc", closed=False) + b"\r\n" + form(b"def")}, Unprocessable),
+    ],
+)
+def test_forms_that_are_no_upload(request_args, error):
+    with pytest.raises(error) as refusal:
+        receive(request_of(**request_args))
+    assert "file" in refusal.value.next_step or "form" in refusal.value.next_step
+
+
+def test_an_upload_that_stalls_times_out():
+    request = request_of(form(b"abc", closed=False))
+    request.left.pop()
+    with pytest.raises(RequestTimeout):
+        receive(request, timeout_seconds=0.05)
+
+
+def test_a_client_that_leaves_frees_its_slot_and_leaves_nothing(tmp_path):
+    receiver = UploadReceiver(max_bytes=10_000, slots=1, timeout_seconds=5, folder=tmp_path)
+    left = request_of(form(bytes(5000), closed=False), ending={"type": "http.disconnect"})
+
+    async def run():
+        with pytest.raises(ClientDisconnect):
+            async with receiver.receive(left):
+                pass
+        async with receiver.receive(request_of(form(b"abc"))) as upload:
+            assert not any(tmp_path.iterdir())  # it never had a name
+            with pytest.raises(Overloaded) as refusal:
+                async with receiver.receive(request_of(form(b"abc"))):
+                    pass
+            assert int(refusal.value.headers["Retry-After"]) >= 1
+            assert upload.file.read() == b"abc"
+        async with receiver.receive(request_of(form(b"def"))):
+            pass
+
+    asyncio.run(run())
+    assert not any(tmp_path.iterdir())
+
+
+# The route.
+
+
+@pytest.fixture(scope="module")
+def upload_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("uploads")
+
+
+@pytest.fixture(scope="module")
+def client(clip_store, tiny_encoder, upload_folder):
+    settings = load_settings(
+        {"store": clip_store / "store", "allowed_hosts": "testserver", "upload_folder": upload_folder}
+    )
+    engine = Engine(
+        tiny_encoder, lambda: StoreReader.open(settings.store), limits=query_limits(settings), cache_entries=0
+    )
+    with TestClient(create_app(settings, engine)) as made:
+        yield made
+
+
+def traces(*folders):
+    return sorted(
+        (str(path), path.stat().st_mtime_ns, path.stat().st_size) for folder in folders for path in folder.rglob("*")
+    )
+
+
+def test_a_video_finds_its_captions_and_similar_videos(client, clip_store):
+    content = (clip_store / "clips" / "clip_2.mp4").read_bytes()
+    answer = client.post("/v1/search/video?k=4", files={"file": ("../../../etc/passwd", content)}).json()
+    assert len(answer["captions"]) == len(answer["hits"]) == 4
+    assert answer["upload"]["frames"] == 6
+    for caption in answer["captions"]:
+        assert 0 <= caption["moment"] <= answer["upload"]["duration_seconds"]
+    similar = client.post("/v1/search/video?rerank=frozen&k=1", files={"file": ("x", content)}).json()
+    assert similar["hits"][0]["title"] == "clip_2"
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_refused_uploads_get_a_reason_and_leave_no_trace(client, clip_store, upload_folder, name):
+    content, status = REFUSED[name]
+    before = traces(clip_store, upload_folder)
+    response = client.post("/v1/search/video", files={"file": ("video.mp4", content(), "video/mp4")})
+    assert response.status_code == status
+    problem = response.json()
+    assert response.headers["content-type"] == "application/problem+json"
+    assert all(problem[field] for field in ("detail", "expected", "next_step"))
+    assert traces(clip_store, upload_folder) == before
+    assert client.get("/health/ready").status_code == 200
+
+
+@pytest.mark.parametrize("query", ["k=0", "k=101", "rerank=best", "candidates=x", "offset=-1"])
+def test_wrong_parameters_of_an_upload(client, query):
+    assert client.post(f"/v1/search/video?{query}", files={"file": ("x", b"abc")}).status_code == 422
+
+
+def test_real_recordings_upload(client, real_clips):
+    clips = [path for path in sorted(real_clips.iterdir()) if path.suffix in (".mp4", ".mkv")]
+    assert len(clips) == 15
+    for path in clips:
+        response = client.post("/v1/search/video?k=2", files={"file": (path.name, path.read_bytes())})
+        assert response.status_code == 200, f"{path.name}: {response.text}"
+        assert len(response.json()["captions"]) == 2
+
+
+# Over a real socket.
+
+
+class Server:
+    """``emcl serve`` in a process of its own."""
+
+    def __init__(self, *options):
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", "from service.cli import main; main()", "serve", "--port", "0", *options],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        self.lines = []
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if found := re.search(r"running on http://127\.0\.0\.1:(\d+)", line):
+                self.port = int(found[1])
+                break
+        else:
+            raise RuntimeError("the server did not start:\n" + "".join(self.lines))
+        threading.Thread(target=lambda: self.lines.extend(self.process.stderr), daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def close(self):
+        self.process.terminate()
+        self.process.wait(20)
+        self.process.stderr.close()
+
+
+@pytest.fixture(scope="module")
+def server(clip_store, tiny_encoder, tmp_path_factory):
+    from model.checkpoint import save_checkpoint
+
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "uploads").mkdir()
+    checkpoint = save_checkpoint(tiny_encoder.net, folder / "tiny.safetensors")
+    made = Server(
+        *("--store", str(clip_store / "store"), "--model", str(checkpoint), "--upload-folder", str(folder / "uploads")),
+        *("--upload-max-bytes", "4MiB", "--upload-slots", "1", "--upload-timeout-seconds", "3"),
+    )
+    made.uploads = folder / "uploads"
+    yield made
+    made.close()
+
+
+def send_until_refused(port, head, pieces):
+    """Send until the server says or does something; returns the bytes it took and its answer."""
+    sent, answer = 0, b""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(head)
+        connection.setblocking(False)
+        try:
+            for piece in pieces:
+                view = memoryview(piece)
+                while view:
+                    try:
+                        count = connection.send(view)
+                        sent, view = sent + count, view[count:]
+                    except BlockingIOError:
+                        time.sleep(0.001)
+                    try:
+                        answer += connection.recv(65536)
+                    except BlockingIOError:
+                        continue
+                    raise ConnectionResetError  # it answered: stop sending, as curl does
+        except (ConnectionResetError, BrokenPipeError):
+            pass
+        connection.settimeout(10)
+        try:
+            while piece := connection.recv(65536):
+                answer += piece
+        except ConnectionResetError:
+            pass
+    return sent, answer
+
+
+def gigabyte():
+    head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="x.mp4"\r\n\r\n'.encode()
+    yield head
+    for _ in range(1024):
+        yield bytes(MEBIBYTE)
+
+
+def chunked(pieces):
+    for piece in pieces:
+        yield f"{len(piece):x}\r\n".encode() + piece + b"\r\n"
+
+
+HEAD = (
+    f"POST /v1/search/video HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary={BOUNDARY}\r\n"
+)
+
+
+@pytest.mark.parametrize("declared", [False, True])
+def test_a_gigabyte_is_refused_while_it_streams(server, declared):
+    process = psutil.Process(server.process.pid)
+    memory, written = process.memory_info().rss, process.io_counters().write_chars
+    if declared:
+        sent, answer = send_until_refused(
+            server.port, (HEAD + f"Content-Length: {1024**3}\r\n\r\n").encode(), gigabyte()
+        )
+    else:
+        sent, answer = send_until_refused(
+            server.port, (HEAD + "Transfer-Encoding: chunked\r\n\r\n").encode(), chunked(gigabyte())
+        )
+    assert answer.startswith(b"HTTP/1.1 413 "), answer[:200]
+    assert b'"next_step"' in answer
+    # What was sent but not read lies in the kernel's socket buffers, at most a few MiB on either side.
+    assert sent < (0 if declared else 4 * MEBIBYTE) + 16 * MEBIBYTE
+    assert process.io_counters().write_chars - written < (0 if declared else 4 * MEBIBYTE) + MEBIBYTE
+    assert process.memory_info().rss - memory < 16 * MEBIBYTE
+    assert not any(server.uploads.iterdir())
+    assert httpx.get(server.url + "/health/ready").status_code == 200
+
+
+def test_a_client_that_leaves_midway_frees_its_slot(server, clip_store):
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall((HEAD + f"Content-Length: {MEBIBYTE}\r\n\r\n").encode() + form(bytes(1000), closed=False))
+        time.sleep(0.3)
+        refused = upload_to(server, clip_store)
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"]
+    for _ in range(50):
+        if (answer := upload_to(server, clip_store)).status_code == 200:
+            break
+        time.sleep(0.1)
+    assert answer.status_code == 200
+    assert not any(server.uploads.iterdir())
+
+
+def test_an_upload_that_trickles_is_cut_off(server):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall((HEAD + f"Content-Length: {MEBIBYTE}\r\n\r\n").encode() + form(bytes(1000), closed=False))
+        answer = connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+def upload_to(server, clip_store):
+    content = (clip_store / "clips" / "clip_1.mp4").read_bytes()
+    return httpx.post(server.url + "/v1/search/video", files={"file": ("x.mp4", content)}, timeout=60)
+
+
+def test_every_error_has_all_its_parts():
+    for kind in ServiceError.__subclasses__():
+        error = kind("what", expected="that", next_step="this")
+        assert (error.detail, error.expected, error.next_step) == ("what", "that", "this")
+        assert 400 <= kind.status < 600
+        assert Path(kind.slug).name == kind.slug
