@@ -88,8 +88,7 @@ class OpenVideo:
         import av
 
         self._file.seek(0)
-        # FFmpeg itself then refuses to allocate larger frames, whatever the header claimed.
-        options = {"max_pixels": str(self.limits.max_pixels)} if self.limits.max_pixels else {}
+        options = _allocation_limit(self.limits.max_pixels)
         try:
             self.container: InputContainer = av.open(
                 _Nameless(self._file),
@@ -244,6 +243,15 @@ class OpenVideo:
             f"no frame of {self.label} can be decoded ({self.codec}, {self.skipped_packets} broken packets); "
             "it is empty or damaged, convert or record it again"
         )
+
+
+def _allocation_limit(max_pixels: int | None) -> dict[str, str]:
+    """FFmpeg's own ``max_pixels``, so that it allocates no frame far over the limit, whatever the header claimed.
+
+    FFmpeg counts pixels that codecs add for alignment (up to 64 columns), so this is wider than the limit, which
+    ``DecodeLimits.check_pixels`` holds exactly.
+    """
+    return {} if max_pixels is None else {"max_pixels": str(max(4 * max_pixels, 2**20))}
 
 
 class _Nameless:

@@ -11,6 +11,7 @@ CPU. No file is ever unpickled beyond plain tensors and containers.
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -20,6 +21,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys under which training scripts put the state dict
 
 LISTED_NAMES = 8  # names that an error spells out before it counts the rest
 
@@ -31,8 +34,9 @@ class WeightsError(ValueError):
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a weights file, on the CPU, in the dtypes they are stored in.
 
-    Unwraps ``{"state_dict": …}`` and the ``module.`` prefix of distributed training. Raises ``FileNotFoundError``,
-    or ``WeightsError`` for a file that is damaged, holds anything but tensors, or would need unpickling of code.
+    Unwraps ``{"state_dict": …}`` (also ``model_state_dict``, ``model``) and the ``module.`` prefix of distributed
+    training. Raises ``FileNotFoundError``, or ``WeightsError`` for a file that is damaged, holds anything but tensors,
+    or would need unpickling of code.
     """
     if not path.is_file():
         raise FileNotFoundError(f"weights file {path} does not exist")
@@ -43,10 +47,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"{path} cannot be read as a weights file ({_first_line(error)}); expected safetensors (.safetensors) or a "
             "PyTorch state dict of plain tensors; if it was copied or downloaded, fetch it again"
         ) from error
-    state = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    state = _unwrapped(content)
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()) or not state:
         raise WeightsError(f"{path} holds {_summary(state)}, expected a mapping of names to tensors")
     return {str(name).removeprefix("module."): value for name, value in state.items()}
+
+
+def _unwrapped(content: Any) -> Any:
+    if not isinstance(content, Mapping):
+        return content
+    return next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), content)
 
 
 def _read(path: Path) -> Any:
@@ -112,6 +122,8 @@ def _listed(kind: str, names: Iterable[str]) -> str:
 
 
 def _first_line(error: Exception) -> str:
+    if found := re.search(r"Unsupported (?:global|class): (?:GLOBAL )?(\S+)", str(error)):  # torch suggests to run it
+        return f"it holds Python objects of {found[1]}, whose code is never run"
     return str(error).strip().split("\n", 1)[0] or type(error).__name__
 
 

@@ -6,7 +6,11 @@ import os
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from collections.abc import Callable
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -133,3 +137,56 @@ def clip_store(tmp_path_factory, tiny_encoder):
             writer.add_tags({video_id: ["even" if number % 2 == 0 else "odd", f"number-{number}"]})
         writer.publish(tiny_encoder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory, tiny_encoder) -> Path:
+    """The tiny model as a checkpoint file."""
+    from model.checkpoint import save_checkpoint
+
+    return save_checkpoint(tiny_encoder.net, tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors")
+
+
+class Server:
+    """``emcl serve`` in a process of its own, on a free port. ``said`` holds the lines of its log."""
+
+    def __init__(self, *options: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", "service.cli", "serve", "--port", "0", *options],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.said: list[str] = []
+        for line in self.process.stderr:
+            self.said.append(line)
+            if found := re.search(r"running on (http://127\.0\.0\.1:(\d+))", line):
+                self.url, self.port = found[1], int(found[2])
+                break
+        else:
+            raise RuntimeError("the server did not start:\n" + "".join(self.said))
+        self._log = threading.Thread(target=lambda: self.said.extend(self.process.stderr))
+        self._log.start()
+
+    def stop(self) -> int:
+        """End it as a service manager does; returns its exit code."""
+        self.process.terminate()
+        code = self.process.wait(30)
+        self._log.join(10)
+        self.process.stderr.close()
+        return code
+
+
+@pytest.fixture(scope="module")
+def start_server() -> Iterator[Callable[..., Server]]:
+    """Start servers with options; those that still run at the end are stopped."""
+    servers: list[Server] = []
+
+    def start(*options: str) -> Server:
+        servers.append(Server(*map(str, options)))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        if server.process.poll() is None:
+            server.stop()

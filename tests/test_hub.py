@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -137,10 +136,11 @@ def start_client(address: str, cache: Path, **environment: str) -> subprocess.Co
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE_"))}
     variables = {**clean, "HF_ENDPOINT": address, "HF_HOME": str(cache), "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(
-        [sys.executable, "-W", "error", "-c", CLIENT], env=variables, capture_output=True, text=True, timeout=240
+        [sys.executable, "-W", "error", "-c", CLIENT], env=variables, capture_output=True, text=True, timeout=280
     )
 
 
+@pytest.mark.timeout(600)  # two processes load 151 million weights
 def test_full_size_weights_arrive_bit_for_bit_and_load_again_without_the_hub(hub, weights, cache, dead_address):
     hub.file = weights
     expected = {name: tensor_digest(tensor).hex() for name, tensor in load_file(weights).items()}
@@ -169,12 +169,10 @@ def check_message(result: subprocess.CompletedProcess[str], address: str) -> Non
 
 
 def test_without_network_the_error_comes_at_once_and_says_what_to_do(cache, dead_address):
-    started = time.monotonic()
     result = start_client(dead_address, cache)
     check_message(result, dead_address)
     assert "Connection refused" in result.stderr
-    # huggingface_hub alone retries for most of a minute
-    assert time.monotonic() - started < 25
+    assert "Retrying" not in result.stderr, "huggingface_hub alone retries for most of a minute"
 
 
 def test_a_hub_that_does_not_have_the_file_is_named(hub, cache):

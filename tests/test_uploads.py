@@ -2,12 +2,8 @@
 
 import asyncio
 import io
-import re
 import socket
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -424,47 +420,15 @@ def test_real_recordings_upload(client, real_clips):
 # Over a real socket.
 
 
-class Server:
-    """``emcl serve`` in a process of its own."""
-
-    def __init__(self, *options):
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", "from service.cli import main; main()", "serve", "--port", "0", *options],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-        )
-        self.lines = []
-        for line in self.process.stderr:
-            self.lines.append(line)
-            if found := re.search(r"running on http://127\.0\.0\.1:(\d+)", line):
-                self.port = int(found[1])
-                break
-        else:
-            raise RuntimeError("the server did not start:\n" + "".join(self.lines))
-        threading.Thread(target=lambda: self.lines.extend(self.process.stderr), daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.port}"
-
-    def close(self):
-        self.process.terminate()
-        self.process.wait(20)
-        self.process.stderr.close()
-
-
 @pytest.fixture(scope="module")
-def server(clip_store, tiny_encoder, tmp_path_factory):
-    from model.checkpoint import save_checkpoint
-
-    folder = tmp_path_factory.mktemp("server")
-    (folder / "uploads").mkdir()
-    checkpoint = save_checkpoint(tiny_encoder.net, folder / "tiny.safetensors")
-    made = Server(
-        *("--store", str(clip_store / "store"), "--model", str(checkpoint), "--upload-folder", str(folder / "uploads")),
+def server(start_server, clip_store, tiny_checkpoint, tmp_path_factory):
+    uploads = tmp_path_factory.mktemp("server_uploads")
+    made = start_server(
+        *("--store", clip_store / "store", "--model", tiny_checkpoint, "--upload-folder", uploads),
         *("--upload-max-bytes", "4MiB", "--upload-slots", "1", "--upload-timeout-seconds", "3"),
     )
-    made.uploads = folder / "uploads"
-    yield made
-    made.close()
+    made.uploads = uploads
+    return made
 
 
 def send_until_refused(port, head, pieces):

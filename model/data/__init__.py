@@ -1,0 +1,1 @@
+"""Training data: one file per source, all of them behind ``model.data.base.TrainingData``."""

@@ -1,0 +1,97 @@
+"""The published data sets together: what a ``data`` section may be, and how training and evaluation open it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from model.config import SamplingConfig, load_mapping
+from model.data.activitynet import ActivityNetConfig
+from model.data.clips import ClipData
+from model.data.didemo import DidemoConfig
+from model.data.lsmdc import LsmdcConfig
+from model.data.manifest import ManifestConfig, check_manifest, open_manifest
+from model.data.msrvtt import MsrvttConfig
+from model.data.msvd import MsvdConfig
+from model.data.vatex import VatexConfig
+from model.data.video_text import DatasetConfig, DatasetError, Split, VideoTextSet, require_disjoint
+
+logger = logging.getLogger(__name__)
+
+PublishedSet: TypeAlias = MsrvttConfig | MsvdConfig | LsmdcConfig | ActivityNetConfig | DidemoConfig | VatexConfig
+# What lies on disk and can be checked; generated scenes do not.
+StoredSet: TypeAlias = PublishedSet | ManifestConfig
+
+_STORED: TypeAdapter[StoredSet] = TypeAdapter(Annotated[StoredSet, Field(discriminator="kind")])
+_CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
+
+
+def parse_stored_set(settings: dict[str, Any], where: str) -> StoredSet:
+    """Build the configuration of a set. Raises ``DatasetError`` that begins with ``where`` and names every wrong key."""
+    try:
+        return _STORED.validate_python(settings)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise DatasetError(f"{where} does not describe a data set: {problems}") from error
+
+
+def load_stored_set(path: Path) -> StoredSet:
+    """Read the ``data`` section of a training configuration, or a file that is nothing but such a section."""
+    settings = load_mapping(path)
+    section = settings.get("data", settings)
+    if not isinstance(section, dict):
+        raise DatasetError(f"{path}: data must be a mapping of settings, got {section!r}")
+    return parse_stored_set(section, str(path))
+
+
+def read_splits(config: StoredSet) -> list[VideoTextSet]:
+    """Read every split of a set, whatever is missing."""
+    if isinstance(config, DatasetConfig):
+        return [config.read(split) for split in config.splits]
+    splits = [check_manifest(config.train, "train")]
+    return splits + ([check_manifest(config.validation, "val")] if config.validation else [])
+
+
+def open_for_evaluation(data: Path, split: Split, *, allow_missing: bool) -> VideoTextSet:
+    """Open what ``emcl evaluate --data`` names: a configuration (YAML or JSON), a manifest, or a manifest's folder.
+
+    A manifest is one split, whatever it is called. Raises ``IncompleteSetError`` if videos are missing.
+    """
+    if data.suffix not in _CONFIG_SUFFIXES:
+        manifest = data / "captions.jsonl" if data.is_dir() else data
+        return open_manifest(manifest, split, allow_missing=allow_missing)
+    config = load_stored_set(data)
+    if isinstance(config, DatasetConfig):
+        return config.open(split, allow_missing=allow_missing)
+    manifests = {"train": config.train, "val": config.validation}
+    chosen = manifests.get(split)
+    if chosen is None:
+        raise DatasetError(f"{data} names no manifest for the {split} split; pass the manifest itself as --data")
+    return open_manifest(chosen, split, allow_missing=allow_missing)
+
+
+def training_data(config: DatasetConfig, *, batch_size: int, image_size: int, sampling: SamplingConfig) -> ClipData:
+    """Open a published set for training: its training split, and the one that models are selected on."""
+    train = config.open("train", allow_missing=config.allow_missing)
+    selection = None
+    if config.selection_split in config.splits:
+        selection = config.open(config.selection_split, allow_missing=config.allow_missing)
+        require_disjoint(train, selection)
+    if selection is not None and selection.split == "test":
+        logger.warning(
+            "%s: protocol reference validates on the TEST split, as the released code does; a model that is selected "
+            "by these figures has seen the test set",
+            config.kind,
+        )
+    return ClipData(
+        train.clips,
+        selection.clips if selection else (),
+        source=f"{config.kind} ({config.root})",
+        seed=config.seed,
+        batch_size=batch_size,
+        image_size=image_size,
+        sampling=sampling,
+    )

@@ -1,0 +1,152 @@
+"""Search against the obvious slow way, the same for a query alone and among others, for every kind of index."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from indexer import ann
+from indexer.errors import Damaged, IndexFactoryError
+
+COUNT, DIM = 700, 16
+TRAINED = ["IVF8,Flat", "PCA8,Flat", "PCA8,IVF4,Flat", "IVF8,SQ8", "IVF4,PQ4x4", "IVF4,PQ4x4,RFlat"]
+KINDS = ["Flat", "SQ8", "HNSW16", *TRAINED]
+
+
+def recipe(factory: str, options: str = "") -> SimpleNamespace:
+    return SimpleNamespace(factory=factory, options=options)
+
+
+@pytest.fixture(scope="module")
+def rows() -> np.ndarray:
+    rows = np.random.default_rng(0).standard_normal((COUNT, DIM)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def ids() -> np.ndarray:
+    return np.random.default_rng(1).permutation(10**12 + np.arange(COUNT) * 7)
+
+
+def make(factory: str, rows: np.ndarray, ids: np.ndarray, options: str = "") -> ann.FaissIndex:
+    blocks = (rows[start : start + 100] for start in range(0, len(rows), 100))
+    return ann.build(recipe(factory, options), DIM, ids, blocks, train_rows=rows)
+
+
+def exact(queries: np.ndarray, rows: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    scores = queries @ rows.T
+    order = np.argsort(-scores, axis=1)[:, :k]
+    return np.take_along_axis(scores, order, axis=1), ids[order]
+
+
+def test_flat_is_exact(rows: np.ndarray, ids: np.ndarray) -> None:
+    queries = rows[:50] + 0.1
+    scores, found = make("Flat", rows, ids).search(queries, 9)
+    expected_scores, expected = exact(queries, rows, ids, 9)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(scores, expected_scores, atol=1e-5)
+    assert scores.dtype == np.float32
+    assert found.dtype == np.int64
+
+
+@pytest.mark.parametrize("factory", KINDS)
+def test_a_query_is_answered_the_same_alone_and_among_others(factory: str, rows: np.ndarray, ids: np.ndarray) -> None:
+    index = make(factory, rows, ids)
+    queries = rows[:40] + 0.05
+    scores, found = index.search(queries, 10)
+    for number in range(len(queries)):
+        alone_scores, alone = index.search(queries[number : number + 1], 10)
+        np.testing.assert_array_equal(alone[0], found[number])
+        np.testing.assert_array_equal(alone_scores[0], scores[number])
+
+
+@pytest.mark.parametrize("factory", KINDS)
+def test_allowed_ids_are_the_only_answers(factory: str, rows: np.ndarray, ids: np.ndarray) -> None:
+    index = make(factory, rows, ids)
+    allowed = np.sort(ids)[::5]
+    scores, found = index.search(rows[:20], 10, np.concatenate([allowed, [3, -1, allowed[0]]]))
+    assert np.isin(found[found >= 0], allowed).all()
+    assert (found[:, 0] >= 0).all()
+    if factory == "Flat":
+        keep = np.isin(ids, allowed)
+        np.testing.assert_array_equal(found, exact(rows[:20], rows[keep], ids[keep], 10)[1])
+    assert np.isneginf(scores[found < 0]).all()
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat"])
+def test_an_index_comes_back_from_its_file(factory: str, rows: np.ndarray, ids: np.ndarray, tmp_path: Path) -> None:
+    index = make(factory, rows, ids, "nprobe=3" if "IVF" in factory else "")
+    index.save(tmp_path / "i.faiss")
+    again = ann.load(tmp_path / "i.faiss")
+    assert len(again) == COUNT
+    np.testing.assert_array_equal(again.ids, ids)
+    for one, other in zip(index.search(rows[:8], 5), again.search(rows[:8], 5), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_options_reach_faiss(rows: np.ndarray, ids: np.ndarray) -> None:
+    few, all_lists = make("IVF8,Flat", rows, ids), make("IVF8,Flat", rows, ids, "nprobe=8")
+    expected = exact(rows + 0.3, rows, ids, 10)[1]
+    assert (all_lists.search(rows + 0.3, 10)[1] == expected).all()
+    assert (few.search(rows + 0.3, 10)[1] != expected).any()
+
+
+def test_fewer_vectors_than_asked_for_leave_holes(rows: np.ndarray, ids: np.ndarray) -> None:
+    scores, found = make("Flat", rows[:3], ids[:3]).search(rows[:2], 5)
+    assert (found[:, :3] >= 0).all()
+    assert (found[:, 3:] == ann.NO_NEIGHBOUR).all()
+    assert np.isneginf(scores[:, 3:]).all()
+
+
+def test_an_empty_index_and_no_queries_give_empty_answers(rows: np.ndarray, ids: np.ndarray) -> None:
+    scores, found = make("Flat", rows[:0], ids[:0]).search(rows[:2], 4)
+    assert (found == ann.NO_NEIGHBOUR).all()
+    assert np.isneginf(scores).all()
+    assert make("Flat", rows, ids).search(rows[:0], 4)[1].shape == (0, 4)
+    assert (make("Flat", rows, ids).search(rows[:2], 4, ids[:0])[1] == ann.NO_NEIGHBOUR).all()
+
+
+def test_equal_scores_are_ordered_by_id(rows: np.ndarray) -> None:
+    same = np.repeat(rows[:1], 6, axis=0)
+    found = make("Flat", same, np.array([50, 10, 40, 20, 60, 30])).search(rows[:1], 6)[1]
+    np.testing.assert_array_equal(found, [[10, 20, 30, 40, 50, 60]])
+
+
+@pytest.mark.parametrize("shape", [(DIM,), (2, DIM + 1), (1, 2, DIM)])
+def test_queries_of_another_shape_are_refused(shape: tuple[int, ...], rows: np.ndarray, ids: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=rf"expects \(queries, {DIM}\)"):
+        make("Flat", rows, ids).search(np.zeros(shape, dtype=np.float32), 1)
+
+
+def test_k_below_one_is_refused(rows: np.ndarray, ids: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="k is 0"):
+        make("Flat", rows, ids).search(rows[:1], 0)
+
+
+@pytest.mark.parametrize(
+    ("factory", "options", "reason"),
+    [
+        ("Falt", "", "cannot make an index 'Falt'"),
+        ("Flat", "nprobe=2", "does not take the search options"),
+        ("IVF64,Flat", "", "trains on at least 2496 vectors .64 lists., the store has 700"),
+        ("PQ4", "", None),
+    ],
+)
+def test_recipes_that_do_not_fit_say_why(
+    factory: str, options: str, reason: str | None, rows: np.ndarray, ids: np.ndarray
+) -> None:
+    if reason is None:  # 256 centroids can learn from 700 rows, but not from 200
+        with pytest.raises(IndexFactoryError, match="could not be trained on 200 vectors"):
+            make(factory, rows[:200], ids[:200])
+        return
+    with pytest.raises(IndexFactoryError, match=reason):
+        make(factory, rows, ids, options)
+
+
+def test_files_that_are_no_index_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "i.faiss").write_bytes(b"no index at all")
+    with pytest.raises(Damaged, match="emcl index rebuild"):
+        ann.load(tmp_path / "i.faiss")

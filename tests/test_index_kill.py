@@ -1,0 +1,160 @@
+"""Whatever moment a writer is killed at: nothing lost but the videos in flight, nothing doubled, verify clean."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from index_support import FINGERPRINT, FakeEncoder, fill, make_clip, settings
+
+from indexer.catalogue import Catalogue
+from indexer.store import StoreReader
+from indexer.verify import verify
+from indexer.writer import StoreWriter
+
+SUPPORT = Path(__file__).with_name("index_support.py")
+KILLS = 10
+SEED = 20
+
+
+def contents(store: Path) -> dict[str, object]:
+    """Everything that can be found in a store, without the numbers that depend on the order of work."""
+    with StoreReader.open(store, fingerprint=FINGERPRINT) as reader:
+        found: dict[str, object] = {}
+        for video in reader.list_videos(limit=1000, state=None):
+            ids = np.array([segment.segment_id for segment in video.segments], dtype=np.int64)
+            features, mask = reader.segment_features(ids)
+            windows = [(s.number, s.start_seconds, s.end_seconds, *s.timestamps_seconds) for s in video.segments]
+            found[video.video_id] = (
+                *(video.state, video.reason, video.tags, video.paths, video.duration_seconds),
+                *(windows, [part[keep].tobytes() for part, keep in zip(features, mask, strict=True)]),
+                reader.segment_embeddings(ids).tobytes(),
+                sorted(caption.text for caption in video.captions),
+            )
+        captions = reader.captions(reader.caption_ids())
+        found["captions"] = sorted((c.video_id or "", c.text) for c in captions)
+        found["counts"] = reader.manifest.counts
+        queries = FakeEncoder().encode_texts(["red", "blue", "a hand"])
+        scores, ids = reader.search_videos(FakeEncoder().map_rows(None, queries), 5)
+        found["hits"] = [[(s.video_id, s.number) for s in reader.segments(row)] for row in ids]
+        found["scores"] = scores.tobytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    for number in range(24):
+        make_clip(folder / f"{number:02d}.mp4", number, seconds=2.5 if number % 5 == 0 else 0.5)
+    (folder / "twin.mp4").write_bytes((folder / "03.mp4").read_bytes())
+    (folder / "broken.mp4").write_bytes(b"this is no video")
+    rows = [{"video": f"{n:02d}.mp4", "captions": [f"first {n}", f"second {n}"], "tags": ["t"]} for n in range(24)]
+    rows.append({"video": None, "captions": ["on its own"], "tags": []})
+    (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def start(store: Path, corpus: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, str(SUPPORT), "build", str(store), str(corpus)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run_and_kill(store: Path, corpus: Path, events: int, delay_seconds: float) -> set[str]:
+    """Start indexing, kill -9 after so many events and a little time; returns the videos that it had committed."""
+    process = start(store, corpus)
+    committed = set()
+    assert process.stdout is not None
+    for _ in range(events):
+        line = process.stdout.readline().split()
+        if not line:
+            break
+        if line[0] == "committed":
+            committed.add(line[1])
+    time.sleep(delay_seconds)
+    workers = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    process.send_signal(signal.SIGKILL)
+    output, _ = process.communicate()
+    committed |= {line.split()[1] for line in output.splitlines() if line.startswith("committed ")}
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive, "decode workers must not outlive the indexer"
+    return committed
+
+
+def states(store: Path) -> dict[str, str]:
+    catalogue = Catalogue.open_readonly(store / "catalogue.db")
+    try:
+        return dict(catalogue.states())
+    finally:
+        catalogue.close()
+
+
+def test_killed_at_ten_random_moments_and_continued(tmp_path: Path, corpus: Path) -> None:
+    chance = random.Random(SEED)
+    store = tmp_path / "killed"
+    committed: set[str] = set()
+    for _ in range(KILLS):
+        committed |= run_and_kill(store, corpus, events=chance.randint(1, 14), delay_seconds=chance.uniform(0, 0.03))
+        if (store / "catalogue.db").exists():
+            found = verify(store)
+            assert found.problems == []
+            if committed:
+                assert {v for v, state in states(store).items() if state == "indexed"} >= committed
+    process = start(store, corpus)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    found = verify(store)
+    assert found.problems == []
+    assert found.notes == []
+    assert found.recall == {"videos": 1.0, "captions": 1.0}
+
+    undisturbed = tmp_path / "undisturbed"
+    assert start(undisturbed, corpus).communicate(timeout=120) is not None
+    assert contents(store) == contents(undisturbed)
+    assert len([p for p in (store / "generations").iterdir() if p.name.startswith(".tmp-")]) == 0
+
+
+@pytest.fixture(scope="module")
+def stepped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("steps")
+    subprocess.run([sys.executable, str(SUPPORT), "steps", str(folder)], check=True, timeout=120)
+    return folder
+
+
+def stores(folder: Path) -> Iterator[Path]:
+    return iter(sorted(folder.iterdir(), key=lambda path: int(path.name)))
+
+
+def test_killed_before_every_step_that_makes_something_durable(stepped: Path) -> None:
+    *killed, whole = stores(stepped)
+    assert len(killed) > 30
+    expected = contents(whole)
+    for store in killed:
+        if (store / "catalogue.db").exists():
+            assert verify(store).problems == [], store.name
+        before = states(store) if (store / "catalogue.db").exists() else {}
+        with StoreWriter.open(store, settings=settings()) as writer:
+            fill(writer, range(5))
+            writer.publish(FakeEncoder())
+        after = states(store)
+        assert {v for v, s in before.items() if s == "indexed"} <= {v for v, s in after.items() if s == "indexed"}
+        assert verify(store).problems == [], store.name
+        assert contents(store) == expected, store.name
+
+
+def test_a_reader_works_on_whatever_a_killed_writer_left(stepped: Path) -> None:
+    for store in stores(stepped):
+        if (store / "CURRENT").exists():
+            with StoreReader.open(store) as reader:
+                assert reader.manifest.counts.videos in (3, 5)
+                features, mask = reader.segment_features(reader.segment_ids())
+                assert np.isfinite(features).all()
+                assert mask.any(axis=1).all()

@@ -1,0 +1,156 @@
+"""The command line: quick to answer, options named as settings, errors in one line, a server that starts and stops."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+from typer.main import get_command
+
+from model.checkpoint import save_checkpoint
+from service.cli import app, main
+from service.settings import Settings, option_name, variable_name
+
+
+@pytest.fixture(scope="module")
+def indexed(clip_store, tiny_checkpoint):
+    """Options that name the small store and its model."""
+    return "--store", str(clip_store / "store"), "--model", str(tiny_checkpoint)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run ``emcl`` with arguments; returns its exit code, output and errors."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(variable_name(name), raising=False)
+
+    def run_main(*arguments):
+        monkeypatch.setattr(sys, "argv", ["emcl", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run_main
+
+
+def test_help_lists_every_command_without_loading_a_model():
+    code = "import sys, service.cli; print(sorted({'torch', 'open_clip', 'faiss', 'av', 'fastapi'} & set(sys.modules)))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert loaded.strip() == "[]"
+    commands = get_command(app).commands
+    assert {"serve", "search", "demo", "index", "train", "evaluate"} <= set(commands)
+    assert {"build", "add", "remove", "list", "verify", "rebuild"} <= set(commands["index"].commands)
+
+
+def test_every_setting_is_an_option_of_serve():
+    options = {option for parameter in get_command(app).commands["serve"].params for option in parameter.opts}
+    assert {option_name(name) for name in Settings.model_fields} <= options
+
+
+def test_a_public_address_needs_a_decision(run, indexed):
+    code, _, err = run("serve", *indexed, "--host", "0.0.0.0")
+    assert code == 1
+    assert "--allow-public" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("serve", "--store", "/no/such/store"), "no/such/store"),
+        (("search", "words", "--store", "/no/such/store"), "no/such/store"),
+        (("serve", "--port", "70000"), "--port (EMCL_PORT)"),
+        (("search", "--video", "/no/such/file.mp4", "--store", "STORE", "--model", "MODEL"), "no/such/file.mp4"),
+        (("search", "words", "--k", "0", "--store", "STORE", "--model", "MODEL"), "k=0"),
+        (("search", "words", "--store", "STORE", "--model", "no-such-model"), "no-such-model"),
+    ],
+)
+def test_errors_are_one_line_that_says_what_to_do(run, indexed, arguments, complaint):
+    given = [{"STORE": indexed[1], "MODEL": indexed[3]}.get(argument, argument) for argument in arguments]
+    code, _, err = run(*given)
+    assert code == 1
+    assert complaint in err
+    assert err.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("arguments", [("search",), ("search", "words", "--video", "x.mp4"), ("serve", "--nonsense")])
+def test_wrong_usage_is_exit_code_2(run, arguments):
+    assert run(*arguments)[0] == 2
+
+
+def test_another_model_is_refused_by_name(run, indexed, tiny_config, tmp_path):
+    import torch
+
+    from model.net import build_net
+
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        other = save_checkpoint(build_net(tiny_config), tmp_path / "other.safetensors")
+    code, _, err = run("search", "words", *indexed[:2], "--model", other)
+    assert code == 1
+    assert "was built with checkpoint" in err
+
+
+def test_search_prints_a_table_or_json(run, indexed):
+    code, table, _ = run("search", "a red circle", *indexed, "-k", 3)
+    assert code == 0
+    lines = table.strip().splitlines()
+    assert lines[0].split() == ["#", "score", "stage", "1", "moment", "segment", "video", "tags"]
+    assert len(lines) == 4
+    code, text, _ = run("search", "a red circle", *indexed, "-k", 3, "--json")
+    hits = json.loads(text)["hits"]
+    assert [hit["title"] for hit in hits] == [line.split()[5] for line in lines[1:]]
+    code, text, _ = run("search", "a red circle", *indexed, "--tag", "odd", "--json", "--rerank", "frozen")
+    assert {tag for hit in json.loads(text)["hits"] for tag in hit["tags"] if not tag.startswith("n")} == {"odd"}
+    code, text, _ = run("search", "a red circle", *indexed, "--tag", "no such tag")
+    assert (code, text.strip()) == (0, "nothing found")
+
+
+def test_search_with_a_video(run, indexed, clip_store):
+    path = clip_store / "clips" / "clip_4.mp4"
+    code, text, _ = run("search", "--video", path, *indexed, "--rerank", "frozen", "-k", 2)
+    assert code == 0
+    assert text.startswith("captions\n#  score")
+    assert "similar videos" in text
+    code, text, _ = run("search", "--video", path, *indexed, "--rerank", "frozen", "--json")
+    answer = json.loads(text)
+    assert answer["hits"][0]["title"] == "clip_4"
+    assert len(answer["captions"]) == 10
+
+
+def test_a_server_starts_answers_and_stops_cleanly(start_server, indexed):
+    server = start_server(*indexed)
+    url = server.url
+    assert httpx.get(url + "/health/ready").json()["ready"] is True
+    assert "<title>EMCL search</title>" in httpx.get(url).text
+    assert httpx.get(url + "/docs").status_code == 200
+    assert len(httpx.post(url + "/v1/search", json={"text": "a red circle"}).json()["hits"]) == 6
+    assert httpx.get(url, headers={"Host": "elsewhere.example"}).status_code == 421
+    assert "6 videos, 12 captions" in "".join(server.said)
+    started = time.monotonic()
+    assert server.stop() in (0, -signal.SIGTERM)
+    assert time.monotonic() - started < 15
+    assert "Traceback" not in "".join(server.said)
+
+
+@pytest.mark.slow
+def test_the_demo_is_prepared_once(run, tmp_path):
+    folder = tmp_path / "demo"
+    code, _, err = run("demo", "--folder", folder, "--count", 12, "--prepare-only")
+    assert code == 0, err
+    assert "making 12 short clips" in err
+    made = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    code, out, err = run("demo", "--folder", folder, "--count", 12, "--prepare-only")
+    assert (code, out, err) == (0, "", "")
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == made
+    code, text, err = run("search", "a circle", "--store", folder / "store", "--json")
+    assert code == 0, err
+    assert len(json.loads(text)["hits"]) == 10
