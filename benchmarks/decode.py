@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -107,6 +108,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for gop in (250, 60):
             path = Path(folder) / f"gop_{gop}.mp4"
+            print(f"making {options.seconds} s of video, then {options.rounds} rounds …", file=sys.stderr)
             write_clip(path, options.seconds, gop)
             results[f"key frame every {gop} frames"] = measure(path, options.rounds)
     if options.json:

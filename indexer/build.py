@@ -129,9 +129,8 @@ def publish(
 def current_manifest(store: Path) -> Manifest | None:
     """The manifest of the current generation; None if there is none, or if its files are damaged."""
     try:
-        folder = store / generation.GENERATIONS / generation.read_current(store)
-        manifest = generation.read_manifest(folder)
-        generation.check_files(folder, manifest)
+        manifest = generation.read_current(store)
+        generation.check_files(store / generation.GENERATIONS / manifest.generation, manifest)
     except (NotAStore, Damaged):
         return None
     return manifest
@@ -196,6 +195,8 @@ def _captions(writer: StoreWriter, files: Sequence[FoundFile], request: BuildReq
     entries = read_sidecars(file.path for file in files)
     if request.captions is not None:
         entries += read_caption_file(request.captions)
+    if not entries:
+        return Resolved(captions=[], tags={}, unmatched=[])
     roots = {str(file.path): file.root for file in files}
     names = VideoNames(
         (Path(location.path), roots.get(location.path, Path(location.path).parent), location.video_id)
@@ -231,13 +232,15 @@ def _encode_videos(
     failed: list[tuple[str, str]] = []
     with progress.phase("videos", len(waiting), "video") as bar:
 
-        def done(location: Location, reason: str | None) -> None:
+        def done(location: Location, failure: str | None, flaw: str | None) -> None:
             bar.advance()
-            if reason is None:
-                report.indexed += 1
-            else:
-                failed.append((location.path, reason))
+            if failure is not None:
+                failed.append((location.path, failure))
                 bar.note(f"{len(failed)} failed")
+                return
+            report.indexed += 1
+            if flaw is not None:
+                report.notes.append(f"{location.path} was indexed in part: {flaw}")
 
         VideoEncoding(encoder, writer, done).run(waiting.values(), reader)
     report.failed += sorted(failed)
@@ -246,8 +249,7 @@ def _encode_videos(
 def _encode_captions(
     writer: StoreWriter, encoder: FeatureEncoder, texts: Resolved, report: BuildReport, progress: Progress
 ) -> None:
-    known = writer.catalogue.known_captions()
-    new = [caption for caption in texts.captions if caption not in known]
+    new = [caption for caption in texts.captions if not writer.catalogue.has_caption(*caption)]
     if not new:
         return
     with progress.phase("captions", len(new), "caption") as bar:

@@ -29,7 +29,7 @@ ShardRows = Mapping[str, Mapping[int, int]]
 """Committed rows by kind and shard number."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Location:
     """A place where a video's bytes were found, with what ``stat`` said then."""
 
@@ -85,9 +85,12 @@ _TAGS = "SELECT video_id, tag FROM tags ORDER BY video_id, tag"
 
 
 def read_settings(path: Path) -> StoreSettings | None:
-    """The settings in the catalogue at ``path``. Raises ``NotAStore`` or ``NewerFormat``."""
+    """The settings in the catalogue at ``path``, None while nothing was encoded with them.
+
+    Raises ``NotAStore`` or ``NewerFormat``.
+    """
     with closing(Catalogue.open_readonly(path)) as catalogue:
-        return catalogue.settings
+        return catalogue.settings if catalogue.has_features() else None
 
 
 class Catalogue:
@@ -170,13 +173,21 @@ class Catalogue:
         """The state of every video."""
         return dict(self.connection.execute("SELECT video_id, state FROM videos").fetchall())
 
-    def failed(self) -> set[tuple[str, str]]:
-        """Id and reason of every video that could not be read."""
-        return set(self.connection.execute("SELECT video_id, reason FROM videos WHERE state = 'failed'").fetchall())
+    def failure(self, video_id: str) -> str | None:
+        """Why a video could not be read; None if it could, or was not tried yet."""
+        query = "SELECT reason FROM videos WHERE video_id = ? AND state = 'failed'"
+        found = self.connection.execute(query, (video_id,)).fetchone()
+        return None if found is None else str(found[0])
 
-    def tags(self) -> set[tuple[str, str]]:
-        """Id and tag of every video that has tags."""
-        return set(self.connection.execute("SELECT video_id, tag FROM tags").fetchall())
+    def has_tag(self, video_id: str, tag: str) -> bool:
+        """Whether a video has a tag."""
+        query = "SELECT EXISTS (SELECT 1 FROM tags WHERE video_id = ? AND tag = ?)"
+        return bool(self.connection.execute(query, (video_id, tag)).fetchone()[0])
+
+    def has_caption(self, video_id: str | None, text: str) -> bool:
+        """Whether a video (or, with None, no video) has a caption."""
+        query = "SELECT EXISTS (SELECT 1 FROM captions WHERE ifnull(video_id, '') = ifnull(?, '') AND text = ?)"
+        return bool(self.connection.execute(query, (video_id, text)).fetchone()[0])
 
     def summaries(self) -> list[dict[str, Any]]:
         """Every video for a listing, with its paths, its tags and how many segments and captions it has."""
@@ -214,9 +225,9 @@ class Catalogue:
         query = "SELECT EXISTS (SELECT 1 FROM segments) OR EXISTS (SELECT 1 FROM searchable_captions)"
         return bool(self.connection.execute(query).fetchone()[0])
 
-    def known_captions(self) -> set[tuple[str | None, str]]:
-        """Video id and text of every caption."""
-        return set(self.connection.execute("SELECT video_id, text FROM captions").fetchall())
+    def has_features(self) -> bool:
+        """Whether anything was ever encoded, so that the settings are settled."""
+        return bool(self.connection.execute("SELECT EXISTS (SELECT 1 FROM shards)").fetchone()[0])
 
     def row_counts(self) -> tuple[int, int]:
         """Number of segments and of captions."""
@@ -287,10 +298,6 @@ class Catalogue:
             "INSERT OR REPLACE INTO shards VALUES (?, ?, ?)",
             [(kind, shard, count) for kind, shards in rows.items() for shard, count in shards.items()],
         )
-
-    def forget_shard(self, kind: str, shard: int) -> None:
-        """Drop a shard that nothing refers to any more."""
-        self.connection.execute("DELETE FROM shards WHERE kind = ? AND shard = ?", (kind, shard))
 
     def copy_to(self, path: Path) -> None:
         """Write a consistent, compact copy of the whole catalogue to ``path``, which must not exist."""

@@ -27,8 +27,9 @@ SEGMENT_BATCH = 8
 CAPTION_BATCH = 1024
 """Captions encoded and committed together."""
 
-OnVideo = Callable[[Location, str | None], None]
-"""Told of each video that is done: where it lies, and the reason if it failed."""
+OnVideo = Callable[[Location, str | None, str | None], None]
+"""Told of each video that is done: where it lies, why it failed, and what of it could not be read; None where all is
+well."""
 
 
 class FeatureEncoder(RowMapper, Protocol):
@@ -118,7 +119,7 @@ class VideoEncoding:
         if result.opened is None:
             assert result.reason is not None
             self._writer.fail_video(video_id, result.reason)
-            self._on_video(result.location, result.reason)
+            self._on_video(result.location, result.reason, None)
             return
         video = self._open.setdefault(video_id, _Assembly(location=result.location, opened=result.opened))
         if result.segment is not None:
@@ -154,10 +155,11 @@ class VideoEncoding:
         complete = [video for video in videos if video.complete]
         if not complete:
             return
-        failures = self._writer.add_videos([video.finish() for video in complete])
-        for video in complete:
-            del self._open[video.location.video_id]
-            self._on_video(video.location, failures.get(video.location.video_id))
+        encoded = [video.finish() for video in complete]
+        failures = self._writer.add_videos(encoded)
+        for video, stored in zip(complete, encoded, strict=True):
+            del self._open[stored.video_id]
+            self._on_video(video.location, failures.get(stored.video_id), stored.reason)
 
 
 def encode_captions(

@@ -105,27 +105,26 @@ def publish(
     return manifest
 
 
-def read_current(store: Path) -> str:
-    """The id of the current generation. Raises ``NotAStore`` if nothing was published."""
-    if not (store / CATALOGUE).exists():
-        raise NotAStore(
-            f"{store} holds no store (no {CATALOGUE}); make one with `emcl index build PATH --store {store}`"
-        )
+def current_name(store: Path) -> str:
+    """What ``CURRENT`` says. Raises ``NotAStore`` if nothing was published."""
+    if not (store / CATALOGUE).exists() and not (store / CURRENT).exists():
+        raise NotAStore(f"{store} holds no store; make one with `emcl index build PATH --store {store}`")
     if not (store / CURRENT).exists():
         raise NotAStore(f"nothing was published in {store} yet; run `emcl index build PATH --store {store}` to its end")
-    generation = (store / CURRENT).read_text(encoding="utf-8", errors="replace").strip()
-    if not (store / GENERATIONS / generation / MANIFEST).is_file():
-        raise Damaged(
-            f"{store / CURRENT} names generation {generation!r}, which is not there; run `emcl index rebuild`"
-        )
-    return generation
+    return (store / CURRENT).read_text(encoding="utf-8", errors="replace").strip()
+
+
+def read_current(store: Path) -> Manifest:
+    """The manifest of the current generation. Raises ``NotAStore``, ``Damaged`` or ``NewerFormat``."""
+    return read_manifest(store / GENERATIONS / current_name(store))
 
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of the generation in ``folder``. Raises ``Damaged`` or ``NewerFormat``."""
     path = folder / MANIFEST
-    text = path.read_text(encoding="utf-8", errors="replace")
-    return Manifest.from_json(text, where=str(path))
+    if not path.is_file():
+        raise Damaged(f"generation {folder.name!r} is not in {folder.parent}; publish a new one: `emcl index rebuild`")
+    return Manifest.from_json(path.read_text(encoding="utf-8", errors="replace"), where=str(path))
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
@@ -163,7 +162,7 @@ def shards_of_kind(manifest: Manifest, kind: ShardKind) -> dict[int, int]:
 
 def kept(store: Path) -> list[Path]:
     """Folders of the current generation and of its predecessors that stay for their readers, oldest first."""
-    current = (store / CURRENT).read_text(encoding="utf-8", errors="replace").strip()
+    current = current_name(store)
     names = sorted(path.name for path in (store / GENERATIONS).glob("[0-9]*-*"))
     older = [name for name in names if name <= current] if current in names else names
     return [store / GENERATIONS / name for name in older[-KEPT_GENERATIONS:]]
@@ -251,7 +250,7 @@ def _fit(store: Path, mapper: RowMapper, videos: _Side, captions: _Side) -> tupl
         return mapper.fit_frozen_map(rows), len(rows)
     if not (store / CURRENT).exists():
         raise StoreError(f"{store} holds no readable video and no caption, so there is nothing to publish")
-    return load_frozen_map(store / GENERATIONS / read_current(store)), 0
+    return load_frozen_map(store / GENERATIONS / current_name(store)), 0
 
 
 def load_frozen_map(folder: Path) -> FrozenMap:

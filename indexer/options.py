@@ -36,7 +36,7 @@ class Wishes:
 
 
 def recorded_settings(store: Path) -> StoreSettings | None:
-    """What the store in ``store`` was built with; None if there is none yet. Raises ``NewerFormat``."""
+    """What the store in ``store`` was built with; None if there is none, or nothing in it. Raises ``NewerFormat``."""
     return read_settings(store / CATALOGUE) if (store / CATALOGUE).exists() else None
 
 

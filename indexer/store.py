@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from indexer import ann, generation
 from indexer.config import Manifest
-from indexer.errors import ModelMismatch
+from indexer.errors import Damaged, ModelMismatch
 from indexer.features import CAPTIONS, FRAMES, POOLED, ShardReader
 from indexer.records import Caption, Segment, Video, VideoState
 from indexer.snapshot import Snapshot
@@ -61,18 +61,14 @@ class StoreReader:
         ``Damaged``, all ``ValueError``.
         """
         path = Path(path)
-        folder = path / generation.GENERATIONS / generation.read_current(path)
-        manifest = generation.read_manifest(folder)
-        if fingerprint is not None and fingerprint != manifest.fingerprint:
-            spec = manifest.model_spec
-            raise ModelMismatch(
-                f"generation {manifest.generation} of {path} was built with checkpoint {manifest.fingerprint[:12]} "
-                f"(--model {spec.model or 'default'}{f' --pretrained {spec.pretrained}' if spec.pretrained else ''}), "
-                f"the loaded checkpoint is {fingerprint[:12]}; load the first one, or index the videos into another "
-                "store with `emcl index build --model`"
-            )
-        generation.check_files(folder, manifest)
-        return cls(path, manifest)
+        while True:
+            name = generation.current_name(path)
+            try:
+                return cls(path, _checked(path, name, fingerprint))
+            except (Damaged, FileNotFoundError):
+                # Two generations published while this one was being opened delete it; then there is a newer one.
+                if generation.current_name(path) == name:
+                    raise
 
     def close(self) -> None:
         """Release database connections and memory maps."""
@@ -172,6 +168,22 @@ class StoreReader:
 
     def _reader(self, kind: str) -> ShardReader:
         return self._shards[kind]
+
+
+def _checked(path: Path, name: str, fingerprint: str | None) -> Manifest:
+    """The manifest of generation ``name``, after its files were compared with it."""
+    folder = path / generation.GENERATIONS / name
+    manifest = generation.read_manifest(folder)
+    if fingerprint is not None and fingerprint != manifest.fingerprint:
+        spec = manifest.model_spec
+        raise ModelMismatch(
+            f"generation {manifest.generation} of {path} was built with checkpoint {manifest.fingerprint[:12]} "
+            f"(--model {spec.model or 'default'}{f' --pretrained {spec.pretrained}' if spec.pretrained else ''}), "
+            f"the loaded checkpoint is {fingerprint[:12]}; load the first one, or index the videos into another "
+            "store with `emcl index build --model`"
+        )
+    generation.check_files(folder, manifest)
+    return manifest
 
 
 def _places(

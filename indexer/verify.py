@@ -64,15 +64,18 @@ def _check_generations(store: Path, found: Verification) -> None:
     if not (store / generation.CURRENT).exists():
         found.notes.append("nothing was published yet; `emcl index build` run to its end publishes")
         return
+    current = store / generation.GENERATIONS / generation.current_name(store)
+    try:
+        generation.check_files(current, generation.read_manifest(current))
+    except Damaged as error:
+        found.problems.append(str(error))
     for folder in generation.kept(store):
+        if folder == current:
+            continue
         try:
             generation.check_files(folder, generation.read_manifest(folder))
         except Damaged as error:
-            found.problems.append(str(error))
-    try:
-        generation.read_current(store)
-    except Damaged as error:
-        found.problems.append(str(error))
+            found.notes.append(f"a former generation is damaged and goes with the next but one: {error}")
 
 
 def _check_catalogue(store: Path, catalogue: Catalogue, found: Verification) -> None:
@@ -81,8 +84,8 @@ def _check_catalogue(store: Path, catalogue: Catalogue, found: Verification) -> 
         found.problems.append(_catalogue_problem(store, "the settings are missing"))
     if found.problems or not (store / generation.CURRENT).exists():
         return
-    folder = store / generation.GENERATIONS / generation.read_current(store)
-    published = generation.read_manifest(folder).revision
+    manifest = generation.read_current(store)
+    folder, published = store / generation.GENERATIONS / manifest.generation, manifest.revision
     if catalogue.revision < published:
         problem = f"it is at revision {catalogue.revision}, but revision {published} was published"
         found.problems.append(_catalogue_problem(store, problem))

@@ -153,7 +153,7 @@ class StoreWriter:
 
     def fail_video(self, video_id: str, reason: str) -> None:
         """Record why a video could not be indexed."""
-        if (video_id, reason) not in self.catalogue.failed():
+        if self.catalogue.failure(video_id) != reason:
             with self.catalogue.transaction():
                 self.catalogue.fail_video(video_id, reason)
 
@@ -169,10 +169,11 @@ class StoreWriter:
 
     def add_tags(self, tags: Mapping[str, Iterable[str]]) -> None:
         """Add tags to videos, by video id; those that a video has already change nothing."""
-        new = {(video_id, tag) for video_id, names in tags.items() for tag in names} - self.catalogue.tags()
+        given = [(video_id, tag) for video_id, names in tags.items() for tag in names]
+        new = [(video_id, tag) for video_id, tag in given if not self.catalogue.has_tag(video_id, tag)]
         if new:
             with self.catalogue.transaction():
-                self.catalogue.add_tags(sorted(new))
+                self.catalogue.add_tags(new)
 
     def remove_videos(self, video_ids: Sequence[str]) -> None:
         """Forget videos with their captions. Their rows in the shards stay as unused space."""
@@ -265,17 +266,19 @@ def _holder(path: Path) -> str:
 
 
 def _agree(catalogue: Catalogue, wanted: StoreSettings | None, path: Path) -> StoreSettings:
-    """The settings that the store records, or ``wanted`` in a new store. Raises ``SettingsConflict``."""
+    """The settings of the store; in one where nothing was encoded yet, ``wanted``. Raises ``SettingsConflict``."""
     recorded = catalogue.settings
-    if recorded is None:
-        if wanted is None:
+    if wanted is None:
+        if recorded is None:
             raise NotAStore(f"{path} was never given its settings; run `emcl index build PATH --store {path}`")
+        return recorded
+    if recorded is not None and catalogue.has_features():
+        check_agreement(recorded, wanted, path)
+        return recorded
+    if recorded != wanted:
         with catalogue.transaction():
             catalogue.save_settings(wanted)
-        return wanted
-    if wanted is not None:
-        check_agreement(recorded, wanted, path)
-    return recorded
+    return wanted
 
 
 def check_agreement(recorded: StoreSettings, wanted: StoreSettings, path: Path) -> None:

@@ -109,24 +109,24 @@ def with_emcl(encoder: Encoder, config: EMCLConfig) -> Encoder:
 
 def stage_one(encoder: Encoder, corpus: Corpus, *, frozen_map: bool) -> Ranked:
     """Rank by cosines of pooled vectors and captions, under the frozen map fitted on all of them or as they are."""
-    pooled_VD = encoder.pool(corpus.features_VFD, corpus.mask_VF)
-    text_TD = corpus.text_TD
     if frozen_map:
-        frozen = encoder.fit_frozen_map(np.concatenate([pooled_VD, text_TD]))
-        pooled_VD, text_TD = encoder.map_rows(frozen, pooled_VD), encoder.map_rows(frozen, text_TD)
-    similarity_TV = (_unit(text_TD) @ _unit(pooled_VD).T).astype(np.float64)
+        similarity_TV = rank_by_map(encoder, corpus, corpus.text_TD)
+    else:
+        pooled_VD = encoder.pool(corpus.features_VFD, corpus.mask_VF)
+        similarity_TV = (_unit(corpus.text_TD) @ _unit(pooled_VD).T).astype(np.float64)
     return Ranked(text_to_video_TV=similarity_TV, video_to_text_VT=similarity_TV.T)
+
+
+def rank_by_map(encoder: Encoder, corpus: Corpus, query_QD: Floats) -> Scores:
+    """Stage 1 for any texts (Q, V): the frozen map is that of the corpus's videos and captions, as in an index."""
+    pooled_VD = encoder.pool(corpus.features_VFD, corpus.mask_VF)
+    frozen = encoder.fit_frozen_map(np.concatenate([pooled_VD, corpus.text_TD]))
+    return (encoder.map_rows(frozen, query_QD) @ encoder.map_rows(frozen, pooled_VD).T).astype(np.float64)
 
 
 def rerank(encoder: Encoder, corpus: Corpus, first: Ranked, *, candidates: int, how: Rerank) -> Ranked:
     """Rerank the best ``candidates`` of stage 1 for every query; the rest is -inf."""
-    stored_VFD = corpus.features_VFD.astype(np.float16).astype(np.float32)
-    by_text_TC = _best(first.text_to_video_TV, candidates)
     by_video_VC = _best(first.video_to_text_VT, candidates)
-    videos = [
-        encoder.score_videos(corpus.text_TD[rows], stored_VFD[ids_QC], corpus.mask_VF[ids_QC], None, how).scores_QN
-        for rows, ids_QC in _turns(by_text_TC)
-    ]
     texts = [
         encoder.score_captions(
             corpus.features_VFD[rows], corpus.mask_VF[rows], corpus.text_TD[ids_QC], None, how
@@ -134,16 +134,31 @@ def rerank(encoder: Encoder, corpus: Corpus, first: Ranked, *, candidates: int, 
         for rows, ids_QC in _turns(by_video_VC)
     ]
     return Ranked(
-        text_to_video_TV=_spread(np.concatenate(videos), by_text_TC, first.text_to_video_TV.shape),
+        text_to_video_TV=rerank_videos(
+            encoder, corpus, corpus.text_TD, first.text_to_video_TV, candidates=candidates, how=how
+        ),
         video_to_text_VT=_spread(np.concatenate(texts), by_video_VC, first.video_to_text_VT.shape),
     )
+
+
+def rerank_videos(
+    encoder: Encoder, corpus: Corpus, query_QD: Floats, first_QV: Scores, *, candidates: int, how: Rerank
+) -> Scores:
+    """Rerank the best ``candidates`` videos of stage 1 for any texts (Q, V); the rest is -inf."""
+    stored_VFD = corpus.features_VFD.astype(np.float16).astype(np.float32)
+    best_QC = _best(first_QV, candidates)
+    scores = [
+        encoder.score_videos(query_QD[rows], stored_VFD[ids_QC], corpus.mask_VF[ids_QC], None, how).scores_QN
+        for rows, ids_QC in _turns(best_QC)
+    ]
+    return _spread(np.concatenate(scores), best_QC, first_QV.shape)
 
 
 def fill_behind(reranked: Ranked, first: Ranked) -> Ranked:
     """Put what was no candidate (-inf) behind the candidates, in stage-1 order."""
     return Ranked(
-        text_to_video_TV=_fill(reranked.text_to_video_TV, first.text_to_video_TV),
-        video_to_text_VT=_fill(reranked.video_to_text_VT, first.video_to_text_VT),
+        text_to_video_TV=fill_scores(reranked.text_to_video_TV, first.text_to_video_TV),
+        video_to_text_VT=fill_scores(reranked.video_to_text_VT, first.video_to_text_VT),
     )
 
 
@@ -251,6 +266,7 @@ def _spread(scores_QC: Floats, columns_QC: NDArray[np.intp], shape: tuple[int, .
     return spread
 
 
-def _fill(scores_QN: Scores, behind_QN: Scores) -> Scores:
+def fill_scores(scores_QN: Scores, behind_QN: Scores) -> Scores:
+    """One direction of ``fill_behind``."""
     lowest = min(-1.0, float(scores_QN[np.isfinite(scores_QN)].min()))
     return np.where(np.isfinite(scores_QN), scores_QN, behind_QN - 2 + lowest)

@@ -239,6 +239,18 @@ def clip_id(seed: int, split: Split, index: int) -> str:
     return f"{split}-{seed}-{index:06d}"
 
 
+def scene_of(name: str) -> Scene:
+    """Return the scene that a name of ``clip_id`` stands for, such as ``test-0-000017``.
+
+    Raises ``ValueError`` for any other name.
+    """
+    split, _, numbers = name.partition("-")
+    seed, _, index = numbers.partition("-")
+    if split not in SPLITS or not seed.isdecimal() or not index.isdecimal():
+        raise ValueError(f"{name!r} names no clip of the demo corpus; those are named like test-0-000017")
+    return make_scene(int(seed), split, int(index))
+
+
 def write_clip(scene: Scene, path: Path) -> None:
     """Draw ``scene`` at full size and write it as H.264 in MP4 (4:2:0, as people's videos are)."""
     import av

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from model.checkpoint import load_checkpoint, save_checkpoint
+from model.config import load_mapping
 from model.data.base import Batch, TrainingData
 from model.data.manifest import ManifestConfig, ManifestData
 from model.data.scenes import ScenesConfig, ScenesData
@@ -226,33 +227,33 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, device: st
     Raises ``ValueError`` if ``output`` holds a run already and ``resume`` is not set, or holds another configuration,
     and ``TrainingDivergedError`` for a loss that is not finite.
     """
+    _check_output(output, config, resume=resume)
+    trainer = Trainer(config, output, device=device)
+    # Nothing is written before the configuration has proved buildable.
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "config.json").write_text(json.dumps(config.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
     checkpoint = newest_checkpoint(output)
     start = 0 if checkpoint is None else step_of(checkpoint)
-    _claim(output, config, resume=resume)
     _cut_log(output / "log.jsonl", start)
-    trainer = Trainer(config, output, device=device)
     if checkpoint is not None:
         load_state(trainer.state, checkpoint)
         logger.info("resuming %s after step %d of %d", output, start, config.steps)
     return trainer.run(start)
 
 
-def _claim(output: Path, config: TrainConfig, *, resume: bool) -> None:
+def _check_output(output: Path, config: TrainConfig, *, resume: bool) -> None:
     file = output / "config.json"
-    wanted = config.model_dump(mode="json")
-    if file.exists():
-        if not resume:
-            raise ValueError(f"{output} holds a run already; pass --resume to continue it, or another --output")
-        found = json.loads(file.read_text(encoding="utf-8"))
-        changed = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
-        if changed:
-            raise ValueError(
-                f"{output} was started with other settings for {', '.join(changed)}; restore them or start afresh "
-                "with another --output"
-            )
+    if not file.exists():
         return
-    output.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+    if not resume:
+        raise ValueError(f"{output} holds a run already; pass --resume to continue it, or another --output")
+    wanted, found = config.model_dump(mode="json"), load_mapping(file)
+    changed = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+    if changed:
+        raise ValueError(
+            f"{output} was started with other settings for {', '.join(changed)}; restore them or start afresh with "
+            "another --output"
+        )
 
 
 def _cut_log(log: Path, steps_done: int) -> None:

@@ -6,7 +6,6 @@ Timestamps are integers in the stream's time base; ``OpenVideo.seconds`` turns t
 from __future__ import annotations
 
 import io
-import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -42,8 +41,7 @@ def open_video(source: Source, limits: DecodeLimits, threads: int = 1) -> Iterat
     a path that cannot be read. Never opens anything but that one file: a path is a path even if it looks like a URL.
     """
     with _open_file(source, limits) as file:
-        label = "the input" if isinstance(source, bytes) else Path(source).name
-        video = OpenVideo(file, label, limits, threads)
+        video = OpenVideo(file, _label(source), limits, threads)
         try:
             yield video
         finally:
@@ -53,17 +51,22 @@ def open_video(source: Source, limits: DecodeLimits, threads: int = 1) -> Iterat
 @contextmanager
 def _open_file(source: Source, limits: DecodeLimits) -> Iterator[BinaryIO]:
     if isinstance(source, bytes):
-        label, size_bytes = "the input", len(source)
+        size_bytes = len(source)
     else:
-        status = os.stat(source)  # noqa: PTH116 - takes str and PathLike alike
-        label, size_bytes = str(source), status.st_size
+        status = Path(source).stat()
+        size_bytes = status.st_size
         if not stat.S_ISREG(status.st_mode):
-            raise NotAVideo(f"{label} is no regular file; expected a video file, pass its path")
+            raise NotAVideo(f"{_label(source)} is no regular file; expected a video file, pass its path")
     if size_bytes == 0:
-        raise NotAVideo(f"{label} is empty (0 bytes), expected a video file; was it copied or uploaded completely?")
+        raise NotAVideo(f"{_label(source)} is empty (0 bytes), expected a video file; copy or upload it again")
     limits.check_bytes(size_bytes)
     with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
         yield file
+
+
+def _label(source: Source) -> str:
+    """How messages call the input: without its folder, because they may reach people who should not know it."""
+    return "the input" if isinstance(source, bytes) else Path(source).name or str(source)
 
 
 class OpenVideo:
@@ -100,7 +103,7 @@ class OpenVideo:
                 io_open=_refuse_to_open,
             )
         except av.FFmpegError as error:
-            raise NotAVideo(self._what_it_is(error)) from error
+            raise NotAVideo(self._what_it_is(error.strerror)) from error
         self.stream = self._pick_stream()
         context = self.stream.codec_context
         self.limits.check_pixels(context.width, context.height)
@@ -111,7 +114,7 @@ class OpenVideo:
             if stream.index != self.stream.index:
                 stream.discard = av.stream.Discard.all
 
-    def _what_it_is(self, error: Exception) -> str:
+    def _what_it_is(self, error: str | None) -> str:
         self._file.seek(0)
         head = self._file.read(512)
         if head[4:8] == b"ftyp":
@@ -194,12 +197,15 @@ class OpenVideo:
                 return
 
     def rewind(self, seek_to: int | None) -> None:
-        """Go to about the last key frame at or before ``seek_to``; ``None`` is exactly the beginning."""
-        if seek_to is None:
-            self.container.close()
-            self._open()
-        else:
-            self.container.seek(seek_to, stream=self.stream, backward=True)
+        """Go to about the last key frame at or before ``seek_to``; where that fails, and for ``None``, to the start."""
+        import av
+
+        if seek_to is not None:
+            with suppress(av.FFmpegError):
+                self.container.seek(seek_to, stream=self.stream, backward=True)
+                return
+        self.container.close()
+        self._open()
 
     def packet_time(self, packet: Packet[VideoStream]) -> int | None:
         """The timestamp of a packet's frame; ``None`` if it has none that is shown."""

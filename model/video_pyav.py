@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -202,7 +202,7 @@ class RgbFrames:
         self._stored_size = self._stored_size or (frame.width, frame.height)
         width, height = self._stored_size
         rgb = self._reformatter.reformat(frame, width=width, height=height, format="rgb24", threads=1).to_ndarray()
-        upright = make_upright(rgb, display_matrix(frame))
+        upright = make_upright(np.asarray(rgb, np.uint8), display_matrix(frame))
         if self._frames is None:
             self._frames = np.empty((self._capacity, *upright.shape), np.uint8)
         self._frames[len(self.times)] = upright
@@ -232,7 +232,7 @@ def display_matrix(frame: VideoFrame) -> Matrix:
 
     Angles between multiples of 90 degrees, which no camera writes, are taken as the nearest multiple.
     """
-    side_data = frame.side_data.get("DISPLAYMATRIX")
+    side_data: Any = frame.side_data.get("DISPLAYMATRIX")  # PyAV's stub has another type for it
     if side_data is None:
         return IDENTITY
     xx, xy, _, yx, yy = np.frombuffer(bytes(side_data), np.int32)[:5].astype(np.int64).tolist()

@@ -8,7 +8,6 @@ Timestamps are integers in the stream's time base.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -44,25 +43,16 @@ class PacketTable:
 
 def measure_end(video: OpenVideo) -> int:
     """Where the last frame ends, found by seeking to the tail; by reading everything where there is no seeking."""
-    end = _end_from(video, BEYOND_THE_END)
+    end = _largest_end_from(video, BEYOND_THE_END)
     if end is not None:
-        end = _end_from(video, end - int(TAIL_SECONDS / video.tick_seconds))
+        end = _largest_end_from(video, max(end - int(TAIL_SECONDS / video.tick_seconds), video.origin))
     if end is None:
-        video.rewind(None)
-        end = _largest_end(video)
+        end = _largest_end_from(video, None)
     return video.origin if end is None else max(end + video.ticks_per_frame * video.delay_packets, video.origin)
 
 
-def _end_from(video: OpenVideo, seek_to: int) -> int | None:
-    import av
-
-    with suppress(av.FFmpegError):
-        video.rewind(max(seek_to, video.origin))
-        return _largest_end(video)
-    return None
-
-
-def _largest_end(video: OpenVideo) -> int | None:
+def _largest_end_from(video: OpenVideo, seek_to: int | None) -> int | None:
+    video.rewind(seek_to)
     ends = (
         time + (packet.duration or video.ticks_per_frame)
         for packet in video.packets()
@@ -90,14 +80,9 @@ def scan(video: OpenVideo, start: int, end: int | None) -> PacketTable:
 
 def _scan_from(video: OpenVideo, seek_to: int | None, start: int, end: int | None) -> PacketTable | None:
     """``None`` if there is no key frame between ``seek_to`` and ``start``."""
-    import av
-
     times: list[int] = []
     keys: list[int] = []
-    try:
-        video.rewind(seek_to)
-    except av.FFmpegError:
-        return None
+    video.rewind(seek_to)
     for packet in video.packets():
         time = video.packet_time(packet)
         if time is None:

@@ -122,8 +122,10 @@ def _listed(kind: str, names: Iterable[str]) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    if found := re.search(r"Unsupported (?:global|class): (?:GLOBAL )?(\S+)", str(error)):  # torch suggests to run it
+    if found := re.search(r"Unsupported (?:global|class): (?:GLOBAL )?(\S+)", str(error)):  # torch says how to run it
         return f"it holds Python objects of {found[1]}, whose code is never run"
+    if "weights_only" in str(error):
+        return "it is damaged, or nothing that torch.save wrote"
     return str(error).strip().split("\n", 1)[0] or type(error).__name__
 
 

@@ -174,6 +174,7 @@ class QueryLimits:
                 raise _over("an empty text", "words", "say what to look for")
             if len(text) > self.max_text_chars:
                 raise _over(f"{len(text)} characters", f"at most {self.max_text_chars}", "shorten the text")
+            _check_unicode(text)
 
     def check_ranking(self, ranking: Ranking) -> None:
         """``1 <= offset + k <= candidates <= max_candidates``."""
@@ -187,7 +188,9 @@ class QueryLimits:
             )
 
     def check_filter(self, wanted: VideoFilter) -> None:
-        """Finite, ordered bounds of the duration."""
+        """Tags that are texts, and finite, ordered bounds of the duration."""
+        for tag in wanted.tags:
+            _check_unicode(tag)
         low, high = wanted.min_seconds, wanted.max_seconds
         bounds = [bound for bound in (low, high) if bound is not None]
         if any(not math.isfinite(bound) or bound < 0 for bound in bounds) or bounds != sorted(bounds):
@@ -209,6 +212,14 @@ class QueryLimits:
             raise _over(f"{len(query.segments)} segments", f"1 to {self.max_candidates}", "name fewer segments")
         if len(set(query.segments)) < len(query.segments):
             raise _over("a segment named twice", "each segment once", "name each segment once")
+
+
+def _check_unicode(text: str) -> None:
+    """JSON can write half of a surrogate pair, which is no character."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise _over("half a surrogate pair", "Unicode text", "correct the text") from error
 
 
 def _over(got: str, expected: str, next_step: str) -> Unprocessable:

@@ -20,7 +20,9 @@ from indexer import encode
 from indexer.build import BuildRequest, build
 from indexer.catalogue import Location
 from indexer.config import ModelSpec, StoreSettings
+from indexer.decode import DecodeSettings
 from indexer.progress import Progress
+from indexer.reader import Reader, ReaderSettings
 from indexer.writer import EncodedSegment, EncodedVideo, StoreWriter
 from model.config import SamplingConfig
 
@@ -154,9 +156,8 @@ def fill(writer: StoreWriter, numbers: Sequence[int], captions: int = 2) -> None
             continue
         writer.add_locations([location_of(number)])
         assert writer.add_videos([video_of(number, 1 + number % 3)]) == {}
-    known = writer.catalogue.known_captions()
     texts = [(location_of(n).video_id, f"caption {i} of {n}") for n in numbers for i in range(captions)]
-    new = [caption for caption in texts if caption not in known]
+    new = [caption for caption in texts if not writer.catalogue.has_caption(*caption)]
     if new:
         writer.add_captions(new, encoder.encode_texts([text for _, text in new]))
     writer.add_tags({location_of(n).video_id: ["even" if n % 2 == 0 else "odd"] for n in numbers})
@@ -221,6 +222,19 @@ def _build(store: Path, corpus: Path) -> None:
         build(writer, FakeEncoder(pause_seconds=0.01), request, told)
 
 
+def _hang(folder: Path) -> None:
+    """Start a decode worker that never comes back."""
+    options = DecodeSettings(sampling=SamplingConfig(), segment_seconds=1, image_size=IMAGE_SIZE)
+    with Reader(ReaderSettings(decode=options, workers=1)) as reader:
+        reader._pool.schedule(_never_end, args=(folder,)).result()
+
+
+def _never_end(folder: Path) -> None:
+    (folder / "started").write_text(str(os.getpid()))
+    while True:
+        time.sleep(1)
+
+
 if __name__ == "__main__":
     command, *arguments = sys.argv[1:]
-    {"steps": _steps, "build": _build}[command](*map(Path, arguments))
+    {"steps": _steps, "build": _build, "hang": _hang}[command](*map(Path, arguments))

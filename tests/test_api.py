@@ -152,6 +152,82 @@ def test_over_capacity_the_answer_is_503_at_once(clip_store, tiny_encoder, monke
     assert [response.status_code for response in answered] == [200] * 9
 
 
+def test_a_client_that_leaves_frees_its_place_in_the_queue(clip_store, tiny_encoder, monkeypatch):
+    app = make_app(clip_store, tiny_encoder, max_batch=1)
+    gate, computed = threading.Event(), []
+    straight = Engine.search
+
+    def held(self, queries):
+        computed.extend(query.text for query in queries)
+        return gate.wait(20) and straight(self, queries)
+
+    monkeypatch.setattr(Engine, "search", held)
+
+    async def ask(text, left):
+        """One request by hand: the body, then silence until the client leaves."""
+        body = json.dumps({"text": text}).encode()
+        messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive():
+            if messages:
+                return messages.pop()
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            sent.append(message)
+
+        sent = []
+        headers = [(b"host", b"testserver"), (b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": "/v1/search", "query_string": b"", "headers": headers}
+        await app({**scope, "http_version": "1.1", "scheme": "http", "root_path": ""}, receive, send)
+        return sent[0]["status"]
+
+    async def run():
+        async with app.router.lifespan_context(app):
+            searches = app.state.services.searches
+            stays, leaves = asyncio.Event(), asyncio.Event()
+            first = asyncio.ensure_future(ask("first", stays))
+            while not computed:
+                await asyncio.sleep(0.005)
+            second, third = (asyncio.ensure_future(ask(*args)) for args in (("second", leaves), ("third", stays)))
+            while searches.queue_depth < 2:
+                await asyncio.sleep(0.005)
+            leaves.set()
+            await asyncio.wait_for(second, 10)
+            assert searches.queue_depth == 1
+            gate.set()
+            return await asyncio.gather(first, third)
+
+    assert asyncio.run(run()) == [200, 200]
+    assert computed == ["first", "third"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"text": "\\ud800"}',
+        b'{"text": "a", "filter": {"tags": ["\\udfff"]}}',
+        b'{"text": "a\\u0000b"}',
+        b'{"text": "\xff\xfe"}',
+        b"[" * 100_000,
+        b'{"text": "a", "k": 1e400}',
+        b'{"text": "a", "k": ' + b"9" * 5000 + b"}",
+        b'{"text": "a", "filter": {"min_seconds": 1e999}}',
+        b'{"text": "a", "filter": {"min_seconds": NaN}}',
+        b'{"text": "a", "offset": 99999999999999999999999, "candidates": 5}',
+        b'{"text": "a", "text": "b"}',
+        b"null",
+        b"",
+    ],
+)
+def test_hostile_bodies_get_an_answer_or_a_reason(client, body):
+    response = client.post("/v1/search", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code in (200, 400, 422), response.text
+    if response.status_code != 200:
+        assert_problem(response, response.status_code)
+
+
 def test_rerank_scores_the_segments_that_are_named(client):
     ids = [video["video_id"] for video in client.get("/v1/videos").json()["videos"]]
     segments = [{"video_id": video_id} for video_id in ids[:4]]

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from indexer.catalogue import Catalogue, Location
 from indexer.decode import DecodeSettings, windows_of
 from indexer.errors import CaptionFileError, ModelMismatch, SourceError
 from indexer.progress import Progress
-from indexer.reader import Reader, ReaderSettings
+from indexer.reader import Reader, ReaderSettings, ReadResult
 from indexer.store import StoreReader
 from indexer.verify import verify
 from indexer.writer import StoreWriter
@@ -275,7 +275,7 @@ def test_captions_alone_make_a_store(tmp_path: Path) -> None:
 
 def test_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
     index(tmp_path / "s", folder / "0.mp4")
-    with pytest.raises(ModelMismatch, match="abababababab.*cdcdcdcdcdcd"):
+    with pytest.raises(ModelMismatch, match=r"abababababab.*cdcdcdcdcdcd"):
         index(tmp_path / "s", folder, encoder=FakeEncoder(fingerprint="cd" * 32))
 
 
@@ -296,7 +296,11 @@ def test_a_damaged_generation_is_replaced(folder: Path, tmp_path: Path) -> None:
     current = tmp_path / "s" / "generations" / (tmp_path / "s" / "CURRENT").read_text().strip()
     (current / "videos.faiss").write_bytes(b"gone")
     index(tmp_path / "s", folder)
-    assert verify(tmp_path / "s").problems == []
+    found = verify(tmp_path / "s")
+    assert found.problems == []
+    assert any("former generation is damaged" in note for note in found.notes)
+    with StoreReader.open(tmp_path / "s") as reader:
+        assert reader.manifest.counts.videos == 5
 
 
 def test_ctrl_c_keeps_what_is_done_and_ends_the_workers(folder: Path, tmp_path: Path) -> None:
@@ -380,6 +384,26 @@ def test_a_file_that_changed_after_it_was_hashed_fails(clips: Path) -> None:
         decode.check_unchanged(location)
     with pytest.raises(SourceError, match="cannot be read any more"):
         decode.check_unchanged(replace(location, path=str(clips / "gone.mp4")))
+
+
+def test_what_cannot_be_read_of_a_video_is_noted(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = clips / "long.mp4"
+    read_all = Reader.read
+
+    def read_without_second_window(self: Reader, locations: object) -> Iterator[ReadResult]:
+        for result in read_all(self, locations):
+            lost = result.number == 1
+            yield replace(result, segment=None, reason="no frame can be decoded") if lost else result
+
+    monkeypatch.setattr(Reader, "read", read_without_second_window)
+    report = index(tmp_path / "s", path)
+    assert report.complete
+    assert report.notes == [f"{path} was indexed in part: 1-2 s: no frame can be decoded"]
+    with StoreReader.open(tmp_path / "s") as reader:
+        (video,) = reader.list_videos()
+        assert video.reason == "1-2 s: no frame can be decoded"
+        assert [segment.number for segment in video.segments] == [0, 2, 3]
+    assert verify(tmp_path / "s").problems == []
 
 
 def test_a_long_video_is_read_in_bounded_pieces(tmp_path: Path) -> None:

@@ -121,10 +121,10 @@ def test_a_failed_video_keeps_its_reason_and_can_be_indexed_later(catalogue: Cat
     with catalogue.transaction():
         catalogue.add_location(location("/a", "v"))
         catalogue.fail_video("v", "broken")
-    assert catalogue.failed() == {("v", "broken")}
+    assert catalogue.failure("v") == "broken"
     with catalogue.transaction():
         catalogue.add_video(video("v"))
-    assert catalogue.failed() == set()
+    assert catalogue.failure("v") is None
 
 
 def test_an_indexed_video_does_not_fail_afterwards(catalogue: Catalogue) -> None:
@@ -140,7 +140,9 @@ def test_a_caption_is_kept_once_also_without_a_video(catalogue: Catalogue) -> No
         catalogue.add_location(location("/a", "v"))
         for _ in range(2):
             catalogue.add_captions([CaptionRow(video_id=v, text="x", place=place()) for v in ("v", None)])
-    assert catalogue.known_captions() == {("v", "x"), (None, "x")}
+    assert catalogue.has_caption("v", "x")
+    assert catalogue.has_caption(None, "x")
+    assert not catalogue.has_caption("v", "y")
     assert catalogue.row_counts() == (0, 2)
 
 
@@ -150,10 +152,12 @@ def test_removing_a_video_removes_what_hangs_on_it(catalogue: Catalogue) -> None
         catalogue.add_video(video("v"))
         catalogue.add_captions([CaptionRow(video_id=v, text="x", place=place()) for v in ("v", None)])
         catalogue.add_tags([("v", "t")])
+        assert catalogue.has_tag("v", "t")
         catalogue.remove_video("v")
     assert catalogue.locations() == []
-    assert catalogue.tags() == set()
-    assert catalogue.known_captions() == {(None, "x")}
+    assert not catalogue.has_tag("v", "t")
+    assert not catalogue.has_caption("v", "x")
+    assert catalogue.has_caption(None, "x")
     assert catalogue.row_counts() == (0, 1)
 
 

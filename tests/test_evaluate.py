@@ -1,6 +1,7 @@
 """Offline evaluation: what the service does, against a slow writing-out of it; table, JSON, commands."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from model.checkpoint import save_checkpoint
 from model.cli import app
 from model.config import ClipConfig, EMCLConfig, ModelConfig, SamplingConfig, TemporalConfig, TokenizerConfig
 from model.data.manifest import read_manifest
-from model.encoder import Encoder, load_encoder
+from model.encoder import DEMO_CHECKPOINT, Encoder, load_encoder
 from model.evaluate import (
     Corpus,
     emcl_variants,
@@ -29,6 +30,7 @@ from model.evaluate import (
 from model.net import build_net
 from model.synthetic import write_corpus
 from model.tokenizer import build_tokenizer
+from model.train_config import load_train_config
 
 TOWERS = {
     "embed_dim": 32,
@@ -210,3 +212,24 @@ def test_the_command_says_what_is_missing(on_disk, tmp_path):
     result = CliRunner().invoke(app, ["evaluate", "--data", str(tmp_path), "--checkpoint", str(on_disk[1])])
     assert isinstance(result.exception, FileNotFoundError)
     assert "captions.jsonl" in str(result.exception)
+
+
+def test_the_shipped_checkpoint_is_what_its_files_say():
+    encoder = load_encoder("demo", device="cpu")
+    scores = json.loads((DEMO_CHECKPOINT.parent / "demo-scores.json").read_text(encoding="utf-8"))
+    config = load_train_config(Path(__file__).parents[1] / "configs" / "demo.yaml").model
+    assert DEMO_CHECKPOINT.stat().st_size <= 10_000_000
+    assert scores["fingerprint"] == encoder.fingerprint
+    assert scores["videos"] == 500
+    assert encoder.config.model_copy(update={"clip": config.clip}) == config
+    assert encoder.config.clip.custom["vision_cfg"] == config.clip.custom["vision_cfg"]
+    assert encoder.config.clip.custom["text_cfg"] == config.clip.custom["text_cfg"]
+
+
+def test_the_shipped_checkpoint_finds_clips_it_was_never_trained_on(tmp_path):
+    listing = write_corpus(tmp_path, split="test", count=40, seed=1, captions=1, workers=1)
+    corpus = encode_corpus(load_encoder("demo", device="cpu"), read_manifest(listing))
+    found = {row.name: row for row in evaluate_features(load_encoder("demo", device="cpu"), corpus)}
+    for row in found.values():
+        assert row.text_to_video.recall[1] >= 85
+        assert row.video_to_text.recall[1] >= 85

@@ -158,3 +158,18 @@ def test_a_reader_works_on_whatever_a_killed_writer_left(stepped: Path) -> None:
                 features, mask = reader.segment_features(reader.segment_ids())
                 assert np.isfinite(features).all()
                 assert mask.any(axis=1).all()
+
+
+def test_a_hanging_decode_worker_ends_with_a_killed_indexer(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, str(SUPPORT), "hang", str(tmp_path)])
+    started = tmp_path / "started"
+    while not (started.exists() and started.read_text()):
+        assert process.poll() is None
+        time.sleep(0.05)
+    worker = psutil.Process(int(started.read_text()))
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs([worker], timeout=20)
+    for survivor in alive:
+        survivor.kill()
+    assert not alive

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sqlite3
 import threading
@@ -17,8 +18,8 @@ import pytest
 from index_support import DIM, FINGERPRINT, FakeEncoder, fill, location_of, settings, video_of
 
 from indexer import generation
-from indexer.catalogue import Catalogue
-from indexer.config import STORE_FORMAT
+from indexer.catalogue import Catalogue, read_settings
+from indexer.config import STORE_FORMAT, Manifest
 from indexer.errors import (
     Damaged,
     IndexFactoryError,
@@ -30,6 +31,7 @@ from indexer.errors import (
     StoreLocked,
 )
 from indexer.features import HEADER_BYTES
+from indexer.schema import MIGRATIONS
 from indexer.store import StoreReader
 from indexer.verify import verify
 from indexer.writer import EncodedVideo, StoreWriter
@@ -267,6 +269,36 @@ def test_other_settings_are_refused(built: Path, changes: dict[str, object], mes
     StoreWriter.open(built, settings=settings()).close()
 
 
+def test_settings_are_settled_by_the_first_features(tmp_path: Path) -> None:
+    store = tmp_path / "s"
+    for dim in (5, DIM):  # a first run that ended before anything was encoded binds nobody
+        with StoreWriter.open(store, settings=settings(dim=dim)) as writer:
+            assert writer.settings.dim == dim
+            assert read_settings(store / "catalogue.db") is None
+    with StoreWriter.open(store) as writer:
+        fill(writer, [1])
+    assert read_settings(store / "catalogue.db") == settings()
+    with pytest.raises(SettingsConflict, match="dim is 8, asked for 5"):
+        StoreWriter.open(store, settings=settings(dim=5))
+
+
+def test_a_generation_that_is_replaced_while_it_is_opened(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = generation.check_files
+    published = []
+
+    def publish_twice_first(folder: Path, manifest: Manifest) -> None:
+        if not published:
+            with StoreWriter.open(store) as writer:
+                for number in (70, 71):
+                    fill(writer, [number])
+                    published.append(writer.publish(FakeEncoder()))
+        real(folder, manifest)
+
+    monkeypatch.setattr(generation, "check_files", publish_twice_first)
+    with StoreReader.open(store) as reader:
+        assert reader.manifest == published[-1]
+
+
 def test_there_is_one_writer_and_the_message_says_who(built: Path) -> None:
     with StoreWriter.open(built), StoreReader.open(built) as reader:
         assert reader.manifest.counts.videos == VIDEOS
@@ -483,3 +515,11 @@ def test_the_manifest_is_plain_json(built: Path) -> None:
     assert manifest["factory"] == "Flat"
     assert manifest["model_spec"] == {"model": "demo", "pretrained": None}
     assert set(manifest["files"]) == {path.name for path in folder.iterdir()} - {"manifest.json"}
+
+
+def test_the_format_is_documented() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "store-format.md").read_text()
+    tables = set(re.findall(r"CREATE TABLE (\w+)", "".join(MIGRATIONS)))
+    for name in (*generation.FILES, *tables, *Manifest.model_fields):
+        assert f"`{name}`" in text, name
+    assert f"Format {STORE_FORMAT};" in text

@@ -60,7 +60,7 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[tuple[str, dict[str, st
                 raise DatasetError(f"{where}: the row has not {len(reader.fieldnames or ())} fields as the header has")
             rows.append((where, row))
     except csv.Error as error:
-        raise DatasetError(f"{path}:{reader.line_num}: not readable as CSV: {error}") from error
+        raise DatasetError(f"{path}:{reader.reader.line_num}: not readable as CSV: {error}") from error
     return _not_empty(rows, path)
 
 

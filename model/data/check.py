@@ -45,7 +45,7 @@ class SplitCheck:
 
 
 def check_splits(splits: Sequence[VideoTextSet], *, decode_workers: int = 0) -> list[SplitCheck]:
-    """Check every split; with ``decode_workers`` threads, decode the frames that the default sampling takes of each clip."""
+    """Check every split; with ``decode_workers`` threads, decode each clip as the default sampling does."""
     return [
         SplitCheck(videos=videos, undecodable=_undecodable(videos, decode_workers) if decode_workers else None)
         for videos in splits

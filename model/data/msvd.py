@@ -20,8 +20,10 @@ from model.data.annotation_files import caption, expect, read_ids
 from model.data.video_text import DatasetConfig, DatasetError, Entry, Split
 
 # What damaged pickles make the unpickler raise, besides its own error.
-_DAMAGE = (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError)
-_DAMAGE += (OverflowError, MemoryError, ImportError, RecursionError)
+_DAMAGE = (
+    *(pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError),
+    *(OverflowError, MemoryError, ImportError, RecursionError),
+)
 
 
 class MsvdConfig(DatasetConfig):
@@ -45,7 +47,7 @@ class MsvdConfig(DatasetConfig):
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Builds built-in containers, numbers and strings, and refuses everything that would need a name to be looked up."""
+    """Builds containers, numbers and strings, and refuses everything that would need a name to be looked up."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
         raise pickle.UnpicklingError(f"it refers to {module}.{name}, and captions are made of lists and words alone")

@@ -30,7 +30,7 @@ _CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 
 
 def parse_stored_set(settings: dict[str, Any], where: str) -> StoredSet:
-    """Build the configuration of a set. Raises ``DatasetError`` that begins with ``where`` and names every wrong key."""
+    """Build a set's configuration. Raises ``DatasetError`` that begins with ``where`` and names every wrong key."""
     try:
         return _STORED.validate_python(settings)
     except ValidationError as error:
