@@ -168,6 +168,16 @@ def make_scene(seed: int, split: Split, index: int) -> Scene:
             return scene
 
 
+def lone_object(rng: np.random.Generator, *, size: str, colour: str, shape: str) -> Scene:
+    """Return a scene of the training split with one given object, always there, of one colour."""
+    while True:
+        scene = replace(
+            _draw_scene(rng), size=size, colour=colour, shape=shape, then_colour=None, visibility="always", second=None
+        )
+        if scene.split == "train":
+            return scene
+
+
 def vary(scene: Scene, rng: np.random.Generator) -> Scene:
     """Return a scene of the same split that differs in one told attribute: a hard negative of ``scene``.
 
@@ -180,7 +190,8 @@ def vary(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def _change_one(scene: Scene, rng: np.random.Generator) -> Scene:
-    options = ("colour", "shape", "size", "motion", "background", "pattern", "second")
+    # Shape is the hardest to see and the least needed to tell random scenes apart, so it is changed most often.
+    options = ("colour", *["shape"] * 3, "size", "motion", "background", "pattern", "second")
     match _pick(rng, options):
         case "colour" if scene.then_colour is None:
             return replace(scene, colour=_other(rng, COLOURS, scene.colour))

@@ -124,6 +124,14 @@ def describe(scene: Scene, rng: np.random.Generator) -> str:
     )
 
 
+def name_object(scene: Scene, rng: np.random.Generator, *, sized: bool) -> str:
+    """Return a caption that names the main object and nothing else, with or without its size."""
+    shape = _pick(rng, _SHAPE_WORDS[scene.shape])
+    if not sized:
+        return _pick(rng, (f"{scene.colour} {shape}", f"{_article(scene.colour)} {scene.colour} {shape}"))
+    return f"a {_pick(rng, _SIZE_WORDS[scene.size])} {scene.colour} {shape}"
+
+
 def describe_briefly(scene: Scene, rng: np.random.Generator) -> str:
     """Return a short caption, true of ``scene`` but of others too: what people type into a search box."""
     shape = _pick(rng, _SHAPE_WORDS[scene.shape])

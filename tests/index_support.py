@@ -170,9 +170,9 @@ def _steps(folder: Path) -> None:
         if child == 0:
             _kill_before_fsync(number)
             with StoreWriter.open(folder / str(number), settings=settings()) as writer:
-                fill(writer, range(3))
+                fill(writer, range(2))
                 writer.publish(FakeEncoder())
-                fill(writer, range(5))
+                fill(writer, range(3))
                 writer.publish(FakeEncoder())
             os._exit(0)
         if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:

