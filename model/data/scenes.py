@@ -35,8 +35,10 @@ class ScenesConfig(Config):
     hard_negatives: float = Field(0.0, ge=0, le=1)
     # The share of captions that leave attributes out, as people do; their false negatives are rare in random batches.
     short_captions: float = Field(0.0, ge=0, le=1)
-    # The share of steps whose clips are a single object each, no two alike, with captions that name only the object.
-    # Without them a model tells whole scenes apart by colour, background and motion and never learns to see shapes.
+    # Steps whose clips are a single object each, no two alike, with captions that name only the object: all of the
+    # first ``object_warmup_steps``, then this share. Without them a model tells whole scenes apart by colour,
+    # background and motion and does not learn to see shapes.
+    object_warmup_steps: int = Field(0, ge=0)
     object_steps: float = Field(0.0, ge=0, le=1)
     validation_clips: int = Field(500, ge=0)
 
@@ -53,7 +55,7 @@ class ScenesData:
     def batch(self, step: int) -> Batch:
         """Return ``batch_size`` clips of the training split; see ``TrainingData``."""
         rng = np.random.default_rng([self.config.seed, step])
-        if rng.random() < self.config.object_steps:
+        if step < self.config.object_warmup_steps or rng.random() < self.config.object_steps:
             return self._objects(step, rng)
         duration = DURATIONS_SECONDS[int(rng.integers(len(DURATIONS_SECONDS)))]
         named = self._scenes(step, rng)
