@@ -31,7 +31,8 @@ def run_config(base, seed: int, emcl: EMCLConfig | None, arguments):
     """The demo's configuration with fewer steps, and EMCL in the loss or not; seeds change weights and batches."""
     rate = arguments.learning_rate or base.optimiser.learning_rate
     # Full captions and random batches align soonest, so that short runs tell something.
-    data = {"seed": 100 + seed, "hard_negatives": 0.0, "short_captions": 0.0, "validation_clips": 0}
+    random = {"hard_negatives": 0.0, "short_captions": 0.0, "object_warmup_steps": 0, "object_steps": 0.0}
+    data = {"seed": 100 + seed, "validation_clips": 0, **random}
     warmup = {"warmup_steps": arguments.warmup, "learning_rate": rate, "encoder_learning_rate": rate}
     return base.model_copy(
         update={

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from indexer import generation
 from indexer.captions import Resolved, VideoNames, read_caption_file, read_sidecars, resolve
-from indexer.catalogue import Location
 from indexer.config import Manifest, StoreSettings
 from indexer.decode import DecodeSettings
 from indexer.encode import FeatureEncoder, VideoEncoding, encode_captions
 from indexer.errors import Damaged, IndexFactoryError, ModelMismatch, NotAStore
 from indexer.progress import Progress
 from indexer.reader import DECODE_TIMEOUT_SECONDS, ReaderSettings
+from indexer.rows import Location
 from indexer.sources import Discovery, FoundFile, discover, hash_files, missing
 from indexer.writer import StoreWriter
 

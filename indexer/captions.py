@@ -162,7 +162,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Any]]:
         if None in row:
             yield reader.line_num, ValueError("the row has more fields than the header; quote commas inside captions")
             continue
-        row["video"] = row.get("video") or None
+        if "video" in row:
+            row["video"] = row["video"] or None
         row["tags"] = [tag for tag in (row.get("tags") or "").split(";") if tag.strip()]
         yield reader.line_num, row
 
@@ -174,8 +175,11 @@ def _entry(where: str, row: Any) -> CaptionEntry:
         raise ValueError(f"expected an object with `video` and `captions`, got {type(row).__name__}")
     if "captions" not in row and "tags" not in row:
         raise ValueError(f"`captions` is missing; the row has {sorted(map(str, row))}")
-    if extra := set(row) - FIELDS:
-        logger.debug("%s: fields %s are not used", where, sorted(extra))
+    extra = sorted(set(row) - FIELDS)
+    if extra and "video" not in row:  # one of them may be a misspelt `video`
+        raise ValueError(f"`video` is missing, and {extra} are not read; for captions of no video leave `video` empty")
+    if extra:
+        logger.debug("%s: fields %s are not used", where, extra)
     video = row.get("video")
     if video is not None and (not isinstance(video, str) or not video.strip()):
         raise ValueError(f"`video` must be a path, a name or null, got {video!r}")

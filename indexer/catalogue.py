@@ -1,6 +1,6 @@
 """The catalogue: a SQLite database that is the truth about what a store holds.
 
-Written by one process (``indexer.store.StoreWriter``), in WAL mode, each change one durable transaction that also
+Written by one process (``indexer.writer.StoreWriter``), in WAL mode, each change one durable transaction that also
 bumps ``revision``. Readers do not open it: a generation carries its own copy (``indexer.snapshot``).
 """
 
@@ -12,64 +12,19 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from indexer.config import StoreSettings
 from indexer.errors import NotAStore, SourceError
-from indexer.features import Place
 from indexer.records import VideoState
+from indexer.rows import CaptionRow, Location, SegmentRow, VideoRow
 from indexer.schema import check_format, database_uri, migrate
 
 ShardRows = Mapping[str, Mapping[int, int]]
 """Committed rows by kind and shard number."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Location:
-    """A place where a video's bytes were found, with what ``stat`` said then."""
-
-    path: str
-    video_id: str
-    size_bytes: int
-    modified_ns: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class SegmentRow:
-    """A segment as it is committed: its window, and where its features lie."""
-
-    number: int
-    start_seconds: float
-    end_seconds: float
-    timestamps_seconds: npt.NDArray[np.float64]
-    frames: Place
-    pooled: Place
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoRow:
-    """A video that was encoded, as it is committed together with its segments."""
-
-    video_id: str
-    duration_seconds: float
-    width: int
-    height: int
-    reason: str | None
-    segments: Sequence[SegmentRow]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaptionRow:
-    """A caption as it is committed."""
-
-    video_id: str | None
-    text: str
-    place: Place
 
 
 SHORTEST_ID = 8

@@ -6,7 +6,6 @@ Exit codes: 0 all done; 1 an error that is printed; 2 wrong usage; 3 done, but s
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -15,11 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from indexer.cli_output import print_manifest, print_report, print_verification, print_videos
+
 if TYPE_CHECKING:
-    from indexer.build import BuildReport, BuildRequest
+    from indexer.build import BuildRequest
     from indexer.config import ModelSpec, StoreSettings
     from indexer.options import Wishes
-    from indexer.verify import Verification
     from model.encoder import Encoder
 
 app = typer.Typer(
@@ -29,14 +29,17 @@ app = typer.Typer(
 )
 
 INCOMPLETE, INTERRUPTED = 3, 130
-SHOWN_NOTES = 20
 
 Paths = Annotated[list[str], typer.Argument(metavar="PATH...", help="Folders, video files, or globs in quotes.")]
 MorePaths = Annotated[list[str] | None, typer.Argument(metavar="PATH...", help="As for build.")]
 Store = Annotated[Path, typer.Option(help="Folder of the store.")]
 Captions = Annotated[
     Path | None,
-    typer.Option(help="JSONL or CSV with `video`, `captions`, optional `tags`. NAME.txt beside a video works too."),
+    typer.Option(
+        exists=True,
+        dir_okay=False,
+        help="JSONL or CSV with `video`, `captions`, optional `tags`. NAME.txt beside a video works too.",
+    ),
 ]
 Model = Annotated[
     str | None,
@@ -53,8 +56,10 @@ Timeout = Annotated[float, typer.Option(min=1, help="Seconds that decoding one s
 SegmentSeconds = Annotated[
     float | None, typer.Option(min=0.1, help="Longer videos are cut into segments of this length. Default: 30.")
 ]
-SampleFps = Annotated[float | None, typer.Option(help="Frames taken per second. Default: the model's.")]
-MaxFrames = Annotated[int | None, typer.Option(help="Most frames of a segment. Default: the model's.")]
+SampleFps = Annotated[
+    float | None, typer.Option(min=0.01, max=240, help="Frames taken per second. Default: the model's.")
+]
+MaxFrames = Annotated[int | None, typer.Option(min=1, max=512, help="Most frames of a segment. Default: the model's.")]
 Sampling = Annotated[
     Literal["uniform", "keyframes"] | None,
     typer.Option(help="keyframes takes the nearest key frames: many times faster, other frames."),
@@ -90,7 +95,9 @@ def build(
     """Index videos into a store, made if need be. Run it again after an interruption, or when files changed."""
     from indexer.build import BuildRequest
     from indexer.options import Wishes, check_wishes, recorded_settings
+    from indexer.sources import check_paths
 
+    check_paths(paths)  # a slip of the pen is told before weights are fetched and a store is made
     wishes = Wishes(
         segment_seconds=segment_seconds,
         sample_fps=sample_fps,
@@ -121,9 +128,11 @@ def add(
 ) -> None:
     """Add videos or captions to a store, with the model and settings that it was built with."""
     from indexer.build import BuildRequest
+    from indexer.sources import check_paths
 
     if not paths and captions is None:
         raise typer.BadParameter("give videos to add, or --captions FILE")
+    check_paths(paths or [])
     recorded = _recorded(store)
     encoder, _ = _load(recorded, None, None, device, precision)
     request = BuildRequest(paths=paths or [], captions=captions, workers=workers or _cores(), timeout_seconds=timeout)
@@ -146,9 +155,7 @@ def remove(
         check_model(writer.settings, encoder, store)
         writer.remove_videos(writer.catalogue.find_videos(videos))
         manifest = publish(writer, encoder, TerminalProgress())
-    typer.echo(
-        f"generation {manifest.generation}: {manifest.counts.videos} videos, {manifest.counts.captions} captions"
-    )
+    print_manifest(manifest)
 
 
 @app.command("list")
@@ -159,16 +166,7 @@ def list_videos(store: Store, as_json: Json = False) -> None:
 
     with closing(Catalogue.open_readonly(store / CATALOGUE)) as catalogue:
         videos = catalogue.summaries()
-    if as_json:
-        typer.echo(json.dumps(videos, ensure_ascii=False, indent=2))
-        return
-    for video in videos:
-        seconds = "" if video["duration_seconds"] is None else f"{video['duration_seconds']:.1f} s"
-        what = f"{video['segments']} segments, {video['captions']} captions" if video["segments"] else ""
-        path = video["paths"][0] if video["paths"] else "(no file)"
-        line = f"{video['video_id'][:12]}  {video['state']:<8} {seconds:>9}  {path}  {what}  {video['reason'] or ''}"
-        typer.echo(line.rstrip())
-    typer.echo(f"{len(videos)} videos", err=True)
+    print_videos(videos, as_json=as_json)
 
 
 @app.command()
@@ -189,7 +187,7 @@ def verify(
                 f"recall@10 of {side} is {recall:.3f}, expected at least {min_recall:g}; search more of the index "
                 "(`emcl index rebuild --index-options nprobe=…`), or rebuild with --index Flat"
             )
-    _print_verification(found, as_json=as_json)
+    print_verification(found, as_json=as_json)
     if found.problems:
         raise typer.Exit(1)
 
@@ -220,11 +218,7 @@ def rebuild(
     with StoreWriter.open(store) as writer:
         check_model(writer.settings, encoder, store)
         manifest = publish(writer, encoder, TerminalProgress(), writer.settings.model_copy(update=changes))
-    counts = manifest.counts
-    typer.echo(
-        f"generation {manifest.generation} ({manifest.factory}): {counts.videos} videos, {counts.segments} segments, "
-        f"{counts.captions} captions"
-    )
+    print_manifest(manifest)
 
 
 def _run(store: Path, settings: StoreSettings, encoder: Encoder, request: BuildRequest) -> None:
@@ -234,7 +228,7 @@ def _run(store: Path, settings: StoreSettings, encoder: Encoder, request: BuildR
 
     with _interruptible(), StoreWriter.open(store, settings=settings) as writer:
         report = build_store(writer, encoder, request, TerminalProgress())
-    _print_report(report)
+    print_report(report)
     if not report.complete:
         raise typer.Exit(INCOMPLETE)
 
@@ -246,44 +240,6 @@ def _interruptible() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("interrupted: what was done is kept; run the same command again to continue and publish", err=True)
         raise typer.Exit(INTERRUPTED) from None
-
-
-def _print_report(report: BuildReport) -> None:
-    for note in report.notes[:SHOWN_NOTES]:
-        typer.echo(f"note: {note}", err=True)
-    if len(report.notes) > SHOWN_NOTES:
-        typer.echo(f"note: … and {len(report.notes) - SHOWN_NOTES} more", err=True)
-    for path, reason in report.failed:
-        typer.echo(f"failed: {path}: {reason}", err=True)
-    for row in report.unmatched:
-        typer.echo(f"unused: {row}", err=True)
-    removed = f", {report.removed} removed" if report.removed else ""
-    failed = f", {len(report.failed)} failed" if report.failed else ""
-    typer.echo(
-        f"{report.found} files found, {report.indexed} videos indexed, "
-        f"{report.captions} captions added{removed}{failed}"
-    )
-    if report.manifest is None:
-        typer.echo("nothing to search yet, so nothing was published", err=True)
-        return
-    counts = report.manifest.counts
-    typer.echo(
-        f"generation {report.manifest.generation}: {counts.videos} videos, {counts.segments} segments, "
-        f"{counts.captions} captions"
-    )
-
-
-def _print_verification(found: Verification, *, as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(vars(found), indent=2))
-        return
-    for note in found.notes:
-        typer.echo(f"note: {note}")
-    for problem in found.problems:
-        typer.echo(f"damaged: {problem}")
-    recall = ", ".join(f"recall@10 of {side} {value:.3f}" for side, value in found.recall.items())
-    checked = f"{found.checked_segments} segments and {found.checked_captions} captions checked"
-    typer.echo("; ".join(part for part in (checked, recall, f"{len(found.problems)} problems") if part))
 
 
 def _load(
@@ -309,9 +265,7 @@ def _recorded(store: Path) -> StoreSettings:
 def _new(wishes: Wishes, encoder: Encoder, spec: ModelSpec) -> StoreSettings:
     from indexer.options import new_settings
 
-    return new_settings(
-        wishes, spec=spec, fingerprint=encoder.fingerprint, dim=encoder.dim, sampling=encoder.config.sampling
-    )
+    return new_settings(wishes, spec=spec, fingerprint=encoder.fingerprint, dim=encoder.dim, config=encoder.config)
 
 
 def _cores() -> int:

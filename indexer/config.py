@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from indexer.errors import Damaged, NewerFormat
+from indexer.errors import Damaged, NewerFormat, SettingsConflict
 from model.config import Config, SamplingConfig
 
 STORE_FORMAT = 1
@@ -49,6 +51,18 @@ class StoreSettings(Config):
     segment_seconds: float = Field(DEFAULT_SEGMENT_SECONDS, gt=0)
     factory: str = DEFAULT_FACTORY
     options: str = ""
+
+
+def refuse_differences(store: Path, recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Raise ``SettingsConflict`` that names every setting of ``asked`` that ``store`` was not built with."""
+    different = [
+        f"{name} is {recorded[name]}, asked for {value}" for name, value in asked.items() if recorded[name] != value
+    ]
+    if different:
+        raise SettingsConflict(
+            f"{store} was built with other settings: {'; '.join(different)}. Leave those options out to use the "
+            "store's, change the FAISS index with `emcl index rebuild --index`, or build another store"
+        )
 
 
 class Counts(Config):

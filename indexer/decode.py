@@ -1,6 +1,6 @@
 """What a decode worker does: a file or a window of it in, frames of the encoder's size out. Torch-free.
 
-Runs in its own process (``indexer.encode`` starts it), so that a file that crashes or hangs the decoder costs only
+Runs in its own process (``indexer.reader`` starts it), so that a file that crashes or hangs the decoder costs only
 itself. A long video is decoded window by window, each its own task, so that no task and no message is large.
 """
 
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from indexer.catalogue import Location
 from indexer.errors import SourceError
+from indexer.rows import Location
 from model.config import SamplingConfig
 
 SHORTEST_TAIL = 0.25

@@ -15,10 +15,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from indexer.catalogue import Location
 from indexer.decode import DecodedSegment, OpenedVideo
 from indexer.generation import RowMapper
 from indexer.reader import Reader, ReaderSettings, ReadResult
+from indexer.rows import Location
 from indexer.writer import EncodedSegment, EncodedVideo, StoreWriter
 
 SEGMENT_BATCH = 8

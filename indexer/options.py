@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from indexer.catalogue import read_settings
-from indexer.config import DEFAULT_FACTORY, DEFAULT_SEGMENT_SECONDS, ModelSpec, StoreSettings
-from indexer.errors import SettingsConflict
+from indexer.config import DEFAULT_FACTORY, DEFAULT_SEGMENT_SECONDS, ModelSpec, StoreSettings, refuse_differences
+from indexer.errors import StoreError
 from indexer.generation import CATALOGUE
-from model.config import SamplingConfig
+from model.config import ModelConfig, problems_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +46,7 @@ def check_wishes(recorded: StoreSettings, wishes: Wishes, store: Path) -> None:
     """Raise ``SettingsConflict`` for an option that differs from what the store was built with."""
     old = {**recorded.model_dump(), **recorded.sampling.model_dump()}
     given = {**wishes.store(), **wishes.sampling()}
-    different = [f"{name} is {old[name]}, asked for {value}" for name, value in given.items() if old[name] != value]
-    if different:
-        raise SettingsConflict(
-            f"{store} was built with other settings: {'; '.join(different)}. Leave those options out to use the "
-            "store's, change the FAISS index with `emcl index rebuild --index`, or build another store"
-        )
+    refuse_differences(store, old, given)
 
 
 def choose_model(recorded: StoreSettings | None, model: str | None, pretrained: str | None) -> ModelSpec:
@@ -59,18 +56,19 @@ def choose_model(recorded: StoreSettings | None, model: str | None, pretrained: 
     return ModelSpec(model=_absolute(model), pretrained=_absolute(pretrained))
 
 
-def new_settings(
-    wishes: Wishes, *, spec: ModelSpec, fingerprint: str, dim: int, sampling: SamplingConfig
-) -> StoreSettings:
-    """Settings of a new store; ``sampling`` is the model's own, where nothing else is wished."""
+def new_settings(wishes: Wishes, *, spec: ModelSpec, fingerprint: str, dim: int, config: ModelConfig) -> StoreSettings:
+    """Settings of a new store; frames are sampled as the model does by ``config``, where nothing else is wished.
+
+    Raises ``StoreError`` for wishes that the model cannot fulfil.
+    """
+    try:
+        fitting = ModelConfig(
+            **{**config.model_dump(), "sampling": {**config.sampling.model_dump(), **wishes.sampling()}}
+        )
+    except ValidationError as error:
+        raise StoreError(f"these options do not fit the model: {problems_of(error)}") from error
     chosen = {"segment_seconds": DEFAULT_SEGMENT_SECONDS, "factory": DEFAULT_FACTORY, **wishes.store()}
-    return StoreSettings(
-        model_spec=spec,
-        fingerprint=fingerprint,
-        dim=dim,
-        sampling=SamplingConfig(**{**sampling.model_dump(), **wishes.sampling()}),
-        **chosen,
-    )
+    return StoreSettings(model_spec=spec, fingerprint=fingerprint, dim=dim, sampling=fitting.sampling, **chosen)
 
 
 def _absolute(name: str | None) -> str | None:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 from pebble import ProcessExpired, ProcessPool
 
-from indexer.catalogue import Location
 from indexer.decode import DecodedSegment, DecodeSettings, OpenedVideo, decode_segment, open_video, start_worker
+from indexer.rows import Location
 
 logger = logging.getLogger(__name__)
 

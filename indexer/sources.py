@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from indexer.catalogue import Location
 from indexer.durable import sha256_of_file
 from indexer.errors import SourceError
+from indexer.rows import Location
 
 VIDEO_SUFFIXES = frozenset(
     f".{name}"
@@ -75,6 +75,12 @@ def discover(paths: Iterable[str], *, exclude: Path | None = None) -> Discovery:
             files.setdefault(path, FoundFile(path=path, root=path.parent))
     ordered = [files[path] for path in sorted(files)]
     return Discovery(files=ordered, folders=folders, unreadable=unreadable)
+
+
+def check_paths(paths: Iterable[str]) -> None:
+    """Raise ``SourceError`` for a path that does not exist and a glob that matches nothing; reads no folder."""
+    for _ in _expand(paths):
+        pass
 
 
 def hash_files(files: Sequence[FoundFile], known: Mapping[str, Location], *, threads: int) -> Iterator[Hashed]:

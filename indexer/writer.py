@@ -23,10 +23,11 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer import generation
-from indexer.catalogue import CaptionRow, Catalogue, Location, SegmentRow, VideoRow
-from indexer.config import Manifest, StoreSettings
-from indexer.errors import FeatureError, NotAStore, SettingsConflict, StoreLocked
+from indexer.catalogue import Catalogue
+from indexer.config import Manifest, StoreSettings, refuse_differences
+from indexer.errors import FeatureError, NotAStore, StoreLocked
 from indexer.features import CAPTIONS, FRAMES, POOLED, SHARD_BYTES, SHARD_KINDS, ShardWriter, to_half
+from indexer.rows import CaptionRow, Location, SegmentRow, VideoRow
 
 logger = logging.getLogger(__name__)
 
@@ -273,20 +274,10 @@ def _agree(catalogue: Catalogue, wanted: StoreSettings | None, path: Path) -> St
             raise NotAStore(f"{path} was never given its settings; run `emcl index build PATH --store {path}`")
         return recorded
     if recorded is not None and catalogue.has_features():
-        check_agreement(recorded, wanted, path)
+        old, new = (settings.model_dump(exclude={"model_spec"}) for settings in (recorded, wanted))
+        refuse_differences(path, old, new)  # the same model under another name is no conflict
         return recorded
     if recorded != wanted:
         with catalogue.transaction():
             catalogue.save_settings(wanted)
     return wanted
-
-
-def check_agreement(recorded: StoreSettings, wanted: StoreSettings, path: Path) -> None:
-    """Raise ``SettingsConflict`` unless vectors made with both settings belong together."""
-    old, new = recorded.model_dump(exclude={"model_spec"}), wanted.model_dump(exclude={"model_spec"})
-    different = [f"{name} is {old[name]}, asked for {new[name]}" for name in old if old[name] != new[name]]
-    if different:
-        raise SettingsConflict(
-            f"{path} was built with other settings: {'; '.join(different)}. Leave those options out to use the "
-            "store's, change the FAISS index with `emcl index rebuild --index`, or build another store"
-        )

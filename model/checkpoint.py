@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.clip import Precision, build_clip
-from model.config import ModelConfig, load_mapping
+from model.config import ModelConfig, load_mapping, problems_of
 from model.net import EMCLNet
 from model.weights import WeightsError, load_strictly, read_weights, tensor_digest
 
@@ -163,8 +163,7 @@ def _read_description(weights_path: Path, json_path: Path) -> _Description:
     try:
         return _Description.model_validate(content)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise CheckpointError(f"{json_path} is not a valid checkpoint description: {problems}") from error
+        raise CheckpointError(f"{json_path} is not a valid checkpoint description: {problems_of(error)}") from error
 
 
 def _paths(path: Path) -> tuple[Path, Path]:

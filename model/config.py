@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 
 class Config(BaseModel):
@@ -110,6 +110,11 @@ class ModelConfig(Config):
                 f"{self.temporal.max_positions} frame positions; lower max_frames or raise temporal.max_positions"
             )
         return self
+
+
+def problems_of(error: ValidationError) -> str:
+    """One line for people: every wrong key with what is wrong about it."""
+    return "; ".join(": ".join(filter(None, (".".join(map(str, p["loc"])), p["msg"]))) for p in error.errors())
 
 
 def load_mapping(path: Path) -> dict[str, Any]:

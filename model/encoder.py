@@ -206,7 +206,8 @@ def load_encoder(
 
     ``spec`` is ``demo`` (the shipped checkpoint), the path of a checkpoint, or an open_clip model name with its
     ``pretrained`` tag or weights file; ``None`` is CLIP ViT-B-32 with OpenAI's weights, frames averaged, EMCL as an
-    out-of-the-box inference module. Raises ``ValueError`` that says what is unknown, missing or unreachable.
+    out-of-the-box inference module. Raises ``ValueError`` that says what is unknown, damaged or unreachable, and
+    ``FileNotFoundError`` for a path that leads nowhere.
     """
     target = resolve_device(device)
     if spec == "demo" or (spec is not None and _names_a_file(spec)):

@@ -86,8 +86,8 @@ def clip_store(tmp_path_factory, tiny_encoder):
     """Six generated clips in ``clips/``, indexed in ``store/`` with the tiny model: two captions and two tags each."""
     import hashlib
 
-    from indexer.catalogue import Location
     from indexer.config import ModelSpec, StoreSettings
+    from indexer.rows import Location
     from indexer.writer import EncodedSegment, EncodedVideo, StoreWriter
     from model.preprocess import resize_and_crop
     from model.synthetic import make_scene, write_clip

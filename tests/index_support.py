@@ -18,11 +18,11 @@ import numpy as np
 
 from indexer import encode
 from indexer.build import BuildRequest, build
-from indexer.catalogue import Location
 from indexer.config import ModelSpec, StoreSettings
 from indexer.decode import DecodeSettings
 from indexer.progress import Progress
 from indexer.reader import Reader, ReaderSettings
+from indexer.rows import Location
 from indexer.writer import EncodedSegment, EncodedVideo, StoreWriter
 from model.config import SamplingConfig
 

@@ -19,11 +19,12 @@ from index_support import DIM, FakeEncoder, make_clip, settings
 
 from indexer import decode
 from indexer.build import BuildReport, BuildRequest, build
-from indexer.catalogue import Catalogue, Location
+from indexer.catalogue import Catalogue
 from indexer.decode import DecodeSettings, windows_of
 from indexer.errors import CaptionFileError, ModelMismatch, SourceError
 from indexer.progress import Progress
 from indexer.reader import Reader, ReaderSettings, ReadResult
+from indexer.rows import Location
 from indexer.store import StoreReader
 from indexer.verify import verify
 from indexer.writer import StoreWriter

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from indexer import schema
-from indexer.catalogue import CaptionRow, Catalogue, Location, SegmentRow, VideoRow, read_settings
+from indexer.catalogue import Catalogue, read_settings
 from indexer.errors import NewerFormat, NotAStore, SourceError
 from indexer.features import Place
+from indexer.rows import CaptionRow, Location, SegmentRow, VideoRow
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from indexer.catalogue import Location
 from indexer.config import ModelSpec, StoreSettings
+from indexer.rows import Location
 from indexer.store import StoreReader
 from indexer.writer import EncodedSegment, EncodedVideo, StoreWriter
 from service import ranking as ranking_module

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from indexer import sources
-from indexer.catalogue import Location
 from indexer.errors import SourceError
+from indexer.rows import Location
 from indexer.sources import discover, hash_files, missing
 
 

@@ -171,3 +171,37 @@ def test_stacking_pads_with_zeros():
     frames, mask = stack_clips([np.full((1, 2, 2, 3), 7, np.uint8), np.full((3, 2, 2, 3), 9, np.uint8)])
     np.testing.assert_array_equal(mask, [[True, False, False], [True, True, True]])
     assert frames[0, 1:].sum() == 0
+
+
+@pytest.mark.parametrize("step", [0, 1, 2, 3])
+def test_object_steps_show_no_two_clips_alike(step):
+    """Each caption of an object step is true of its own clip only, so no pair is a false negative."""
+    data = scenes_data(object_warmup_steps=4)
+    batch = data.batch(step)
+    again = data.batch(step)
+    assert batch.captions == again.captions
+    assert np.array_equal(batch.frames_BFSSC, again.frames_BFSSC)
+    assert batch.frames_BFSSC.shape[1] == 2
+    sized = any(size in batch.captions[0] for size in ("small", "little", "tiny", "large", "big", "huge"))
+    told = [object_of(caption, sized=sized) for caption in batch.captions]
+    assert len(set(told)) == len(told) == min(data.batch_size, 112 if sized else 56)
+
+
+def test_steps_after_the_warm_up_show_whole_scenes():
+    assert scenes_data(object_warmup_steps=2).batch(2).frames_BFSSC.shape[1] > 2
+
+
+def scenes_data(**settings) -> ScenesData:
+    return ScenesData(
+        ScenesConfig(**settings), batch_size=120, image_size=16, sampling=SamplingConfig(sample_fps=2.0, max_frames=8)
+    )
+
+
+def object_of(caption: str, *, sized: bool) -> tuple[str, ...]:
+    """(size, colour, shape) in the corpus's own words, read back from a caption that names one object."""
+    words = caption.removeprefix("an ").removeprefix("a ")
+    same = {"disc": "circle", "dot": "circle", "box": "square", "hoop": "ring", "plus sign": "cross"}
+    size, rest = words.split(" ", 1) if sized else ("", words)
+    colour, shape = rest.split(" ", 1)
+    assert colour in COLOURS
+    return ("small" if size in ("small", "little", "tiny") else "large" if sized else "", colour, same.get(shape, shape))

@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from model.config import SamplingConfig, load_mapping
+from model.config import SamplingConfig, load_mapping, problems_of
 from model.data.activitynet import ActivityNetConfig
 from model.data.clips import ClipData
 from model.data.didemo import DidemoConfig
@@ -34,8 +34,7 @@ def parse_stored_set(settings: dict[str, Any], where: str) -> StoredSet:
     try:
         return _STORED.validate_python(settings)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise DatasetError(f"{where} does not describe a data set: {problems}") from error
+        raise DatasetError(f"{where} does not describe a data set: {problems_of(error)}") from error
 
 
 def load_stored_set(path: Path) -> StoredSet:
