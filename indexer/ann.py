@@ -199,14 +199,14 @@ def _train(inner: Any, factory: str, train_rows: FloatMatrix) -> None:
     if len(train_rows) < needed:
         raise IndexFactoryError(
             f"the index {factory!r} trains on at least {needed} vectors ({lists} lists), the store has "
-            f"{len(train_rows)}; use fewer lists, or --index Flat"
+            f"{len(train_rows)}; use fewer lists, or the exact index: `emcl index rebuild --index Flat`"
         )
     try:
         inner.train(np.ascontiguousarray(train_rows, dtype=np.float32))
     except RuntimeError as error:
         raise IndexFactoryError(
             f"the index {factory!r} could not be trained on {len(train_rows)} vectors "
-            f"({_reason(error)}); use --index Flat"
+            f"({_reason(error)}); use the exact index: `emcl index rebuild --index Flat`"
         ) from error
 
 

@@ -192,7 +192,8 @@ def _reconcile(
 
 def _captions(writer: StoreWriter, files: Sequence[FoundFile], request: BuildRequest, report: BuildReport) -> Resolved:
     """Read all captions and attach them to videos, before hours are spent on encoding."""
-    entries = read_sidecars(file.path for file in files)
+    entries, unreadable = read_sidecars(file.path for file in files)
+    report.unmatched += unreadable
     if request.captions is not None:
         entries += read_caption_file(request.captions)
     if not entries:

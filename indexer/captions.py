@@ -62,17 +62,25 @@ def read_caption_file(path: Path) -> list[CaptionEntry]:
     return entries
 
 
-def read_sidecars(videos: Iterable[Path]) -> list[CaptionEntry]:
-    """Read ``NAME.txt`` beside each video that has one: one caption a line, empty lines skipped."""
-    entries = []
+def read_sidecars(videos: Iterable[Path]) -> tuple[list[CaptionEntry], list[str]]:
+    """Read ``NAME.txt`` beside each video that has one: one caption a line, empty lines skipped.
+
+    Nobody named these files, so one that cannot be read is no error but a reason in the second list.
+    """
+    entries, unreadable = [], []
     for video in videos:
         path = video.with_suffix(".txt")
         if path == video or not path.is_file():
             continue
-        for number, line in enumerate(_text(path).split("\n"), start=1):
+        try:
+            lines = _text(path).split("\n")
+        except CaptionFileError as error:
+            unreadable.append(str(error))
+            continue
+        for number, line in enumerate(lines, start=1):
             if text := line.strip():
                 entries.append(CaptionEntry(where=f"{path}:{number}", video=str(video), captions=(text,), tags=()))
-    return entries
+    return entries, unreadable
 
 
 class VideoNames:

@@ -132,8 +132,8 @@ def add(
 
     if not paths and captions is None:
         raise typer.BadParameter("give videos to add, or --captions FILE")
-    check_paths(paths or [])
     recorded = _recorded(store)
+    check_paths(paths or [])
     encoder, _ = _load(recorded, None, None, device, precision)
     request = BuildRequest(paths=paths or [], captions=captions, workers=workers or _cores(), timeout_seconds=timeout)
     _run(store, recorded, encoder, request)

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from indexer import ann
 from indexer.catalogue import read_settings
 from indexer.config import DEFAULT_FACTORY, DEFAULT_SEGMENT_SECONDS, ModelSpec, StoreSettings, refuse_differences
 from indexer.errors import StoreError
@@ -59,7 +60,7 @@ def choose_model(recorded: StoreSettings | None, model: str | None, pretrained: 
 def new_settings(wishes: Wishes, *, spec: ModelSpec, fingerprint: str, dim: int, config: ModelConfig) -> StoreSettings:
     """Settings of a new store; frames are sampled as the model does by ``config``, where nothing else is wished.
 
-    Raises ``StoreError`` for wishes that the model cannot fulfil.
+    Raises ``StoreError`` for wishes that the model cannot fulfil, ``IndexFactoryError`` for an index of no known kind.
     """
     try:
         fitting = ModelConfig(
@@ -68,7 +69,9 @@ def new_settings(wishes: Wishes, *, spec: ModelSpec, fingerprint: str, dim: int,
     except ValidationError as error:
         raise StoreError(f"these options do not fit the model: {problems_of(error)}") from error
     chosen = {"segment_seconds": DEFAULT_SEGMENT_SECONDS, "factory": DEFAULT_FACTORY, **wishes.store()}
-    return StoreSettings(model_spec=spec, fingerprint=fingerprint, dim=dim, sampling=fitting.sampling, **chosen)
+    settings = StoreSettings(model_spec=spec, fingerprint=fingerprint, dim=dim, sampling=fitting.sampling, **chosen)
+    ann.make(settings, dim)  # an index that FAISS does not know is refused now, not when everything is encoded
+    return settings
 
 
 def _absolute(name: str | None) -> str | None:

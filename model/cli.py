@@ -50,7 +50,11 @@ def evaluate(
     allow_missing: Annotated[
         bool, typer.Option(help="Measure although videos are missing; the report counts them.")
     ] = False,
-    checkpoint: Annotated[str, typer.Option(help="'demo', or a checkpoint's path (NAME.safetensors).")] = "demo",
+    checkpoint: Annotated[
+        str,
+        typer.Option(help="'demo', a checkpoint's path, or an open_clip name with --pretrained."),
+    ] = "demo",
+    pretrained: Annotated[str | None, typer.Option(help="Tag or weights file of an open_clip model.")] = None,
     candidates: Annotated[int, typer.Option(min=1, help="Candidates that stage 1 hands to the reranking.")] = 100,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda[:N].")] = "auto",
@@ -61,7 +65,7 @@ def evaluate(
     from model.encoder import load_encoder
 
     chosen = open_for_evaluation(data, split, allow_missing=allow_missing)
-    encoder = load_encoder(checkpoint, device=device)
+    encoder = load_encoder(checkpoint, pretrained=pretrained, device=device)
     corpus = evaluation.encode_corpus(encoder, chosen.clips)
     rows = evaluation.evaluate_features(encoder, corpus, candidates=candidates)
     typer.echo(evaluation.table(rows))

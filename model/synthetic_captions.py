@@ -124,7 +124,7 @@ def describe(scene: Scene, rng: np.random.Generator) -> str:
     )
 
 
-def name_object(scene: Scene, rng: np.random.Generator, *, sized: bool) -> str:
+def describe_object(scene: Scene, rng: np.random.Generator, *, sized: bool) -> str:
     """Return a caption that names the main object and nothing else, with or without its size."""
     shape = _pick(rng, _SHAPE_WORDS[scene.shape])
     if not sized:

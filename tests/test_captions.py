@@ -70,6 +70,7 @@ def test_csv_takes_quoted_captions_tags_and_rows_without_a_video(tmp_path: Path)
         ('{"video": "a.mp4", "captions": ["x", " "]}', "none of them empty"),
         ('{"video": "a.mp4", "captions": {"x": 1}}', "a text or a list"),
         ('{"video": "a.mp4", "captions": "x", "tags": [1]}', "`tags` must be"),
+        ('{"vidoe": "a.mp4", "captions": "x"}', r"`video` is missing, and \['vidoe'\] are not read"),
     ],
 )
 def test_bad_rows_are_named_by_file_and_line(tmp_path: Path, line: str, reason: str) -> None:
@@ -92,6 +93,7 @@ def test_all_bad_rows_are_listed_at_once(tmp_path: Path) -> None:
     [
         ("c.csv", b"a,b\n1,2\n", ":1: expected a header"),
         ("c.csv", b"video,captions\na.mp4,x,y\n", ":2: the row has more fields"),
+        ("c.csv", b"file,captions\na.mp4,x\n", ":2: `video` is missing"),
         ("c.jsonl", b'{"captions": "x"}\n\xff\n', ":2: not valid UTF-8"),
         ("c.jsonl", b"", "holds no caption"),
         ("c.yaml", b"x", "come as .jsonl or .csv"),
@@ -112,10 +114,21 @@ def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 def test_a_sidecar_holds_one_caption_a_line(tmp_path: Path) -> None:
     write(tmp_path / "a.txt", "first", "", "  second ")
     videos = [tmp_path / "a.mp4", tmp_path / "b.mp4"]
-    assert [(e.video, e.captions) for e in read_sidecars(videos)] == [
+    entries, unreadable = read_sidecars(videos)
+    assert [(e.video, e.captions) for e in entries] == [
         (str(tmp_path / "a.mp4"), ("first",)),
         (str(tmp_path / "a.mp4"), ("second",)),
     ]
+    assert unreadable == []
+
+
+def test_a_sidecar_that_cannot_be_read_is_a_reason_and_stops_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"fine\n\xff\n")
+    write(tmp_path / "b.txt", "second")
+    entries, unreadable = read_sidecars([tmp_path / "a.mp4", tmp_path / "b.mp4"])
+    assert [entry.captions for entry in entries] == [("second",)]
+    assert len(unreadable) == 1
+    assert unreadable[0].startswith(f"{tmp_path / 'a.txt'}:2: not valid UTF-8")
 
 
 @pytest.mark.parametrize(

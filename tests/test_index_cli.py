@@ -189,6 +189,31 @@ def test_other_settings_and_models_are_refused(built: Path, folder: Path, other_
     assert emcl("build", folder, "--store", built, "--segment-seconds", 5).exit_code == 0
 
 
+def test_slips_are_told_before_a_model_is_loaded_or_a_store_made(tmp_path: Path, folder: Path) -> None:
+    store = tmp_path / "store"
+    with pytest.raises(SourceError, match="there is no file or folder"):
+        emcl("build", tmp_path / "nowhere", "--store", store, "--model", "no-such-model")
+    for option, value in (("--captions", tmp_path / "none.csv"), ("--sample-fps", 0), ("--max-frames", 0)):
+        assert emcl("build", folder, "--store", store, "--model", "no-such-model", option, value).exit_code == 2
+    assert not store.exists()
+
+
+def test_an_index_of_no_known_kind_is_refused_before_anything_is_encoded(
+    tmp_path: Path, folder: Path, checkpoint: Path
+) -> None:
+    store = tmp_path / "store"
+    with pytest.raises(StoreError, match="cannot make an index 'Foo'"):
+        emcl("build", folder, "--store", store, "--model", checkpoint, "--index", "Foo")
+    assert not store.exists()
+
+
+def test_more_frames_than_the_model_has_positions_are_refused(tmp_path: Path, folder: Path, checkpoint: Path) -> None:
+    store = tmp_path / "store"
+    with pytest.raises(StoreError, match=r"do not fit the model: .*sampling.max_frames is 500, but"):
+        emcl("build", folder, "--store", store, "--model", checkpoint, "--max-frames", 500)
+    assert not store.exists()
+
+
 @pytest.mark.parametrize("command", ["add x", "remove x", "list", "verify", "rebuild"])
 def test_commands_need_a_store(tmp_path: Path, command: str) -> None:
     with pytest.raises(NotAStore, match="emcl index build"):

@@ -204,4 +204,8 @@ def object_of(caption: str, *, sized: bool) -> tuple[str, ...]:
     size, rest = words.split(" ", 1) if sized else ("", words)
     colour, shape = rest.split(" ", 1)
     assert colour in COLOURS
-    return ("small" if size in ("small", "little", "tiny") else "large" if sized else "", colour, same.get(shape, shape))
+    return (
+        "small" if size in ("small", "little", "tiny") else "large" if sized else "",
+        colour,
+        same.get(shape, shape),
+    )

@@ -17,7 +17,7 @@ from pydantic import Field
 from model.config import Config, SamplingConfig
 from model.data.base import Batch, stack_clips
 from model.synthetic import COLOURS, DURATIONS_SECONDS, SHAPES, SIZES, Scene, clip_id, lone_object, make_scene, vary
-from model.synthetic_captions import captions_of, describe, describe_briefly, name_object
+from model.synthetic_captions import captions_of, describe, describe_briefly, describe_object
 from model.synthetic_render import render
 from model.video import target_times
 
@@ -79,7 +79,7 @@ class ScenesData:
         return Batch(
             frames_BFSSC=_augment(frames, rng),
             mask_BF=np.ones(frames.shape[:2], bool),
-            captions=[name_object(scene, rng, sized=sized) for scene in scenes],
+            captions=[describe_object(scene, rng, sized=sized) for scene in scenes],
             clip_ids=[f"object-{self.config.seed}-{step}-{row}" for row in range(len(scenes))],
         )
 
