@@ -8,6 +8,7 @@ Legend: Q queries, N vectors, D channels, k neighbours.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
@@ -190,7 +191,7 @@ def make(recipe: IndexRecipe, dim: int) -> Any:
 
 def _reason(error: RuntimeError) -> str:
     """FAISS's own words without the C++ source line that it puts before them."""
-    return str(error).strip().rpartition("Error: ")[2]
+    return re.sub(r"^Error in .* at \S+:\d+: ", "", str(error).strip(), flags=re.DOTALL).removeprefix("Error: ")
 
 
 def _train(inner: Any, factory: str, train_rows: FloatMatrix) -> None:

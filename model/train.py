@@ -13,6 +13,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
@@ -38,6 +41,7 @@ from model.tokenizer import Tokenizer, build_tokenizer
 from model.train_config import OptimiserConfig, TrainConfig
 from model.train_state import TrainState, load_state, newest_checkpoint, save_state, step_of
 from model.validate import encode_batch, validate
+from model.weights import load_strictly
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +120,7 @@ class Trainer:
             state = source.state_dict()
             if source.config.emcl != self.config.model.emcl:  # its EMCL state means nothing under other settings
                 state |= {name: value for name, value in net.state_dict().items() if name.startswith("emcl.")}
-            net.load_state_dict(state)
+            load_strictly(net, state, source=str(self.config.start_from))
         return net
 
     def run(self, start: int) -> Path:
@@ -154,6 +158,7 @@ class Trainer:
                 # Forking a process that runs threads can deadlock.
                 multiprocessing_context="spawn" if workers else None,
                 collate_fn=_unchanged,
+                worker_init_fn=_end_with_parent if workers else None,
                 # Its own generator: the loader must not draw from the one that a resumed run would have to restore.
                 generator=torch.Generator(),
             )
@@ -215,6 +220,18 @@ class Trainer:
         metadata = {"steps": self.config.steps, "batch_size": self.config.batch_size, "seed": self.config.seed}
         path = self.output / "model.safetensors"
         return save_checkpoint(self.net, path, metadata=metadata, dtype=self.config.saved_dtype)
+
+
+def _end_with_parent(_: int) -> None:
+    """Keep no data worker of a killed run: one that waits for room in its pipe would wait for ever."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None  # only workers run this
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _unchanged(batch: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
-from model.config import Config, ModelConfig, load_mapping
+from model.config import Config, ModelConfig, load_mapping, problems_of
 from model.data.scenes import ScenesConfig
 from model.data.sources import StoredSet
 
@@ -64,5 +64,4 @@ def load_train_config(path: Path) -> TrainConfig:
     try:
         return TrainConfig.model_validate(load_mapping(path))
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise ValueError(f"{path} is not a valid training configuration: {problems}") from error
+        raise ValueError(f"{path} is not a valid training configuration: {problems_of(error)}") from error

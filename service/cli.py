@@ -131,12 +131,13 @@ def demo(
     **options: Any,
 ) -> None:
     """Serve a generated corpus: clips of moving shapes that the shipped model never saw. Needs no network."""
-    from service.demo import prepare
+    from service.demo import examples, prepare
 
     settings = load_settings({**options, "store": folder / "store", "model": "demo"})
     prepare(folder, count, say=lambda text: typer.echo(text, err=True))
     if not prepare_only:
-        typer.echo("try: a red circle moves to the left · a small ring that bounces · a blue square", err=True)
+        for text in examples(folder):
+            typer.echo(f"try: {text}", err=True)
         run_server(settings)
 
 

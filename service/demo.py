@@ -6,6 +6,7 @@ captions, ``FOLDER/store`` its index. Both are made once; what is there is used.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,12 @@ def prepare(folder: Path, count: int, *, say: Callable[[str], None]) -> Path:
         say(f"indexing them in {store} with the shipped model (once) …")
         _index(clips, store)
     return store
+
+
+def examples(folder: Path, count: int = 2) -> list[str]:
+    """Queries that have an answer: captions of the first clips (not every combination is in the corpus)."""
+    lines = (folder / "clips" / _LISTING).read_text(encoding="utf-8").splitlines()[:count]
+    return [json.loads(line)["captions"][0] for line in lines]
 
 
 def _clips_in(clips: Path) -> int:

@@ -44,7 +44,9 @@ class Services:
         self.thumbnails = Thumbnails(
             width=settings.thumbnail_width, cache_bytes=settings.thumbnail_cache_bytes, max_queue=settings.max_queue
         )
-        self._compute = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self._compute = ThreadPoolExecutor(
+            1, thread_name_prefix="compute", initializer=limit_threads, initargs=(settings,)
+        )
         self._decoders = ThreadPoolExecutor(settings.upload_workers, thread_name_prefix="decode")
         self.searches: Batcher[SearchQuery, SearchResult] = Batcher(
             engine.search,
@@ -109,19 +111,25 @@ def query_limits(settings: Settings) -> QueryLimits:
     )
 
 
+def limit_threads(settings: Settings) -> None:
+    """Set how many threads one batch may use. FAISS counts for the calling thread alone: call it where it computes."""
+    import torch
+
+    from indexer.ann import set_threads
+
+    torch.set_num_threads(settings.threads)
+    set_threads(settings.faiss_threads)
+
+
 def build_engine(settings: Settings) -> Engine:
     """Open the store and load the model that it was built with, or the one that the settings name.
 
     Raises ``ValueError`` if there is no store, no such model, or if they do not belong together.
     """
-    import torch
-
-    from indexer.ann import set_threads
     from indexer.store import StoreReader
     from model.encoder import load_encoder
 
-    torch.set_num_threads(settings.threads)
-    set_threads(settings.faiss_threads)
+    limit_threads(settings)
     with StoreReader.open(settings.store) as reader:
         spec = reader.manifest.model_spec
     named = settings.model is not None

@@ -228,6 +228,25 @@ def test_hostile_bodies_get_an_answer_or_a_reason(client, body):
         assert_problem(response, response.status_code)
 
 
+def test_the_thread_that_computes_uses_as_many_threads_as_it_may(clip_store, tiny_encoder, monkeypatch):
+    import faiss
+    import torch
+
+    seen = []
+    straight = Engine.search
+
+    def watched(self, queries):
+        seen.append((faiss.omp_get_max_threads(), torch.get_num_threads()))
+        return straight(self, queries)
+
+    monkeypatch.setattr(Engine, "search", watched)
+    before = torch.get_num_threads()
+    with TestClient(make_app(clip_store, tiny_encoder, faiss_threads=3, threads=1)) as client:
+        assert client.post("/v1/search", json={"text": "a"}).status_code == 200
+    torch.set_num_threads(before)
+    assert seen == [(3, 1)]
+
+
 def test_rerank_scores_the_segments_that_are_named(client):
     ids = [video["video_id"] for video in client.get("/v1/videos").json()["videos"]]
     segments = [{"video_id": video_id} for video_id in ids[:4]]

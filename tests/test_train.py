@@ -8,13 +8,15 @@ import pytest
 import torch
 import yaml
 
-from model.checkpoint import load_checkpoint
+from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import load_mapping
 from model.data.manifest import ManifestConfig, ManifestData, read_manifest
+from model.net import build_net
 from model.synthetic import write_corpus
 from model.train import Trainer, TrainingDivergedError, rate_factor, train
 from model.train_config import OptimiserConfig, TrainConfig, load_train_config
 from model.train_state import newest_checkpoint, save_state, step_of
+from model.weights import WeightsError
 
 DEMO_CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 
@@ -159,6 +161,15 @@ def test_a_run_starts_from_a_checkpoint(tmp_path):
     net = Trainer(config, tmp_path / "second").net
     expected = weights(first)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in net.state_dict().items())
+
+
+def test_a_start_that_does_not_fit_is_named(tmp_path):
+    start = save_checkpoint(build_net(tiny().model), tmp_path / "start.safetensors")
+    wider = tiny(start_from=str(start))
+    other = wider.model.temporal.model_copy(update={"max_positions": wider.model.temporal.max_positions + 1})
+    config = wider.model_copy(update={"model": wider.model.model_copy(update={"temporal": other})})
+    with pytest.raises(WeightsError, match=r"start.safetensors does not fit this model; 1 of another shape"):
+        Trainer(config, tmp_path / "run")
 
 
 def test_bf16_trains(tmp_path):
