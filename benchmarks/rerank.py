@@ -3,7 +3,8 @@
     python -m benchmarks.rerank                       time of one query's reranking and of its matrix products
     python -m benchmarks.rerank --store var/demo/store --model demo      … and memory over 10,000 queries
 
-Both timings run in one process, turn about, so that they share whatever else the machine does; medians are compared.
+Both run in one process on one thread, turn about; medians of that thread's processor time are compared, so that other
+work on the machine does not count.
 The matrix products are those that the equations name, on tensors that lie ready: frame weights and pooling (F frames of
 N candidates), T rounds of E-step and M-step over N + 1 rows, the last M-step, the reconstruction, the cosines.
 """
@@ -85,10 +86,10 @@ def compare(rounds: int) -> dict[str, float]:
         times: dict[str, list[float]] = {name: [] for name in tasks}
         for number in range(rounds + 20):
             for name, task in tasks.items():
-                started = time.perf_counter()
+                started = time.thread_time()
                 task()
                 if number >= 20:
-                    times[name].append(1000 * (time.perf_counter() - started))
+                    times[name].append(1000 * (time.thread_time() - started))
     medians = {name: statistics.median(values) for name, values in times.items()}
     return {**medians, "ratio": medians["rerank_ms"] / medians["products_ms"]}
 

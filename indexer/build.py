@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from indexer import generation
+from indexer import ann, generation
 from indexer.captions import Resolved, VideoNames, read_caption_file, read_sidecars, resolve
 from indexer.config import Manifest, StoreSettings
 from indexer.decode import DecodeSettings
@@ -112,6 +112,8 @@ def publish(
     If that index cannot be built (``IndexFactoryError``) the store keeps its former settings and generation.
     """
     former = writer.settings
+    if settings is not None:
+        ann.make(settings, settings.dim)  # refused before the catalogue has changed
     with progress.phase("publish", len(generation.PHASES), "step") as bar:
 
         def phase(name: str) -> None:

@@ -198,6 +198,12 @@ def test_slips_are_told_before_a_model_is_loaded_or_a_store_made(tmp_path: Path,
     assert not store.exists()
 
 
+def test_options_that_the_index_does_not_take_change_nothing(built: Path) -> None:
+    with pytest.raises(StoreError, match="does not take the search options"):
+        emcl("rebuild", "--store", built, "--index-options", "nprobe=3")
+    assert json.loads(emcl("verify", "--store", built, "--json").stdout)["notes"] == []
+
+
 def test_an_index_of_no_known_kind_is_refused_before_anything_is_encoded(
     tmp_path: Path, folder: Path, checkpoint: Path
 ) -> None:
