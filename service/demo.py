@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import model
 from indexer.store import StoreReader
 
 CAPTIONS_PER_CLIP = 2
+DEMO_DESCRIPTION = Path(model.__file__).parent / "assets" / "demo.json"
 _LISTING = "captions.jsonl"
 
 
@@ -26,6 +29,9 @@ def prepare(folder: Path, count: int, *, say: Callable[[str], None]) -> Path:
     if _clips_in(clips) != count:
         say(f"making {count} short clips in {clips} (once) …")
         _make_clips(clips, count)
+    if _is_of_another_model(store):
+        say(f"the index in {store} was made with another version of the shipped model; removing it")
+        shutil.rmtree(store)
     if _videos_in(store) != count:
         say(f"indexing them in {store} with the shipped model (once) …")
         _index(clips, store)
@@ -41,6 +47,15 @@ def examples(folder: Path, count: int = 2) -> list[str]:
 def _clips_in(clips: Path) -> int:
     listing = clips / _LISTING  # written last, so that it stands only beside a complete corpus
     return len(listing.read_text(encoding="utf-8").splitlines()) if listing.exists() else 0
+
+
+def _is_of_another_model(store: Path) -> bool:
+    from indexer.options import recorded_settings
+    from model.config import load_mapping
+
+    recorded = recorded_settings(store)
+    shipped = load_mapping(DEMO_DESCRIPTION)["fingerprint"]
+    return recorded is not None and recorded.fingerprint != shipped
 
 
 def _videos_in(store: Path) -> int:

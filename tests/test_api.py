@@ -124,16 +124,24 @@ def test_concurrent_queries_answer_as_each_does_alone(clip_store, tiny_encoder):
 
 def test_over_capacity_the_answer_is_503_at_once(clip_store, tiny_encoder, monkeypatch):
     app = make_app(clip_store, tiny_encoder, max_queue=8, max_texts=8, max_batch=1)
-    gate = threading.Event()
+    gate, computing = threading.Event(), threading.Event()
     straight = Engine.search
-    monkeypatch.setattr(Engine, "search", lambda self, queries: gate.wait(20) and straight(self, queries))
+
+    def held(self, queries):
+        computing.set()
+        return gate.wait(20) and straight(self, queries)
+
+    monkeypatch.setattr(Engine, "search", held)
 
     async def run():
         async with (
             app.router.lifespan_context(app),
             httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://testserver") as client,
         ):
-            waiting = [asyncio.ensure_future(client.post("/v1/search", json={"text": "a"})) for _ in range(9)]
+            waiting = [asyncio.ensure_future(client.post("/v1/search", json={"text": "a"}))]
+            while not computing.is_set():  # nine at once would fill the queue of eight before one is taken from it
+                await asyncio.sleep(0.005)
+            waiting += [asyncio.ensure_future(client.post("/v1/search", json={"text": "a"})) for _ in range(8)]
             while app.state.services.searches.queue_depth < 8:
                 await asyncio.sleep(0.005)
             loop = asyncio.get_running_loop()

@@ -1,6 +1,7 @@
 """The command line: quick to answer, options named as settings, errors in one line, a server that starts and stops."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,11 +143,13 @@ def test_a_server_starts_answers_and_stops_cleanly(start_server, indexed):
 
 
 @pytest.mark.slow
-def test_the_demo_is_prepared_once(run, tmp_path):
+def test_the_demo_is_prepared_once(run, clip_store, tmp_path):
     folder = tmp_path / "demo"
+    shutil.copytree(clip_store / "store", folder / "store")  # as if an older version, with another model, had run
     code, _, err = run("demo", "--folder", folder, "--count", 12, "--prepare-only")
     assert code == 0, err
     assert "making 12 short clips" in err
+    assert "another version of the shipped model; removing it" in err
     made = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     code, out, err = run("demo", "--folder", folder, "--count", 12, "--prepare-only")
     assert (code, out, err) == (0, "", "")
