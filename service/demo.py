@@ -53,9 +53,14 @@ def _is_of_another_model(store: Path) -> bool:
     from indexer.options import recorded_settings
     from model.config import load_mapping
 
-    recorded = recorded_settings(store)
-    shipped = load_mapping(DEMO_DESCRIPTION)["fingerprint"]
-    return recorded is not None and recorded.fingerprint != shipped
+    made_with: str | None
+    if (store / "CURRENT").exists():
+        with StoreReader.open(store) as reader:
+            made_with = reader.manifest.fingerprint
+    else:  # nothing, or what an interrupted run left
+        recorded = recorded_settings(store)
+        made_with = None if recorded is None else recorded.fingerprint
+    return made_with not in (None, load_mapping(DEMO_DESCRIPTION)["fingerprint"])
 
 
 def _videos_in(store: Path) -> int:
