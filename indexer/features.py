@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from indexer.durable import sync_folder
 from indexer.errors import Damaged, FeatureError
+from model.durable import sync_folder
 
 SHARD_BYTES = 256 << 20
 """A shard is closed before it would grow beyond this: small enough to copy and check, large enough to be few."""

@@ -24,10 +24,10 @@ import numpy.typing as npt
 from indexer import ann
 from indexer.catalogue import Catalogue
 from indexer.config import FROZEN_MAP_ROWS, KEPT_GENERATIONS, FileCheck, Manifest, StoreSettings
-from indexer.durable import TEMPORARY_PREFIX, sha256_of_file, sync_file, sync_folder, write_atomically
 from indexer.errors import Damaged, NotAStore, StoreError
 from indexer.features import CAPTIONS, FRAMES, POOLED, SHARD_KINDS, ShardKind, ShardReader
 from indexer.snapshot import Snapshot
+from model.durable import TEMPORARY_PREFIX, sha256_of_file, sync_file, sync_folder, write_atomically
 
 if TYPE_CHECKING:
     from model.emcl import FrozenMap

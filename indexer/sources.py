@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from indexer.durable import sha256_of_file
 from indexer.errors import SourceError
 from indexer.rows import Location
+from model.durable import sha256_of_file
 
 VIDEO_SUFFIXES = frozenset(
     f".{name}"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from model.clip import Precision, build_clip
 from model.config import ModelConfig, load_mapping, problems_of
+from model.durable import sync_file
 from model.net import EMCLNet
 from model.weights import WeightsError, load_strictly, read_weights, tensor_digest
 
@@ -182,19 +182,11 @@ def _replace_together(writers: Mapping[Path, Callable[[Path], object]]) -> None:
     try:
         for path, write in writers.items():
             write(temporaries[path])
-            _flush(temporaries[path])
+            sync_file(temporaries[path])
         for path, temporary in temporaries.items():
             temporary.replace(path)
     finally:
         for temporary in temporaries.values():
             temporary.unlink(missing_ok=True)
     for folder in {path.parent for path in writers}:
-        _flush(folder)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync_file(folder)

@@ -8,7 +8,6 @@ last whole one. Nothing is pickled. Batches are a function of the step, so no da
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from model.checkpoint import load_checkpoint, save_checkpoint
+from model.durable import sync_file
 from model.net import EMCLNet
 
 _PREFIX = "step-"
@@ -56,10 +56,10 @@ def save_state(state: TrainState, output: Path, step: int) -> Path:
     save_checkpoint(state.net, partial / "model.safetensors")
     optimiser_file = partial / "optimiser.safetensors"
     save_file(_optimiser_tensors(state), optimiser_file)
-    _flush(optimiser_file)
-    _flush(partial)
+    sync_file(optimiser_file)
+    sync_file(partial)
     partial.replace(final)
-    _flush(folder)
+    sync_file(folder)
     for old in folder.iterdir():
         if old != final:
             shutil.rmtree(old)
@@ -86,11 +86,3 @@ def _optimiser_tensors(state: TrainState) -> dict[str, Tensor]:
         for moment in _MOMENTS:
             tensors[f"{moment}/{name}"] = state.optimiser.state[parameter][moment].detach().cpu().contiguous()
     return tensors
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

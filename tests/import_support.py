@@ -114,7 +114,7 @@ def save(state, folder: Path, name: str = "pytorch_model.bin.best.4") -> Path:
 
 
 def save_archive(state: dict[str, torch.Tensor], path: Path) -> None:
-    """A TorchScript archive in half precision with the given names, as OpenAI publishes its models."""
+    """A TorchScript archive with the given tensors, as OpenAI publishes its models."""
     root = nn.Module()
     for name, tensor in state.items():
         *parents, leaf = name.split(".")

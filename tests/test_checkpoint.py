@@ -272,7 +272,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(net, saved, tiny_config, monkey
     def full_disk(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint_module, "_flush", full_disk)
+    monkeypatch.setattr(checkpoint_module, "sync_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(seeded_net(tiny_config, seed=5), saved)
     assert sorted(path.name for path in saved.parent.iterdir()) == ["model.json", "model.safetensors"]

@@ -1,13 +1,12 @@
 """Where CLIP models come from: what a tag implies, what cannot be built, local weights files of every layout."""
 
 import copy
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from import_support import save_archive
 from safetensors.torch import save_file
-from torch import nn
 
 from model.clip import ClipTowers, build_clip
 from model.compat import import_open_clip
@@ -120,28 +119,12 @@ def activations(towers: ClipTowers) -> set[str]:
     return {type(module).__name__ for module in towers.modules() if "GELU" in type(module).__name__}
 
 
-def save_torchscript(state: dict[str, torch.Tensor], path: Path) -> None:
-    """An archive with the given tensors, as OpenAI publishes its models."""
-    root = nn.Module()
-    for name, tensor in state.items():
-        *parents, leaf = name.split(".")
-        module = root
-        for parent in parents:
-            if not hasattr(module, parent):
-                module.add_module(parent, nn.Module())
-            module = getattr(module, parent)
-        module.register_buffer(leaf, tensor)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        torch.jit.save(torch.jit.script(root), str(path))
-
-
 def write(kind: str, state: dict[str, torch.Tensor], folder: Path) -> Path:
     path = folder / ("weights.safetensors" if kind == "safetensors" else "weights.pt")
     if kind == "safetensors":
         save_file(state, path)
     elif kind == "torchscript":
-        save_torchscript(state, path)
+        save_archive(state, path)
     elif kind == "training":
         torch.save({"epoch": 3, "state_dict": {f"module.{name}": value for name, value in state.items()}}, path)
     else:

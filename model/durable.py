@@ -1,4 +1,4 @@
-"""Files that are either wholly there or not there, also after a power cut. Imports nothing of the package.
+"""Files that are either wholly there or not there, also after a power cut. Imports nothing of the project.
 
 The pattern everywhere: write under a temporary name, ``fsync`` the file, rename it, ``fsync`` the folder.
 """
