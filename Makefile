@@ -62,5 +62,5 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "==> installing what the checks need"
-	@$(PIP) --editable '.[cpu,decord,dev]'
+	@$(PIP) --editable '.[cpu,decord,train,dev]'
 	@touch $@

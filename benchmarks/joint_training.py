@@ -1,64 +1,141 @@
-"""Does EMCL in the training loss help? Equal steps with and without it, several seeds, scored on held-out clips.
+"""Does EMCL in the training loss help? The same fine-tuning with and without it, from several trained models.
 
-    emcl synthesize --split val --captions 1 --output val/
-    python benchmarks/joint_training.py --config configs/demo.yaml --data val/ --output joint/
+    emcl synthesize --split val --count 1000 --captions 1 --output var/joint/val
+    python -m benchmarks.joint_training --config configs/demo.yaml --data var/joint/val --output var/joint \\
+        --start-from model/assets/demo.safetensors runs/seed-1/model.safetensors runs/seed-2/model.safetensors
 
-Every run starts from scratch, or with ``--start-from`` from the same checkpoint. Lines go to OUTPUT/results.jsonl.
+Each ``--start-from`` is one training seed. From each of them every variant makes the same number of steps with the
+same batches; only the EM pass in the loss differs. The baseline is also ranked with EMCL at inference only, in both
+modes. Scores are on held-out clips, paired: a row's difference is to the baseline of the same seed, query by query.
+Lines go to OUTPUT/results.jsonl as runs end, a run whose line is there is not made again; the table goes to
+OUTPUT/table.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from model.config import EMCLConfig
+from model.corpus import encode_corpus
 from model.data.manifest import read_manifest
-from model.encoder import load_encoder
-from model.evaluate import CANDIDATES, encode_corpus, fill_behind, measure, rerank, stage_one
+from model.encoder import Encoder, load_encoder
+from model.evaluate import CANDIDATES, fill_behind, rerank, stage_one, with_emcl
+from model.metrics import ranks_of_matches
+from model.paired import bootstrap
 from model.train import train
-from model.train_config import load_train_config
+from model.train_config import TrainConfig, load_train_config
+
+CHANNEL, REFERENCE = EMCLConfig(beta=0.1), EMCLConfig.reference()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """EMCL in the loss (``None``: the baseline), the share of steps in which it ramps up, and what ranks the result."""
+
+    emcl: EMCLConfig | None
+    ranked_with: tuple[EMCLConfig | None, ...]
+    ramp: float = 0.0
+
+
+def joint(emcl: EMCLConfig, *, ramp: float = 0.0) -> Variant:
+    return Variant(emcl=emcl, ranked_with=(None, emcl), ramp=ramp)
+
 
 VARIANTS = {
-    "none": None,
-    "channel 0.1": EMCLConfig(beta=0.1),
-    "reference 3": EMCLConfig.reference(),
-    "channel 0.3": EMCLConfig(beta=0.3),
+    "baseline": Variant(emcl=None, ranked_with=(None, CHANNEL, REFERENCE)),
+    "joint channel": joint(CHANNEL),
+    "joint reference": joint(REFERENCE),
+    # Remedies: a weaker and a stronger correction, one that comes late, fewer bases, a kernel that keeps bases apart.
+    "joint channel, beta 0.03": joint(EMCLConfig(beta=0.03)),
+    "joint channel, beta 0.5": joint(EMCLConfig(beta=0.5)),
+    "joint channel, beta 0.5, ramp": joint(EMCLConfig(beta=0.5), ramp=0.7),
+    "joint channel, 4 bases": joint(EMCLConfig(beta=0.1, num_bases=4)),
+    "joint channel, sigma 0.03": joint(EMCLConfig(beta=0.1, sigma=0.03)),
 }
 
 
-def run_config(base, seed: int, emcl: EMCLConfig | None, arguments):
-    """The demo's configuration with fewer steps, and EMCL in the loss or not; seeds change weights and batches."""
-    rate = arguments.learning_rate or base.optimiser.learning_rate
-    # Full captions and random batches align soonest, so that short runs tell something.
+def run_config(base: TrainConfig, seed: int, variant: Variant, arguments: argparse.Namespace) -> TrainConfig:
+    """The demo's configuration with fewer steps, full captions and random batches; the seed changes the batches."""
     random = {"hard_negatives": 0.0, "short_captions": 0.0, "object_warmup_steps": 0, "object_steps": 0.0}
-    data = {"seed": 100 + seed, "validation_clips": 0, **random}
-    warmup = {"warmup_steps": arguments.warmup, "learning_rate": rate, "encoder_learning_rate": rate}
-    return base.model_copy(
-        update={
-            "model": base.model.model_copy(update={"emcl": emcl or EMCLConfig()}),
-            "data": base.data.model_copy(update=data),
-            "optimiser": base.optimiser.model_copy(update=warmup),
-            "joint_emcl": emcl is not None,
-            "seed": seed,
-            "steps": arguments.steps,
-            "batch_size": arguments.batch_size,
-            "start_from": arguments.start_from,
-            "checkpoint_every": arguments.steps,
-        }
-    )
+    rate = {"warmup_steps": arguments.warmup, "learning_rate": arguments.learning_rate}
+    update: dict[str, Any] = {
+        "model": base.model.model_copy(update={"emcl": variant.emcl or CHANNEL}),
+        "data": base.data.model_copy(update={"seed": 1000 + seed, "validation_clips": 0, **random}),
+        "optimiser": base.optimiser.model_copy(
+            update={**rate, "encoder_learning_rate": arguments.learning_rate, "final_share": 0.0}
+        ),
+        "joint_emcl": variant.emcl is not None,
+        "emcl_ramp_steps": round(variant.ramp * arguments.steps),
+        "seed": seed,
+        "steps": arguments.steps,
+        "batch_size": arguments.batch_size,
+        "start_from": arguments.start_from[seed],
+        "checkpoint_every": arguments.steps,
+    }
+    return TrainConfig.model_validate({**base.model_dump(), **{k: _plain(v) for k, v in update.items()}})
 
 
-def scores(path: Path, clips):
+def _plain(value: Any) -> Any:
+    return value.model_dump() if hasattr(value, "model_dump") else value
+
+
+def outcomes(path: Path, clips: Any, variant: Variant) -> dict[str, Any]:
+    """Ranks (from 0) of both directions for every way of ranking the result."""
     encoder = load_encoder(str(path))
     corpus = encode_corpus(encoder, clips)
-    first = stage_one(encoder, corpus, frozen_map=True)
-    found = {}
-    for how in ("none", "emcl"):
-        ranked = fill_behind(rerank(encoder, corpus, first, candidates=CANDIDATES, how=how), first)
-        row = measure(how, ranked, corpus)
-        found[how] = [row.text_to_video.recall[1], row.video_to_text.recall[1]]
-    return found
+    return {_name(emcl): _ranks(encoder, corpus, emcl) for emcl in variant.ranked_with}
+
+
+def _ranks(encoder: Encoder, corpus: Any, emcl: EMCLConfig | None) -> list[list[float]]:
+    chosen = with_emcl(encoder, emcl or EMCLConfig(beta=0.0))
+    first = stage_one(chosen, corpus, frozen_map=True)
+    ranked = rerank(chosen, corpus, first, candidates=CANDIDATES, how="none" if emcl is None else "emcl")
+    filled = fill_behind(ranked, first)
+    return [ranks_of_matches(filled.text_to_video_TV).tolist(), ranks_of_matches(filled.video_to_text_VT).tolist()]
+
+
+def _name(emcl: EMCLConfig | None) -> str:
+    return "none" if emcl is None else f"{emcl.mode} beta {emcl.beta:g}"
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """Means over seeds; differences to the baseline of the same seed, with intervals over seeds and over clips."""
+    found = {(line["variant"], line["seed"], way): line["ranks"][way] for line in lines for way in line["ranks"]}
+    seeds = sorted({line["seed"] for line in lines})
+    head = "| training | ranked with EMCL | R@1 per seed | R@1 | difference | over seeds | over clips |"
+    rows = [head, "|---" * 7 + "|"]
+    for variant, way in dict.fromkeys((variant, way) for variant, _, way in found):
+        own = [_hits(found[variant, seed, way]) for seed in seeds if (variant, seed, way) in found]
+        base = [_hits(found["baseline", seed, "none"]) for seed in seeds if (variant, seed, way) in found]
+        rows.append(_row(variant, way, own, base))
+    return "\n".join(rows)
+
+
+def _hits(ranks: list[list[float]]) -> np.ndarray:
+    """Percent by clip: the mean of both directions' R@1."""
+    return 100 * (np.array(ranks) <= 0).mean(axis=0)
+
+
+def _row(variant: str, way: str, own: list[np.ndarray], base: list[np.ndarray]) -> str:
+    means = [hits.mean() for hits in own]
+    cells = [variant, way, " ".join(f"{mean:.1f}" for mean in means), f"{np.mean(means):.1f}"]
+    if variant == "baseline" and way == "none":
+        return "| " + " | ".join([*cells, "", "", ""]) + " |"
+    by_seed = [float((a - b).mean()) for a, b in zip(own, base, strict=True)]
+    by_clip = bootstrap(np.mean([a - b for a, b in zip(own, base, strict=True)], axis=0))
+    spread = np.std(by_seed, ddof=1) / np.sqrt(len(by_seed)) * T_95.get(len(by_seed), 1.96) if len(by_seed) > 1 else 0
+    cells += [f"{np.mean(by_seed):+.2f}", f"± {spread:.2f}", f"[{by_clip.low:+.2f}, {by_clip.high:+.2f}]"]
+    return "| " + " | ".join(cells) + " |"
+
+
+T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
+"""Two-sided 95 % points of Student's t by number of seeds."""
 
 
 def main() -> None:
@@ -66,23 +143,29 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--start-from", type=Path, nargs="+", required=True, help="a trained checkpoint for each seed")
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--warmup", type=int, default=50)
-    parser.add_argument("--learning-rate", type=float)
-    parser.add_argument("--start-from", type=Path)
-    parser.add_argument("--variants", nargs="+", default=["none", "channel 0.1", "reference 3"], choices=VARIANTS)
+    parser.add_argument("--warmup", type=int, default=10)
+    parser.add_argument("--learning-rate", type=float, default=2e-4)
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     arguments = parser.parse_args()
     base, clips = load_train_config(arguments.config), read_manifest(arguments.data / "captions.jsonl")
-    for seed in range(arguments.seeds):
-        for name in arguments.variants:
-            output = arguments.output / f"{name.replace(' ', '-')}-{seed}"
-            path = train(run_config(base, seed, VARIANTS[name], arguments), output)
-            line = {"variant": name, "seed": seed, "steps": arguments.steps, "R@1": scores(path, clips)}
-            with (arguments.output / "results.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-            print(line, flush=True)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    results = arguments.output / "results.jsonl"
+    lines = [json.loads(line) for line in results.read_text("utf-8").splitlines()] if results.exists() else []
+    for name in arguments.variants:
+        for seed in range(len(arguments.start_from)):
+            if any((line["variant"], line["seed"]) == (name, seed) for line in lines):
+                continue
+            variant = VARIANTS[name]
+            output = arguments.output / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
+            path = train(run_config(base, seed, variant, arguments), output, resume=output.exists())
+            lines.append({"variant": name, "seed": seed, "ranks": outcomes(path, clips, variant)})
+            with results.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(lines[-1]) + "\n")
+            (arguments.output / "table.md").write_text(table(lines) + "\n", encoding="utf-8")
+            print(table(lines), flush=True)
 
 
 if __name__ == "__main__":

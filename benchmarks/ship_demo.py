@@ -1,11 +1,12 @@
-"""From a finished training run to the shipped demo model: chooses EMCL on validation, scores on test, fills the report.
+"""From a finished training run to the shipped demo model: calibrates on validation, scores on test, fills the report.
 
     emcl train --config configs/demo.yaml --output runs/demo
-    python benchmarks/ship_demo.py --run runs/demo --work var/ship
+    python -m benchmarks.ship_demo --run runs/demo --work var/ship
 
 Writes model/assets/demo.safetensors, .json, demo-training.jsonl and demo-scores.json, the ``emcl:`` line of
-configs/demo.yaml, and the tables of docs/demo-model.md (between their comment marks). The test split is touched last,
-once everything is chosen. With ``--joint results.jsonl`` (from joint_training.py) that table is filled too.
+configs/demo.yaml, and the tables of docs/demo-model.md (between their comment marks). The choice is that of
+``emcl calibrate`` with its usual grid, and stands in the checkpoint with how sure it is. The test split is touched
+last, once everything is chosen. With ``--joint results.jsonl`` (from joint_training.py) that table is filled too.
 """
 
 from __future__ import annotations
@@ -14,32 +15,36 @@ import argparse
 import json
 import re
 import shutil
-from collections import defaultdict
 from pathlib import Path
 
-import numpy as np
-from sweep_emcl import DEFAULTS, sweep
-
+from benchmarks.joint_training import table as table_of_joint
+from model.calibrate import Calibration, Grid, calibrate
+from model.calibrate_report import record, verdict
+from model.calibrate_report import table as grid_table
 from model.checkpoint import load_checkpoint, save_checkpoint
-from model.config import EMCLConfig, load_mapping
+from model.config import load_mapping
 from model.data.manifest import read_manifest
+from model.data.validation import data_digest
 from model.encoder import load_encoder
-from model.evaluate import encode_corpus, evaluate_features, report, table, with_emcl
+from model.evaluate import encode_corpus, evaluate_features, report, table
+from model.outcomes import variant
 from model.short_queries import measure_short_queries
 from model.synthetic import recall_ceiling, scene_of, write_corpus
 
 ROOT = Path(__file__).parents[1]
 ASSETS, CONFIG, PAGE = ROOT / "model" / "assets", ROOT / "configs" / "demo.yaml", ROOT / "docs" / "demo-model.md"
 CLIPS = 500
-LINES_OF_SWEEP = 5  # best and worst settings that the report shows
 
 
-def corpus_of(encoder, work: Path, split: str):
+def clips_of(work: Path, split: str):
     folder = work / split
     if not (folder / "captions.jsonl").exists():
         write_corpus(folder, split=split, count=CLIPS, captions=1)
-    clips = read_manifest(folder / "captions.jsonl")
-    return encode_corpus(encoder, clips), [scene_of(clip.path.stem) for clip in clips]
+    return read_manifest(folder / "captions.jsonl")
+
+
+def scenes_of(clips):
+    return [scene_of(clip.path.stem) for clip in clips]
 
 
 def fill(mark: str, text: str) -> None:
@@ -52,23 +57,24 @@ def fill(mark: str, text: str) -> None:
     PAGE.write_text(filled, encoding="utf-8")
 
 
-def choose(encoder, work: Path) -> EMCLConfig:
-    """The best of the sweep by mean reciprocal rank; the report shows the ends of the list."""
-    corpus, scenes = corpus_of(encoder, work, "val")
-    base, results = sweep(encoder, corpus, **DEFAULTS)
-    head = "| EMCL | R@1 t→v | R@1 v→t | MRR | wins | losses | p |\n|---|---|---|---|---|---|---|"
-    rest = f"| … {len(results) - 2 * LINES_OF_SWEEP} more settings | | | | | | |"
-    lines = [result.line for result in results]
-    fill("sweep", "\n".join([head, base.line, *lines[:LINES_OF_SWEEP], rest, *lines[-LINES_OF_SWEEP:]]))
-    fill("ceiling-val", f"{recall_ceiling(scenes)[0]:.1f} %")
-    return results[0].config
+def choose(encoder, clips) -> Calibration:
+    """The best of the grid by mean reciprocal rank; the report shows the ends of the list, and the verdict."""
+    found = calibrate(encoder, encode_corpus(encoder, clips), Grid())
+    fill("sweep", grid_table(found) + "\n\n" + verdict(found))
+    fill("ceiling-val", f"{recall_ceiling(scenes_of(clips))[0]:.1f} %")
+    return found
 
 
-def ship(run: Path, config: EMCLConfig) -> None:
-    """Store the checkpoint with the chosen EMCL and write that into the configuration."""
-    variant = with_emcl(load_encoder(str(run / "model.safetensors"), device="cpu"), config)
-    metadata = load_mapping(run / "model.json")["metadata"]
-    save_checkpoint(variant.net, ASSETS / "demo.safetensors", metadata=metadata, dtype="fp16")
+def ship(run: Path, work: Path) -> None:
+    """Store the checkpoint with the chosen settings, and write EMCL's into the configuration."""
+    encoder, clips = load_encoder(str(run / "model.safetensors"), device="cpu"), clips_of(work, "val")
+    found = choose(encoder, clips)
+    config = found.choice()
+    net = variant(encoder, config).net
+    net.config = encoder.config.model_copy(update={"emcl": config, "search": found.search})
+    facts = {"data": "synthetic", "data_digest": data_digest(clips), "split": "val", "videos": len(clips)}
+    metadata = {**load_mapping(run / "model.json")["metadata"], "calibration": record(found, config, facts)}
+    save_checkpoint(net, ASSETS / "demo.safetensors", metadata=metadata, dtype="fp16")
     load_checkpoint(ASSETS / "demo.safetensors")
     shutil.copyfile(run / "log.jsonl", ASSETS / "demo-training.jsonl")
     line = (
@@ -83,7 +89,8 @@ def ship(run: Path, config: EMCLConfig) -> None:
 def score(work: Path) -> None:
     """Score the shipped checkpoint on the test split, full captions and short queries."""
     encoder = load_encoder("demo", device="cpu")
-    corpus, scenes = corpus_of(encoder, work, "test")
+    clips = clips_of(work, "test")
+    corpus, scenes = encode_corpus(encoder, clips), scenes_of(clips)
     rows = evaluate_features(encoder, corpus)
     short = measure_short_queries(encoder, corpus, scenes)
     facts = {"fingerprint": encoder.fingerprint, "emcl": encoder.config.emcl.model_dump(mode="json")}
@@ -96,16 +103,8 @@ def score(work: Path) -> None:
 
 
 def fill_joint(results: Path) -> None:
-    """Average the runs of joint_training.py over their seeds."""
-    by_variant = defaultdict(list)
-    for line in results.read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
-        by_variant[entry["variant"]].append([np.mean(entry["R@1"][how]) for how in ("none", "emcl")])
-    lines = ["| EMCL in the loss | seeds | R@1 without EMCL | R@1 with EMCL |", "|---|---|---|---|"]
-    for variant, runs in by_variant.items():
-        without, with_pass = (" ".join(f"{value:.1f}" for value in column) for column in zip(*runs, strict=True))
-        lines.append(f"| {variant} | {len(runs)} | {without} | {with_pass} |")
-    fill("joint", "\n".join(lines))
+    """Print the table of joint_training.py into the report."""
+    fill("joint", table_of_joint([json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]))
 
 
 def main() -> None:
@@ -114,7 +113,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for the corpora, made if absent")
     parser.add_argument("--joint", type=Path, help="results.jsonl of joint_training.py")
     arguments = parser.parse_args()
-    ship(arguments.run, choose(load_encoder(str(arguments.run / "model.safetensors"), device="cpu"), arguments.work))
+    ship(arguments.run, arguments.work)
     score(arguments.work)
     if arguments.joint is not None:
         fill_joint(arguments.joint)

@@ -16,12 +16,13 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from model.clip import Precision, build_clip
-from model.config import ModelConfig, load_mapping, problems_of
-from model.durable import sync_file
+from model.config import EMCLConfig, ModelConfig, SearchConfig, load_mapping, problems_of
+from model.durable import sync_file, write_atomically
 from model.net import EMCLNet
 from model.weights import WeightsError, load_strictly, read_weights, tensor_digest
 
@@ -68,7 +69,7 @@ def save_checkpoint(
         config=_portable_config(net),
         metadata=metadata or {},
     )
-    text = json.dumps(description.model_dump(mode="json"), indent=2, sort_keys=True, allow_nan=False) + "\n"
+    text = _text(description)
     weights_path.parent.mkdir(parents=True, exist_ok=True)
     _replace_together(
         {
@@ -101,6 +102,43 @@ def load_checkpoint(path: Path, *, device: str | torch.device = "cpu", precision
         )
     net.clip.set_precision(precision)
     return net.eval().to(device)
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return what was stored beside the weights. Raises as ``load_checkpoint`` does; weights are not read."""
+    return _read_description(*_paths(Path(path))).metadata
+
+
+def stored_dtype(path: Path) -> Literal["fp32", "fp16"]:
+    """Return the precision that ``save_checkpoint`` was given for this file."""
+    with safe_open(_paths(Path(path))[0], framework="pt") as file:
+        kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    return "fp16" if "F16" in kinds else "fp32"
+
+
+def rewrite_settings(path: Path, *, emcl: EMCLConfig, search: SearchConfig, metadata: dict[str, Any]) -> Path:
+    """Change in NAME.json, atomically, what neither weights nor fingerprint depend on; return the weights' path.
+
+    Raises ``CheckpointError`` for EMCL settings that need another state (mode, number of bases, seed), which is stored
+    with the weights: write those with ``save_checkpoint``.
+    """
+    weights_path, json_path = _paths(Path(path))
+    found = _read_description(weights_path, json_path)
+    own = found.config.emcl
+    for key in ("mode", "num_bases", "seed"):
+        if getattr(own, key) != getattr(emcl, key):
+            raise CheckpointError(
+                f"{weights_path} holds the state of EMCL with {key} {getattr(own, key)}, not {getattr(emcl, key)}; "
+                "save the net with the new state instead"
+            )
+    config = found.config.model_copy(update={"emcl": emcl, "search": search})
+    changed = found.model_copy(update={"config": config, "metadata": metadata})
+    write_atomically(json_path, _text(changed).encode())
+    return weights_path
+
+
+def _text(description: _Description) -> str:
+    return json.dumps(description.model_dump(mode="json"), indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
 def fingerprint(net: EMCLNet) -> str:

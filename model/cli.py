@@ -6,7 +6,6 @@ Heavy modules are imported inside the commands, so that ``--help`` answers at on
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,9 +13,11 @@ from typing import Annotated, Literal
 import typer
 
 from model.data.cli import app as data_app
+from model.study_cli import app as study_app
 
 app = typer.Typer(help="Train and evaluate models.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(study_app)
 
 
 @app.command()
@@ -28,13 +29,18 @@ def train(
     resume: Annotated[bool, typer.Option(help="Continue the run in --output where it stopped.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda[:N].")] = "auto",
 ) -> None:
-    """Train a model from a configuration; a run that was killed continues with --resume."""
+    """Train a model from a configuration; a run that was killed continues with --resume.
+
+    Several processes, one per GPU: torchrun --nproc-per-node 2 -m service.cli train --config FILE --output FOLDER.
+    """
+    from model.distributed import speaks
     from model.train import train as run_training
     from model.train_config import load_train_config
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO if speaks() else logging.WARNING, format="%(message)s")
     path = run_training(load_train_config(config), output, resume=resume, device=device)
-    typer.echo(f"trained: {path}  (log: {output / 'log.jsonl'})")
+    if speaks():
+        typer.echo(f"trained: {path}  (log: {output / 'log.jsonl'})")
 
 
 @app.command()
@@ -50,38 +56,76 @@ def evaluate(
     allow_missing: Annotated[
         bool, typer.Option(help="Measure although videos are missing; the report counts them.")
     ] = False,
-    checkpoint: Annotated[
+    model: Annotated[
         str,
-        typer.Option(help="'demo', a checkpoint's path, or an open_clip name with --pretrained."),
+        typer.Option(
+            "--model", "--checkpoint", help="'demo', a checkpoint's path, or an open_clip name with --pretrained."
+        ),
     ] = "demo",
     pretrained: Annotated[str | None, typer.Option(help="Tag or weights file of an open_clip model.")] = None,
-    candidates: Annotated[int, typer.Option(min=1, help="Candidates that stage 1 hands to the reranking.")] = 100,
+    protocol: Annotated[
+        Literal["per-query", "reference", "frozen"],
+        typer.Option(
+            help="per-query ranks as the service does; reference runs the EM pass over blocks of 32 texts and 32 "
+            "videos, as the released code; frozen is stage 1 alone."
+        ),
+    ] = "per-query",
+    metric_rules: Annotated[
+        Literal["corrected", "reference"],
+        typer.Option(help="reference counts ties, medians and MSVD's cut points as the released code, mistakes too."),
+    ] = "corrected",
+    candidates: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Candidates that stage 1 hands to the reranking (protocol per-query).",
+            show_default="the checkpoint's, 100 unless calibrated",
+        ),
+    ] = None,
+    query_bank: Annotated[
+        str | None,
+        typer.Option(
+            help="Also measure QB-Norm, its bank being the captions of this file (JSON lines, or .txt), or of the "
+            "'train' split of the data set."
+        ),
+    ] = None,
+    query_bank_size: Annotated[int, typer.Option(min=1, help="Most captions of the bank, drawn at random.")] = 5000,
+    query_bank_seed: Annotated[int, typer.Option(help="Seed of that draw.")] = 0,
+    query_bank_beta: Annotated[float, typer.Option(min=0.01, help="QB-Norm's inverse temperature.")] = 20.0,
+    query_bank_top: Annotated[int, typer.Option(min=1, help="Videos that each of its queries marks as hubs.")] = 1,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
+    markdown_file: Annotated[
+        Path | None, typer.Option("--markdown", help="Also write a report, with published figures beside ours.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda[:N].")] = "auto",
 ) -> None:
-    """Measure retrieval in both directions, ranking as the service does, with and without EMCL."""
-    from model import evaluate as evaluation
-    from model.data.sources import open_for_evaluation
-    from model.encoder import load_encoder
+    """Measure retrieval in both directions under a protocol, with and without EMCL."""
+    from model.evaluate_command import BankOptions, EvaluateRequest, run
 
-    chosen = open_for_evaluation(data, split, allow_missing=allow_missing)
-    encoder = load_encoder(checkpoint, pretrained=pretrained, device=device)
-    corpus = evaluation.encode_corpus(encoder, chosen.clips)
-    rows = evaluation.evaluate_features(encoder, corpus, candidates=candidates)
-    typer.echo(evaluation.table(rows))
-    if chosen.videos_lost:
-        typer.echo(f"{chosen.videos_lost} videos of the {split} split are missing: not comparable with the whole set")
-    if json_file is not None:
-        facts = {"fingerprint": encoder.fingerprint, "emcl": encoder.config.emcl.model_dump(mode="json")}
-        sizes = {
-            "videos": len(chosen.clips),
-            "videos_lost": chosen.videos_lost,
-            "captions": len(corpus.text_TD),
-            "candidates": candidates,
-        }
-        data_set = {"data": chosen.name, "split": split}
-        text = json.dumps(evaluation.report(rows, **facts, **data_set, **sizes), indent=2)
-        json_file.write_text(text + "\n", encoding="utf-8")
+    bank = None
+    if query_bank is not None:
+        bank = BankOptions(
+            source=query_bank,
+            size=query_bank_size,
+            seed=query_bank_seed,
+            beta=query_bank_beta,
+            top=query_bank_top,
+        )
+    request = EvaluateRequest(
+        data=data,
+        split=split,
+        allow_missing=allow_missing,
+        model=model,
+        pretrained=pretrained,
+        device=device,
+        protocol=protocol,
+        candidates=candidates,
+        rules=metric_rules,
+        bank=bank,
+        json_file=json_file,
+        markdown_file=markdown_file,
+    )
+    typer.echo(run(request))
 
 
 @app.command()

@@ -91,6 +91,17 @@ class SamplingConfig(Config):
     strategy: Literal["uniform", "keyframes"] = "uniform"
 
 
+class SearchConfig(Config):
+    """What ranks best besides EMCL; ``emcl calibrate`` chooses it. No part of the fingerprint.
+
+    ``candidates`` is what stage 1 hands to the reranking where a query does not say. ``dual_softmax_temperature`` is
+    that of the evaluation's dual softmax, the reference's 0.01 unless calibrated.
+    """
+
+    candidates: int = Field(100, ge=1)
+    dual_softmax_temperature: float = Field(0.01, gt=0)
+
+
 class ModelConfig(Config):
     """Everything that is needed to rebuild a model around its weights."""
 
@@ -101,6 +112,7 @@ class ModelConfig(Config):
     pooling: PoolingConfig = PoolingConfig()
     emcl: EMCLConfig = EMCLConfig()
     sampling: SamplingConfig = SamplingConfig()
+    search: SearchConfig = SearchConfig()
 
     @model_validator(mode="after")
     def _frames_have_positions(self) -> ModelConfig:

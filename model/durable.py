@@ -31,10 +31,15 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace ``path`` by ``content``: a reader sees the old or the new file, never a part of one."""
+def write_atomically(path: Path, content: bytes, *, mode: int | None = None) -> None:
+    """Replace ``path`` by ``content``: a reader sees the old or the new file, never a part of one.
+
+    ``mode`` are the file's permissions, in force before the first byte is written; default: those of any new file.
+    """
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
     with temporary.open("wb") as file:
+        if mode is not None:
+            os.fchmod(file.fileno(), mode)
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

@@ -102,6 +102,11 @@ class FrozenMap:
         correction_ND = (rows_ND @ self.responsibilities_DK / self.base_norms_K) @ decoder_DK.T
         return F.normalize(rows_ND + self.strength * correction_ND, dim=-1)
 
+    @classmethod
+    def neutral(cls, dim: int) -> FrozenMap:
+        """The map that only normalises rows (N, ``dim``): where there is no corpus yet to fit one on."""
+        return cls(mode="channel", responsibilities_DK=torch.ones(dim, 1), base_norms_K=torch.ones(1), strength=0.0)
+
     def to_arrays(self) -> dict[str, np.ndarray]:
         """The map as NumPy arrays, for ``np.savez``; the inverse of ``from_arrays``."""
         return {
@@ -147,6 +152,7 @@ class EMCL(nn.Module):
         super().__init__()
         self.dim = dim
         self.config = config
+        self.ramp = 1.0  # share of beta in force; a training may raise it from 0 (model.train_config)
         generator = torch.Generator().manual_seed(config.seed)
         if config.mode == "reference":
             state = torch.randn(1, config.num_bases, generator=generator) * (2.0 / config.num_bases) ** 0.5
@@ -179,7 +185,7 @@ class EMCL(nn.Module):
         )
         if self.training:
             self._move_state(_masked_row_mean(mu_BNK, mask_BN).mean(dim=0))
-        return self.config.beta * (mu_BNK @ z_BDK.mT) + rows_BND
+        return self.config.beta * self.ramp * (mu_BNK @ z_BDK.mT) + rows_BND
 
     def _channel(self, rows_BND: Tensor, mask_BN: Tensor | None) -> Tensor:
         rows_BND = F.normalize(rows_BND, dim=-1)
@@ -197,7 +203,7 @@ class EMCL(nn.Module):
         # Recomputed from the rows only where a gradient must flow; the loop's last bases are the same numbers.
         bases_BNK = rows_BND @ z_BDK / em.base_norms_B1K if rows_BND.requires_grad else em.bases_BNK
         correction_BND = bases_BNK @ decoder_BDK.mT
-        return rows_BND + correction_BND * _relative_strength(self.config.beta, correction_BND, counts_B11)
+        return rows_BND + correction_BND * _relative_strength(self.config.beta * self.ramp, correction_BND, counts_B11)
 
     @torch.no_grad()
     def _move_state(self, target: Tensor) -> None:

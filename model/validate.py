@@ -3,24 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.data.base import Batch
 from model.metrics import evaluate_similarity
 from model.net import EMCLNet
+from model.pairs import score_all_pairs
 from model.tokenizer import Tokenizer
 
-_TEXTS_AT_ONCE = 64  # bounds the (texts, videos, D) tensor of the pooled videos
+
+def frames_for(net: EMCLNet, frames: int) -> int:
+    """How many frames a batch with at most ``frames`` real ones is padded to.
+
+    Under the pooling's mask ``after`` padding takes part in the result, so there it is always the reference's number.
+    """
+    return max(frames, net.config.sampling.max_frames) if net.config.pooling.mask == "after" else frames
+
+
+def pad_frames(batch: Batch, frames: int) -> Batch:
+    """Append masked, black frames until there are ``frames``; a batch that has them comes back as it is."""
+    missing = frames - batch.mask_BF.shape[1]
+    if not missing:
+        return batch
+    return replace(
+        batch,
+        frames_BFSSC=np.pad(batch.frames_BFSSC, ((0, 0), (0, missing), (0, 0), (0, 0), (0, 0))),
+        mask_BF=np.pad(batch.mask_BF, ((0, 0), (0, missing))),
+    )
 
 
 def encode_batch(
     net: EMCLNet, tokenizer: Tokenizer, batch: Batch, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Encode a batch: text (B, D), frame features (B, F, D), mask (B, F). Several processes gather what it returns."""
+    """Encode a batch: text (B, D), frame features (B, F, D), mask (B, F); F is what ``frames_for`` says."""
+    batch = pad_frames(batch, frames_for(net, batch.mask_BF.shape[1]))
     ids_BL, mask_BL = tokenizer(batch.captions)
     text_BD = net.encode_text(ids_BL.to(device), mask_BL.to(device))
     frames_BFCHW = torch.from_numpy(batch.frames_BFSSC).to(device).permute(0, 1, 4, 2, 3)
@@ -38,6 +60,18 @@ def join_padded(parts: list[Tensor]) -> Tensor:
     return torch.cat(padded)
 
 
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Put the net into evaluation mode within the block, and every module of it back into its own mode after it."""
+    modes = {module: module.training for module in net.modules()}
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 @torch.no_grad()
 def validate(
     net: EMCLNet,
@@ -50,21 +84,15 @@ def validate(
 
     ``encoding`` makes the context of the encoders, such as autocast. Scores are float32: in bf16 they would tie.
     """
-    was_training = net.training
-    net.eval()
-    with encoding():
-        encoded = [encode_batch(net, tokenizer, batch, device) for batch in batches]
-    if not encoded:
-        net.train(was_training)
-        return None
-    text_TD = torch.cat([text for text, _, _ in encoded])
-    features_VFD = join_padded([features for _, features, _ in encoded])
-    mask_VF = join_padded([mask for _, _, mask in encoded])
-    rows = [
-        net.score_matrix(part, features_VFD, mask_VF, rerank="none") for part in torch.split(text_TD, _TEXTS_AT_ONCE)
-    ]
-    similarity = torch.cat(rows).float().cpu().numpy()
-    net.train(was_training)
+    with evaluating(net):
+        with encoding():
+            encoded = [encode_batch(net, tokenizer, batch, device) for batch in batches]
+        if not encoded:
+            return None
+        text_TD = torch.cat([text for text, _, _ in encoded])
+        features_VFD = join_padded([features for _, features, _ in encoded])
+        mask_VF = join_padded([mask for _, _, mask in encoded])
+    similarity = score_all_pairs(text_TD, features_VFD, mask_VF, net.config.pooling).numpy()
     return {
         "text_to_video": evaluate_similarity(similarity).as_dict(),
         "video_to_text": evaluate_similarity(similarity.T).as_dict(),

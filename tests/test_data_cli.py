@@ -9,6 +9,7 @@ import yaml
 from dataset_support import KINDS, make, place, write_video
 from typer.testing import CliRunner
 
+from model.augment import NoAugmentation, RandAugmentConfig
 from model.cli import app
 from model.config import SamplingConfig
 from model.data.clips import load_frames
@@ -69,6 +70,68 @@ def test_a_manifest_does_not_shrink_quietly(tmp_path, video):
     assert open_for_evaluation(tmp_path, "test", allow_missing=True).videos_lost == 1
 
 
+def test_lines_of_one_video_are_one_clip_and_captions_are_not_empty(tmp_path, video):
+    place(video, tmp_path, ["a.mp4"])
+    rows = [("./a.mp4", "one"), ("a.mp4", "two")]
+    lines = [{"video": name, "captions": [text]} for name, text in rows]
+    window = {"video": "a.mp4", "captions": ["three"], "start": 1}
+    whole, part = read_manifest(manifest(tmp_path, *lines, window))
+    assert (whole.captions, part.captions) == (("one", "two"), ("three",))
+    with pytest.raises(ValueError, match=r"line 1 must have .*non-empty texts"):
+        read_manifest(manifest(tmp_path, {"video": "a.mp4", "captions": ["one", " "]}))
+
+
+def overlapping(folder, video, train, validation, **more):
+    """A set of two manifests in two folders over one folder of videos, and its configuration file."""
+    place(video, folder, ["videos/a.mp4", "videos/b.mp4"])
+    files = {}
+    for name, records in (("train", train), ("validation", validation)):
+        (folder / name).mkdir()
+        rows = [{"video": f"../videos/{record.pop('video')}", "captions": ["x"], **record} for record in records]
+        files[name] = str(manifest(folder / name, *rows))
+    config = ManifestConfig.model_validate({"kind": "manifest", **files, **more})
+    path = folder / "set.yaml"
+    path.write_text(yaml.safe_dump({"data": config.model_dump(mode="json")}), encoding="utf-8")
+    return config, CliRunner().invoke(app, ["data", "check", "--config", str(path)])
+
+
+def build(config):
+    return ManifestData(config, batch_size=2, image_size=16, sampling=SAMPLING)
+
+
+def test_check_and_training_agree_about_manifests_that_overlap(tmp_path, video, caplog):
+    lists = {"train": [{"video": "a.mp4"}, {"video": "b.mp4"}], "validation": [{"video": "b.mp4", "start": 1}]}
+    (tmp_path / "refused").mkdir()
+    config, checked = overlapping(tmp_path / "refused", video, **json.loads(json.dumps(lists)))
+    assert checked.exit_code == 1
+    assert "1 videos are both in the train and the val split" in checked.stdout
+    with pytest.raises(DatasetError, match=r"both in the train and the val split .*b\.mp4.*allow_overlap: true"):
+        build(config)
+
+    (tmp_path / "allowed").mkdir()
+    config, checked = overlapping(tmp_path / "allowed", video, **lists, allow_overlap=True)
+    assert checked.exit_code == 0
+    assert "1 videos are both" in checked.stdout
+    assert len(build(config).clips) == 2
+    assert "allowed by allow_overlap" in caplog.text
+
+
+def test_windows_of_one_video_that_do_not_touch_are_no_overlap(tmp_path, video):
+    train = [{"video": "a.mp4", "end": 1}, {"video": "b.mp4"}]
+    config, checked = overlapping(tmp_path, video, train, [{"video": "a.mp4", "start": 1}])
+    assert checked.exit_code == 0, checked.output
+    assert len(build(config).validation_clips) == 1
+
+
+def test_a_link_to_a_training_video_is_that_video(tmp_path, video):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "link.mp4").symlink_to("b.mp4")
+    config, checked = overlapping(tmp_path, video, [{"video": "a.mp4"}, {"video": "b.mp4"}], [{"video": "link.mp4"}])
+    assert checked.exit_code == 1
+    with pytest.raises(DatasetError, match="1 videos are both"):
+        build(config)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_shipped_configuration_has_the_papers_values(kind):
     config = load_train_config(ROOT / "configs" / f"{kind}.yaml")
@@ -81,6 +144,22 @@ def test_the_shipped_configuration_has_the_papers_values(kind):
     assert values == ("reference", 32, 9, 3.0, 1.0, 0.9)
     assert config.batch_size == 128
     # a run's config.json is a configuration too
+    assert TrainConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_shipped_configuration_augments_where_the_released_code_does(kind):
+    augmentation = load_train_config(ROOT / "configs" / f"{kind}.yaml").augmentation
+    assert augmentation == (RandAugmentConfig() if kind in ("msrvtt", "msvd", "lsmdc") else NoAugmentation())
+
+
+def test_the_reference_configuration_repeats_the_released_code():
+    config = load_train_config(ROOT / "configs" / "msrvtt-reference.yaml")
+    assert (config.optimiser.kind, config.optimiser.train_patches) == ("bert-adam", False)
+    assert config.optimiser.encoder_learning_rate == pytest.approx(1e-3 * config.optimiser.learning_rate)
+    assert (config.epochs, config.epoch_of, config.duplicates) == (5, "captions", "negatives")
+    assert (config.model.pooling.mask, config.model.emcl.mode) == ("after", "reference")
+    assert (config.data.protocol, config.augmentation) == ("reference", RandAugmentConfig())
     assert TrainConfig.model_validate(config.model_dump(mode="json")) == config
 
 

@@ -2,13 +2,19 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from dataset_support import KINDS, TEST_VIDEOS, dump, make, place, write_video
 from pydantic import ValidationError
 
 from model.config import SamplingConfig, load_mapping
+from model.data.base import Share
+from model.data.check import overlaps
+from model.data.overlap import require_disjoint
 from model.data.sources import parse_stored_set, read_splits, training_data
-from model.data.video_text import DatasetError, IncompleteSetError, held_out, require_disjoint
+from model.data.video_text import DatasetError, IncompleteSetError, held_out
+from model.loss import known_pairs
 
 REAL_MSRVTT = Path(__file__).parents[2] / "shared" / "annotations" / "msrvtt"
 SAMPLING = SamplingConfig(sample_fps=1.0, max_frames=4)
@@ -187,6 +193,39 @@ def test_splits_that_share_videos_are_refused(tmp_path, video):
     (config.annotations / "val_list.txt").write_text("train-x_0_9\n", encoding="utf-8")
     with pytest.raises(DatasetError, match=r"1 videos are both in the train and the val split \(train-x_0_9\)"):
         training_data(config, batch_size=2, image_size=16, sampling=SAMPLING)
+
+
+def test_training_on_test_videos_is_refused_even_if_nothing_selects_on_them(tmp_path, video, caplog):
+    config = make("msvd", tmp_path, video, test=2)
+    lists = config.annotations
+    (lists / "test_list.txt").write_text("test-x_0_9\ntrain-x_0_9\n", encoding="utf-8")
+    build = {"batch_size": 2, "image_size": 16, "sampling": SAMPLING}
+    with pytest.raises(DatasetError, match=r"1 videos are both in the train and the test split \(train-x_0_9\)"):
+        training_data(config, **build)
+    training_data(config.model_copy(update={"allow_overlap": True}), **build)
+    assert "allowed by allow_overlap" in caplog.text
+    assert "both in the train and the test" in overlaps(read_splits(config))[0]  # `emcl data check` says so too
+    (lists / "test_list.txt").unlink()  # one can train without the test set, but is told
+    training_data(config, **build)
+    assert "could not be checked" in caplog.text
+    assert "test_list.txt" in caplog.text
+
+
+def test_captions_of_one_video_in_a_batch_share_its_identity(tmp_path, video):
+    """So the loss can leave them out; the reference's ids differ from process to process (reference §8, 16)."""
+    config = make("msrvtt", tmp_path, video, test=2)
+    data = training_data(config, batch_size=12, image_size=16, sampling=SAMPLING, epoch_of="captions")
+    batch = data.batch(0)
+    assert len(set(batch.clip_ids)) == 6
+    videos, captions = batch.identities.T
+    for row in range(12):
+        for other in range(12):
+            assert (videos[row] == videos[other]) == (batch.clip_ids[row] == batch.clip_ids[other])
+            assert (captions[row] == captions[other]) == (row == other)
+    known = known_pairs(torch.from_numpy(batch.identities))
+    assert known.sum() == 24  # every text with both rows of its video
+    shares = [data.batch(0, Share(rank=rank, size=5)).identities for rank in range(5)]
+    assert np.array_equal(np.concatenate(shares), batch.identities)
 
 
 def msrvtt_full(folder, video):

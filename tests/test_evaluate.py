@@ -5,16 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from evaluation_support import build_encoder, random_corpus
 from typer.testing import CliRunner
 
 from model.checkpoint import save_checkpoint
 from model.cli import app
-from model.config import ClipConfig, EMCLConfig, ModelConfig, SamplingConfig, TemporalConfig, TokenizerConfig
+from model.config import EMCLConfig
 from model.data.manifest import read_manifest
+from model.data.video_text import VideoTextSet
 from model.encoder import DEMO_CHECKPOINT, Encoder, load_encoder
 from model.evaluate import (
-    Corpus,
     emcl_variants,
     encode_corpus,
     evaluate_features,
@@ -28,52 +28,15 @@ from model.evaluate import (
     with_emcl,
 )
 from model.net import build_net
+from model.published import PUBLISHED, published_for
+from model.query_bank import open_bank
 from model.synthetic import write_corpus
-from model.tokenizer import build_tokenizer
 from model.train_config import load_train_config
-
-TOWERS = {
-    "embed_dim": 32,
-    "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1, "head_width": 64},
-    "text_cfg": {"context_length": 48, "vocab_size": 1014, "width": 32, "heads": 2, "layers": 1},
-}
-
-
-def build_encoder(emcl=EMCLConfig(num_bases=4, iterations=3, beta=0.3)):  # noqa: B008
-    torch.manual_seed(0)
-    config = ModelConfig(
-        clip=ClipConfig(custom=TOWERS),
-        tokenizer=TokenizerConfig(max_words=48, merges=500),
-        temporal=TemporalConfig(layers=1, max_positions=8),
-        emcl=emcl,
-        sampling=SamplingConfig(sample_fps=1.0, max_frames=4),
-    )
-    net = build_net(config)
-    return Encoder(
-        net, build_tokenizer(config.tokenizer, config.clip), fingerprint="0" * 64, device=torch.device("cpu")
-    )
 
 
 @pytest.fixture(scope="module")
 def encoder():
     return build_encoder()
-
-
-def random_corpus(videos=12, captions_each=1, dim=32, frames=4):
-    """Captions near their videos, so that ranks are neither perfect nor random."""
-    rng = np.random.default_rng(0)
-    topics = rng.normal(size=(videos, dim)) + 1.0
-    owners = np.repeat(np.arange(videos), captions_each)
-    lengths = rng.integers(1, frames + 1, videos)
-    mask = np.arange(frames) < lengths[:, None]
-    features = (topics[:, None] + rng.normal(size=(videos, frames, dim))) * mask[..., None]
-    text = topics[owners] + 1.5 * rng.normal(size=(len(owners), dim))
-    return Corpus(
-        text_TD=text.astype(np.float32),
-        features_VFD=features.astype(np.float32),
-        mask_VF=mask,
-        video_of_text_T=owners,
-    )
 
 
 @pytest.mark.parametrize("how", ["emcl", "none"])
@@ -196,10 +159,23 @@ def test_files_are_encoded_as_one_by_one(on_disk, encoder):
     np.testing.assert_allclose(alone.text_TD[0], corpus.text_TD[2], atol=1e-5)
 
 
+def test_under_mask_after_every_clip_is_padded_as_the_reference_pads(on_disk, encoder):
+    """There, padding has features and takes weight: a clip's must not depend on the clips that are encoded with it."""
+    pooling = encoder.config.pooling.model_copy(update={"mask": "after"})
+    net = build_net(encoder.config.model_copy(update={"pooling": pooling}))
+    net.load_state_dict(encoder.net.state_dict())
+    after = Encoder(net, encoder.tokenizer, fingerprint="after", device=encoder.device)
+    corpus = encode_corpus(after, read_manifest(on_disk[0])[:1])
+    assert corpus.features_VFD.shape[1] == after.config.sampling.max_frames
+    padded_RD = corpus.features_VFD[~corpus.mask_VF]
+    assert len(padded_RD)
+    assert np.abs(padded_RD).max(axis=1).min() > 0
+
+
 def test_the_command_prints_a_table_and_writes_json(on_disk, tmp_path):
     listing, checkpoint = on_disk
     file = tmp_path / "scores.json"
-    arguments = ["evaluate", "--data", str(listing.parent), "--checkpoint", str(checkpoint), "--json", str(file)]
+    arguments = ["evaluate", "--data", str(listing.parent), "--model", str(checkpoint), "--json", str(file)]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "pooling without EMCL" in result.stdout
@@ -208,8 +184,133 @@ def test_the_command_prints_a_table_and_writes_json(on_disk, tmp_path):
     assert scores["fingerprint"] == load_encoder(str(checkpoint), device="cpu").fingerprint
 
 
+def test_checkpoint_is_another_name_of_the_option_model(on_disk):
+    listing, checkpoint = on_disk
+    outputs = [
+        CliRunner().invoke(app, ["evaluate", "--data", str(listing), option, str(checkpoint), "--protocol", "frozen"])
+        for option in ("--model", "--checkpoint")
+    ]
+    assert [result.exit_code for result in outputs] == [0, 0]
+    assert outputs[0].stdout == outputs[1].stdout
+
+
+def test_the_report_says_how_its_figures_came_about(on_disk, tmp_path):
+    listing, checkpoint = on_disk
+    bank = tmp_path / "bank.txt"
+    bank.write_text("a red circle\na blue square\n\na red circle\na green star moves left\n", encoding="utf-8")
+    files = {"--json": tmp_path / "scores.json", "--markdown": tmp_path / "scores.md"}
+    arguments = ["evaluate", "--data", str(listing), "--model", str(checkpoint), "--protocol", "reference"]
+    options = ["--metric-rules", "reference", "--query-bank", str(bank), "--query-bank-size", "2"]
+    for option, file in files.items():
+        arguments += [option, str(file)]
+    result = CliRunner().invoke(app, arguments + options)
+    assert result.exit_code == 0, result.output
+    scores = json.loads(files["--json"].read_text(encoding="utf-8"))
+    assert (scores["protocol"], scores["metric_rules"], scores["training_seeds"]) == ("reference", "reference", 1)
+    assert scores["candidates"] is None
+    assert scores["published"] == []
+    assert (scores["query_bank"]["queries"], scores["query_bank"]["available"]) == (2, 3)
+    assert any("padded frames" in line for line in scores["deviations"])
+    names = [row["name"] for row in scores["rows"]]
+    assert len(names) == 12
+    assert "EMCL reference, beta 3 + QB-Norm" in names
+    normed = next(row for row in scores["rows"] if "QB-Norm" in row["name"])
+    assert normed["video_to_text"] is None
+    text = files["--markdown"].read_text(encoding="utf-8")
+    for part in ("protocol reference", "metric rules: reference", "no videos missing", *scores["deviations"], *names):
+        assert part in text, part
+    assert scores["fingerprint"] in text
+
+
+def test_candidates_are_refused_where_they_would_be_ignored(on_disk):
+    listing, checkpoint = on_disk
+    arguments = ["evaluate", "--data", str(listing), "--model", str(checkpoint), "--protocol", "reference"]
+    result = CliRunner().invoke(app, [*arguments, "--candidates", "5"])
+    assert isinstance(result.exception, ValueError)
+    assert "no effect under protocol reference" in str(result.exception)
+
+
+def test_published_rows_stand_beside_ours_with_dashes_for_what_is_not_given(encoder):
+    published = published_for("msrvtt", split="test", official_videos=1000)
+    methods = {row.method: row for row in published}
+    assert {name: methods[name].text_to_video["R@1"] for name in ("JSFusion", "CE", "MMT", "CLIP4Clip")} == {
+        "JSFusion": 10.2,
+        "CE": 20.9,
+        "MMT": 24.6,
+        "CLIP4Clip": 44.5,
+    }
+    assert methods["EMCL-Net"].text_to_video == {"R@1": 46.8, "R@5": 73.1, "R@10": 83.1, "MdR": 2}
+    assert methods["EMCL-Net + dual softmax"].text_to_video["R@1"] == 51.6
+    rows = evaluate_features(encoder, random_corpus(), protocol="frozen")
+    lines = table(rows, published).splitlines()
+    assert len(lines) == 2 + len(published) + len(rows)
+    assert len({line.count("|") for line in lines}) == 1
+    (given,) = [line for line in lines if "published: EMCL-Net (EMCL paper)" in line]
+    assert given.split(" | ")[1:] == ["46.8", "73.1", "83.1", "–", "2", "–", *["–"] * 5, "– |"]
+
+
+def test_published_rows_are_those_of_the_same_test_split():
+    assert {row.data_set for row in PUBLISHED} == {"msrvtt", "activitynet", "lsmdc", "msvd", "didemo"}
+    assert published_for("msrvtt", split="test", official_videos=2990) == []
+    assert published_for("msvd", split="val", official_videos=None) == []
+    assert published_for("var/mine/captions.jsonl", split="test", official_videos=None) == []
+    (msvd,) = published_for("msvd", split="test", official_videos=670)
+    assert msvd.video_to_text == {"R@1": 54.3, "R@5": 81.3, "R@10": 88.1, "MdR": 1, "MnR": 5.6}
+
+
+def test_a_bank_is_drawn_alike_from_the_same_seed(tmp_path):
+    file = tmp_path / "captions.jsonl"
+    lines = [{"captions": [f"text {n}", f"text {n + 1}"]} for n in range(30)]
+    file.write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
+    first = open_bank(str(file), None, size=10, seed=3)
+    assert (len(first.texts), first.available, len(set(first.texts))) == (10, 31, 10)
+    assert open_bank(str(tmp_path), None, size=10, seed=3).texts == first.texts
+    assert open_bank(str(file), None, size=10, seed=4).texts != first.texts
+    assert open_bank(str(file), None).texts == tuple(f"text {n}" for n in range(31))
+    assert first.shared_with(["text 7", "other", *first.texts[:2]]) in (2, 3)
+
+
+def test_a_bank_of_the_train_split_needs_no_videos(tmp_path):
+    config = tmp_path / "own.yaml"
+    listing = tmp_path / "train.jsonl"
+    listing.write_text('{"video": "absent.mp4", "captions": ["a", "b"]}\n', encoding="utf-8")
+    config.write_text(f"data: {{kind: manifest, train: {listing}}}\n", encoding="utf-8")
+    bank = open_bank("train", config)
+    assert bank.texts == ("a", "b")
+    assert bank.source == f"train split of {config}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"captions": ["a"]}\n["b"]\n', "line 2 must be an object"),
+        ('{"captions": ["a", 3]}\n', "line 1 must be an object"),
+        ("plain words\n", r"line 1 is not JSON.*\.txt"),
+        ("\n", "holds no caption"),
+    ],
+)
+def test_a_bank_that_cannot_be_read_is_named(tmp_path, text, message):
+    file = tmp_path / "captions.jsonl"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        open_bank(str(file), None)
+
+
+def test_a_bank_of_the_train_split_needs_a_configuration(tmp_path):
+    with pytest.raises(ValueError, match="needs a data set's configuration"):
+        open_bank("train", tmp_path)
+
+
+def test_captions_are_grouped_as_the_set_says(on_disk, encoder):
+    clips = read_manifest(on_disk[0])
+    corpus = encode_corpus(encoder, clips[:3])
+    chosen = VideoTextSet(name="x", split="test", clips=tuple(clips[:3]))
+    np.testing.assert_array_equal(corpus.video_of_text_T, chosen.video_of_caption)
+    assert corpus.multi_sentence == chosen.multi_sentence
+
+
 def test_the_command_says_what_is_missing(on_disk, tmp_path):
-    result = CliRunner().invoke(app, ["evaluate", "--data", str(tmp_path), "--checkpoint", str(on_disk[1])])
+    result = CliRunner().invoke(app, ["evaluate", "--data", str(tmp_path), "--model", str(on_disk[1])])
     assert isinstance(result.exception, FileNotFoundError)
     assert "captions.jsonl" in str(result.exception)
 

@@ -1,12 +1,17 @@
 """The contrastive loss against a slow one, and what EMCL does in it."""
 
 import math
+import os
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 
 from model.config import ClipConfig, EMCLConfig, ModelConfig, SamplingConfig, TemporalConfig, TokenizerConfig
-from model.loss import contrastive_loss, symmetric_info_nce
+from model.data.base import Batch
+from model.loss import contrastive_loss, known_pairs, symmetric_info_nce
 from model.net import build_net
 
 TOWERS = {
@@ -81,3 +86,106 @@ def test_padded_frames_change_nothing():
     longer = torch.cat([frames, torch.full((5, 2, 32), 9.0)], dim=1)
     mask = torch.cat([mask, torch.zeros(5, 2, dtype=torch.bool)], dim=1)
     assert contrastive_loss(net, text, longer, mask, joint_emcl=True).item() == pytest.approx(plain.item(), abs=1e-6)
+
+
+# Items: 0 and 1 are one video; 1 and 2 have one caption; 3 stands alone; 4 repeats 3's caption in other letters.
+VIDEOS = ["a", "a", "b", "c", "d"]
+CAPTIONS = ["one", "two", "two", "A red  Circle", "a red circle "]
+
+
+def batch_of(videos, captions):
+    frames = np.zeros((len(videos), 1, 2, 2, 3), np.uint8)
+    mask = np.ones((len(videos), 1), bool)
+    return Batch(frames_BFSSC=frames, mask_BF=mask, captions=list(captions), clip_ids=list(videos))
+
+
+def identities():
+    return torch.from_numpy(batch_of(VIDEOS, CAPTIONS).identities)
+
+
+def slow_loss(similarity, scale):
+    """Row by row: a text's negatives are the videos that no item of the batch pairs with that text."""
+    texts = [" ".join(text.lower().split()) for text in CAPTIONS]
+    facts = set(zip(texts, VIDEOS, strict=True))
+    logits = similarity * math.exp(scale)
+    losses = []
+    for i in range(5):
+        row = [j for j in range(5) if j == i or (texts[i], VIDEOS[j]) not in facts]
+        column = [j for j in range(5) if j == i or (texts[j], VIDEOS[i]) not in facts]
+        losses.append(torch.logsumexp(logits[i, row], 0) - logits[i, i])
+        losses.append(torch.logsumexp(logits[column, i], 0) - logits[i, i])
+    return torch.stack(losses).mean()
+
+
+def test_known_pairs_are_left_out_as_in_the_slow_computation():
+    generator = torch.Generator().manual_seed(5)
+    fast = torch.randn(5, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    slow = fast.detach().clone().requires_grad_()
+    loss = symmetric_info_nce(fast, torch.tensor(1.2, dtype=torch.float64), known_pairs(identities()))
+    expected = slow_loss(slow, 1.2)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    assert symmetric_info_nce(fast, torch.tensor(1.2, dtype=torch.float64)) > loss + 0.1
+    (gradient,), (expected_gradient,) = torch.autograd.grad(loss, fast), torch.autograd.grad(expected, slow)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-12)
+    assert gradient[0, 1] == gradient[1, 0] == gradient[3, 4] == 0
+    assert gradient[0, 3] > 0
+
+
+def test_known_pairs_go_through_a_third_item():
+    known = known_pairs(identities())
+    assert known.diagonal().all()
+    # Video a has the caption "two", which is also text 2; text 0 describes a alone.
+    assert known[2, 0]
+    assert not known[0, 2]
+    assert known.int().tolist() == [
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 0, 0],
+        [0, 0, 0, 1, 1],
+        [0, 0, 0, 1, 1],
+    ]
+
+
+def test_a_batch_of_one_video_has_no_negatives_and_no_loss():
+    batch = batch_of(["a"] * 3, ["x", "y", "z"])
+    similarity = torch.randn(3, 3, requires_grad=True)
+    loss = symmetric_info_nce(similarity, torch.tensor(4.6), known_pairs(torch.from_numpy(batch.identities)))
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert torch.equal(similarity.grad, torch.zeros(3, 3))
+
+
+def test_distinct_items_have_the_same_loss_with_and_without_their_identities():
+    net = tiny_net().eval()
+    distinct = torch.from_numpy(batch_of("abcde", "vwxyz").identities)
+    losses = [
+        contrastive_loss(net, *features(), joint_emcl=False, identities_B2=identities_B2)
+        for identities_B2 in (None, distinct, identities())
+    ]
+    assert torch.equal(losses[0], losses[1])
+    assert losses[2] < losses[0]
+
+
+def test_identities_are_the_same_in_every_process():
+    code = (
+        "import numpy as np; from model.data.base import Batch; print(Batch(frames_BFSSC=np.zeros((1, 1, 2, 2, 3), "
+        "np.uint8), mask_BF=np.ones((1, 1), bool), captions=['A  cat'], clip_ids=['video7']).identities.tolist())"
+    )
+    results = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+        for seed in ("1", "2")
+    }
+    assert results == {str(batch_of(["video7"], ["a cat"]).identities.tolist())}
+
+
+def test_identities_of_file_names_that_are_not_utf8():
+    first, second = batch_of(["\udcff.mp4", "\udcfe.mp4"], ["x", "x"]).identities
+    assert first[0] != second[0]
+    assert first[1] == second[1]
+    assert batch_of([], []).identities.shape == (0, 2)

@@ -71,7 +71,7 @@ def test_compress_check_train_and_evaluate(msrvtt, tiny_config):
 
     report = msrvtt / "report.json"
     checkpoint = msrvtt / "run" / "model.safetensors"
-    evaluate = ["evaluate", "--data", config, "--checkpoint", checkpoint, "--json", report, "--device", "cpu"]
+    evaluate = ["evaluate", "--data", config, "--model", checkpoint, "--json", report, "--device", "cpu"]
     table = invoke(*evaluate)
     assert "pooling without EMCL" in table
     written = json.loads(report.read_text(encoding="utf-8"))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from training_support import tiny
 
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import load_mapping
@@ -14,40 +15,11 @@ from model.data.manifest import ManifestConfig, ManifestData, read_manifest
 from model.net import build_net
 from model.synthetic import write_corpus
 from model.train import Trainer, TrainingDivergedError, rate_factor, train
-from model.train_config import OptimiserConfig, TrainConfig, load_train_config
+from model.train_config import OptimiserConfig, load_train_config
 from model.train_state import newest_checkpoint, save_state, step_of
 from model.weights import WeightsError
 
 DEMO_CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
-
-
-def tiny(**changes):
-    """A run of a second: 8 clips of 32 x 32 per step."""
-    settings = {
-        "model": {
-            "clip": {
-                "custom": {
-                    "embed_dim": 32,
-                    "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1, "head_width": 64},
-                    "text_cfg": {"context_length": 48, "vocab_size": 1014, "width": 32, "heads": 2, "layers": 1},
-                }
-            },
-            "tokenizer": {"max_words": 48, "merges": 500},
-            "temporal": {"layers": 1, "max_positions": 8},
-            "emcl": {"num_bases": 4, "iterations": 2, "beta": 0.05},
-            "sampling": {"sample_fps": 1.0, "max_frames": 4},
-        },
-        "data": {"kind": "synthetic", "validation_clips": 8},
-        "optimiser": {"learning_rate": 1e-3, "encoder_learning_rate": 5e-4, "warmup_steps": 2},
-        "batch_size": 8,
-        "steps": 6,
-        "workers": 0,
-        "log_every": 1,
-        "validate_every": 3,
-        "checkpoint_every": 2,
-        **changes,
-    }
-    return TrainConfig.model_validate(settings)
 
 
 def log_of(output):
@@ -65,10 +37,10 @@ def test_a_killed_and_resumed_run_ends_in_the_same_bits(tmp_path, monkeypatch, j
 
     step = Trainer._step
 
-    def killed(self, number, batch):
+    def killed(self, number, batch, **options):
         if number == 3:  # one step after the checkpoint at 2: that step is done again
             raise KeyboardInterrupt
-        return step(self, number, batch)
+        return step(self, number, batch, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", killed)
@@ -199,7 +171,8 @@ def listing(tmp_path_factory):
 
 
 def manifest_data(listing, batch_size=2):
-    config = tiny(data={"kind": "manifest", "train": str(listing), "validation": str(listing)})
+    files = {"train": str(listing), "validation": str(listing)}
+    config = tiny(data={"kind": "manifest", **files, "allow_overlap": True})
     assert isinstance(config.data, ManifestConfig)
     return ManifestData(config.data, batch_size=batch_size, image_size=32, sampling=config.model.sampling)
 
@@ -220,7 +193,8 @@ def test_own_videos_train(listing, tmp_path):
 def test_a_broken_video_is_named(listing, tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"not a video")
     file = tmp_path / "captions.jsonl"
-    file.write_text('{"video": "broken.mp4", "captions": ["x"]}\n' * 2, encoding="utf-8")
+    lines = [f'{{"video": "broken.mp4", "captions": ["x"], "start": {start}}}\n' for start in (0, 1)]
+    file.write_text("".join(lines), encoding="utf-8")
     with pytest.raises(ValueError, match=r"broken\.mp4 cannot be decoded"):
         manifest_data(file).batch(0)
 

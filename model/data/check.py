@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from model.config import SamplingConfig
 from model.data.clips import Clip
-from model.data.video_text import DatasetError, VideoTextSet, require_disjoint
+from model.data.overlap import require_disjoint
+from model.data.video_text import DatasetError, VideoTextSet
 from model.video import decode
 
 

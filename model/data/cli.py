@@ -53,7 +53,7 @@ def check(
             "overlaps": shared,
         }
         json_file.write_text(json.dumps(findings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    if shared or not all(item.is_whole for item in checks):
+    if (shared and not chosen.allow_overlap) or not all(item.is_whole for item in checks):
         raise typer.Exit(1)
 
 

@@ -6,19 +6,26 @@ cannot be decoded stops the run with its name: a set that shrinks silently canno
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from model.augment import Augmentation, NoAugmentation, augment
 from model.config import SamplingConfig
-from model.data.base import Batch, stack_clips
+from model.data.base import WHOLE, Batch, Share, stack_clips
 from model.preprocess import resize_and_crop
 from model.video import decode
 
 _VALIDATION_BATCH = 50
+
+# What an epoch has once: every video, with one of its captions at random, or every caption (the reference's way).
+EpochOf: TypeAlias = Literal["videos", "captions"]
+Change: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+NO_AUGMENTATION = NoAugmentation()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,19 +52,30 @@ class Clip:
         return f"{self.path}[{self.start_seconds:g}-{end}]"
 
 
-def load_frames(clip: Clip, *, image_size: int, sampling: SamplingConfig) -> NDArray[np.uint8]:
-    """Decode a clip: (F, image_size, image_size, 3) uint8. Raises ``ValueError`` that names the file."""
+def load_frames(
+    clip: Clip,
+    *,
+    image_size: int,
+    sampling: SamplingConfig,
+    change: Change | None = None,
+) -> NDArray[np.uint8]:
+    """Decode a clip: (F, image_size, image_size, 3) uint8. Raises ``ValueError`` that names the file.
+
+    ``change`` is applied to the decoded frames, (F, H, W, 3), before they are resized.
+    """
     try:
         window = decode(clip.path, sampling=sampling, start_seconds=clip.start_seconds, end_seconds=clip.end_seconds)
-        return resize_and_crop(window.frames, image_size)
+        return resize_and_crop(window.frames if change is None else change(window.frames), image_size)
     except ValueError as error:
         raise ValueError(f"{clip.path} cannot be decoded ({error}); mend it or take it off the list") from error
 
 
 class ClipData:
-    """Training batches of decoded clips: every clip once per epoch, in an order drawn from the seed.
+    """Training batches of decoded clips: every item once per epoch, in an order drawn from the seed for each epoch.
 
-    ``source`` is what an error calls the training clips.
+    What is left at the end of an epoch and does not fill a batch is dropped. ``source`` is what an error calls the
+    training clips. With ``epoch_of="captions"`` a batch may hold a video with several of its captions. ``augmentation``
+    changes training clips and never validation clips.
     """
 
     def __init__(
@@ -70,36 +88,72 @@ class ClipData:
         batch_size: int,
         image_size: int,
         sampling: SamplingConfig,
+        epoch_of: EpochOf = "videos",
+        augmentation: Augmentation = NO_AUGMENTATION,
     ) -> None:
         self.clips = clips
+        # (clip, caption) by item, None for videos, whose captions are drawn.
+        self._pairs = _pairs(clips) if epoch_of == "captions" else None
         self.validation_clips = validation_clips
         self.seed = seed
         self.batch_size = batch_size
         self.image_size = image_size
         self.sampling = sampling
-        if len(clips) < batch_size:
+        self.augmentation = augmentation
+        if self._items < batch_size:
             raise ValueError(
-                f"{source} lists {len(clips)} videos, fewer than batch_size ({batch_size}), and a batch "
-                "holds each video once; lower batch_size"
+                f"{source} lists {self._items} {epoch_of}, fewer than batch_size ({batch_size}), and a batch "
+                "holds each once; lower batch_size"
             )
 
-    def batch(self, step: int) -> Batch:
-        """Return a batch of distinct clips, one random caption each; the rest of an epoch is dropped."""
-        epoch, position = divmod(step, len(self.clips) // self.batch_size)
-        order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.clips))
-        rows = order[position * self.batch_size : (position + 1) * self.batch_size]
-        rng = np.random.default_rng([self.seed, 1, step])
-        clips = [self.clips[row] for row in rows]
-        return self._load(clips, [clip.captions[int(rng.integers(len(clip.captions)))] for clip in clips])
+    @property
+    def _items(self) -> int:
+        return len(self.clips) if self._pairs is None else len(self._pairs)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """See ``TrainingData``."""
+        return self._items // self.batch_size
+
+    def batch(self, step: int, share: Share = WHOLE) -> Batch:
+        """Return a share of a batch of distinct items; the rest of an epoch is dropped. See ``TrainingData``."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        order = np.random.default_rng([self.seed, 0, epoch]).permutation(self._items)
+        items = order[position * self.batch_size : (position + 1) * self.batch_size]
+        # Drawn for the whole batch, whatever the share, so that the captions do not depend on the number of processes.
+        pairs = self._with_captions(items, np.random.default_rng([self.seed, 1, step]))
+        rows = share.rows(self.batch_size)
+        clips = [self.clips[pairs[row][0]] for row in rows]
+        captions = [self.clips[clip].captions[caption] for clip, caption in (pairs[row] for row in rows)]
+        return self._load(clips, captions, [self._change(step, row) for row in rows])
+
+    def _change(self, step: int, row: int) -> Change | None:
+        """What the clip in ``row`` of the whole batch of ``step`` undergoes: the same in any process, at any time."""
+        config = self.augmentation
+        if isinstance(config, NoAugmentation):
+            return None
+        return lambda frames: augment(frames, config, np.random.default_rng([self.seed, 2, step, row]))
+
+    def _with_captions(self, items: NDArray[np.int64], rng: np.random.Generator) -> list[tuple[int, int]]:
+        if self._pairs is not None:
+            return [self._pairs[item] for item in items]
+        return [(int(item), int(rng.integers(len(self.clips[item].captions)))) for item in items]
 
     def validation(self) -> Iterator[Batch]:
         """Yield the validation clips with their first caption; see ``TrainingData``."""
         for start in range(0, len(self.validation_clips), _VALIDATION_BATCH):
             clips = self.validation_clips[start : start + _VALIDATION_BATCH]
-            yield self._load(clips, [clip.captions[0] for clip in clips])
+            yield self._load(clips, [clip.captions[0] for clip in clips], [None] * len(clips))
 
-    def _load(self, clips: Sequence[Clip], captions: list[str]) -> Batch:
+    def _load(self, clips: Sequence[Clip], captions: list[str], changes: Sequence[Change | None]) -> Batch:
         frames, mask = stack_clips(
-            [load_frames(clip, image_size=self.image_size, sampling=self.sampling) for clip in clips]
+            [
+                load_frames(clip, image_size=self.image_size, sampling=self.sampling, change=change)
+                for clip, change in zip(clips, changes, strict=True)
+            ]
         )
         return Batch(frames_BFSSC=frames, mask_BF=mask, captions=captions, clip_ids=[clip.name for clip in clips])
+
+
+def _pairs(clips: Sequence[Clip]) -> list[tuple[int, int]]:
+    return [(row, caption) for row, clip in enumerate(clips) for caption in range(len(clip.captions))]

@@ -1,45 +1,54 @@
 """Your own videos as training data: a JSON-lines file of ``{"video": path, "captions": [text, …]}``.
 
 Paths are relative to the file's folder. Optional ``"start"`` and ``"end"``, seconds from the video's first frame, make
-the line stand for that window of the video; other keys are left alone.
+the line stand for that window of the video; other keys are left alone. Lines of the same video and window are one clip
+with all their captions: a batch must not have it twice, and in an evaluation it would be its own rival.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from model.augment import Augmentation
 from model.config import Config, SamplingConfig
 from model.data.annotation_files import read_text
-from model.data.clips import Clip, ClipData
+from model.data.clips import NO_AUGMENTATION, Clip, ClipData, EpochOf
+from model.data.overlap import require_disjoint
 from model.data.video_text import Missing, Split, VideoTextSet
 
 
 class ManifestConfig(Config):
     """Videos listed in a file; without ``validation`` a run measures nothing while it trains.
 
-    ``allow_missing`` lets it do without the videos that are not there.
+    ``allow_missing`` lets it do without the videos that are not there, ``allow_overlap`` lets it validate on what it
+    trains on.
     """
 
     kind: Literal["manifest"]
     train: Path
     validation: Path | None = None
     allow_missing: bool = False
+    allow_overlap: bool = False
     seed: int = 0
 
 
 def read_manifest(path: Path) -> list[Clip]:
     """Read a manifest. Raises ``ValueError`` that names the line, ``FileNotFoundError`` for the file itself."""
-    clips = []
+    clips: dict[tuple[Path, float, float | None], Clip] = {}
     # Not str.splitlines, which also splits at characters that may stand inside a JSON string.
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
-            clips.append(_parse(line, path.parent, f"{path}, line {number}"))
+            clip = _parse(line, path.parent, f"{path}, line {number}")
+            key = (clip.path, clip.start_seconds, clip.end_seconds)
+            earlier = clips[key].captions if key in clips else ()
+            clips[key] = replace(clip, captions=earlier + clip.captions)
     if not clips:
         raise ValueError(f'{path} lists no videos; it needs lines like {{"video": "a.mp4", "captions": ["words"]}}')
-    return clips
+    return list(clips.values())
 
 
 def _parse(line: str, folder: Path, where: str) -> Clip:
@@ -52,10 +61,14 @@ def _parse(line: str, folder: Path, where: str) -> Clip:
             f'{where} must be an object with "video" (a path) and "captions" (a list of texts), got {line!r}'
         )
     captions = record.get("captions")
-    if not isinstance(captions, list) or not captions or not all(isinstance(text, str) for text in captions):
-        raise ValueError(f'{where} must have "captions", a non-empty list of texts, got {captions!r}')
+    if not isinstance(captions, list) or not captions or not all(_is_caption(text) for text in captions):
+        raise ValueError(f'{where} must have "captions", a non-empty list of non-empty texts, got {captions!r}')
     start, end = _window(record, where)
     return Clip(path=folder / record["video"], captions=tuple(captions), start_seconds=start, end_seconds=end)
+
+
+def _is_caption(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _window(record: dict[str, Any], where: str) -> tuple[float, float | None]:
@@ -88,14 +101,29 @@ def check_manifest(path: Path, split: Split) -> VideoTextSet:
 class ManifestData(ClipData):
     """Training batches of the videos that a manifest lists."""
 
-    def __init__(self, config: ManifestConfig, *, batch_size: int, image_size: int, sampling: SamplingConfig) -> None:
-        allow = config.allow_missing
+    def __init__(
+        self,
+        config: ManifestConfig,
+        *,
+        batch_size: int,
+        image_size: int,
+        sampling: SamplingConfig,
+        epoch_of: EpochOf = "videos",
+        augmentation: Augmentation = NO_AUGMENTATION,
+    ) -> None:
+        train = open_manifest(config.train, "train", allow_missing=config.allow_missing)
+        validation = None
+        if config.validation is not None:
+            validation = open_manifest(config.validation, "val", allow_missing=config.allow_missing)
+            require_disjoint(train, validation, allow_overlap=config.allow_overlap)
         super().__init__(
-            open_manifest(config.train, "train", allow_missing=allow).clips,
-            open_manifest(config.validation, "val", allow_missing=allow).clips if config.validation else (),
+            train.clips,
+            validation.clips if validation else (),
             source=str(config.train),
             seed=config.seed,
             batch_size=batch_size,
             image_size=image_size,
             sampling=sampling,
+            epoch_of=epoch_of,
+            augmentation=augmentation,
         )

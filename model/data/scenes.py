@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from model.config import Config, SamplingConfig
-from model.data.base import Batch, stack_clips
+from model.data.base import WHOLE, Batch, Share, stack_clips
 from model.synthetic import COLOURS, DURATIONS_SECONDS, SHAPES, SIZES, Scene, clip_id, lone_object, make_scene, vary
 from model.synthetic_captions import captions_of, describe, describe_briefly, describe_object
 from model.synthetic_render import render
@@ -52,36 +52,44 @@ class ScenesData:
         self.image_size = image_size
         self.times = {seconds: target_times(sampling, 0.0, seconds) for seconds in DURATIONS_SECONDS}
 
-    def batch(self, step: int) -> Batch:
-        """Return ``batch_size`` clips of the training split; see ``TrainingData``."""
+    @property
+    def steps_per_epoch(self) -> None:
+        """None: no scene ever comes again. See ``TrainingData``."""
+        return None
+
+    def batch(self, step: int, share: Share = WHOLE) -> Batch:
+        """Return a share of ``batch_size`` clips of the training split; see ``TrainingData``.
+
+        Everything random is drawn for the whole batch, so that it does not depend on the number of processes.
+        """
         rng = np.random.default_rng([self.config.seed, step])
         if step < self.config.object_warmup_steps or rng.random() < self.config.object_steps:
-            return self._objects(step, rng)
+            return self._objects(step, rng, share)
         duration = DURATIONS_SECONDS[int(rng.integers(len(DURATIONS_SECONDS)))]
         named = self._scenes(step, rng)
         scenes = [replace(scene, duration_seconds=duration) for _, scene in named]
-        frames = np.stack([render(scene, self.times[duration], self.image_size) for scene in scenes])
-        return Batch(
-            frames_BFSSC=_augment(frames, rng),
-            mask_BF=np.ones(frames.shape[:2], bool),
-            captions=[self._caption(scene, rng) for scene in scenes],
-            clip_ids=[name for name, _ in named],
-        )
+        frames = self._draw(scenes, self.times[duration], rng, share)
+        captions = [self._caption(scene, rng) for scene in scenes]
+        return _batch(frames, captions, [name for name, _ in named], share)
 
-    def _objects(self, step: int, rng: np.random.Generator) -> Batch:
+    def _draw(
+        self, scenes: list[Scene], times: NDArray[np.float64], rng: np.random.Generator, share: Share
+    ) -> NDArray[np.uint8]:
+        rows = share.rows(len(scenes))
+        frames = np.stack([render(scenes[row], times, self.image_size) for row in rows])
+        return _augment(frames, rng, len(scenes), rows)
+
+    def _objects(self, step: int, rng: np.random.Generator, share: Share) -> Batch:
         """Single objects in two frames each, every (colour, shape), or (size, colour, shape), at most once."""
         sized = bool(rng.random() < 0.5)
         kinds = [(size, c, s) for c in COLOURS for s in SHAPES for size in (SIZES if sized else (_pick_size(rng),))]
         chosen = [kinds[row] for row in rng.permutation(len(kinds))[: self.batch_size]]
         times = np.sort(rng.uniform(0, min(DURATIONS_SECONDS), 2))
         scenes = [lone_object(rng, size=size, colour=colour, shape=shape) for size, colour, shape in chosen]
-        frames = np.stack([render(scene, times, self.image_size) for scene in scenes])
-        return Batch(
-            frames_BFSSC=_augment(frames, rng),
-            mask_BF=np.ones(frames.shape[:2], bool),
-            captions=[describe_object(scene, rng, sized=sized) for scene in scenes],
-            clip_ids=[f"object-{self.config.seed}-{step}-{row}" for row in range(len(scenes))],
-        )
+        frames = self._draw(scenes, times, rng, share)
+        captions = [describe_object(scene, rng, sized=sized) for scene in scenes]
+        names = [f"object-{self.config.seed}-{step}-{row}" for row in range(len(scenes))]
+        return _batch(frames, captions, names, share)
 
     def _scenes(self, step: int, rng: np.random.Generator) -> list[tuple[str, Scene]]:
         named: list[tuple[str, Scene]] = []
@@ -113,12 +121,24 @@ def _pick_size(rng: np.random.Generator) -> str:
     return SIZES[int(rng.integers(len(SIZES)))]
 
 
-def _augment(frames_BFSSC: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    clips, size = len(frames_BFSSC), frames_BFSSC.shape[2]
+def _batch(frames_BFSSC: NDArray[np.uint8], captions: list[str], names: list[str], share: Share) -> Batch:
+    rows = share.rows(len(captions))
+    return Batch(
+        frames_BFSSC=frames_BFSSC,
+        mask_BF=np.ones(frames_BFSSC.shape[:2], bool),
+        captions=[captions[row] for row in rows],
+        clip_ids=[names[row] for row in rows],
+    )
+
+
+def _augment(frames_BFSSC: NDArray[np.uint8], rng: np.random.Generator, clips: int, rows: range) -> NDArray[np.uint8]:
+    """Change the frames of ``rows`` of a batch of ``clips``, drawing for all of them."""
+    size = frames_BFSSC.shape[2]
     change = rng.standard_normal((clips, 1, size, size, 3), dtype=np.float32) * np.float32(_NOISE)
     change += rng.uniform(-_BRIGHTNESS, _BRIGHTNESS, (clips, 1, 1, 1, 1)).astype(np.float32)
     contrast = rng.uniform(1 - _CONTRAST, 1 + _CONTRAST, (clips, 1, 1, 1, 1)).astype(np.float32)
     augmented = np.empty_like(frames_BFSSC)
-    for row in range(clips):  # clip by clip stays in the cache, which is twice as fast as the whole batch at once
-        augmented[row] = ((frames_BFSSC[row] - np.float32(128)) * contrast[row] + (128.5 + change[row])).clip(0, 255)
+    for row, drawn in enumerate(rows):  # clip by clip stays in the cache, which is twice as fast as all at once
+        changed = (frames_BFSSC[row] - np.float32(128)) * contrast[drawn] + (128.5 + change[drawn])
+        augmented[row] = changed.clip(0, 255)
     return augmented

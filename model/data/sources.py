@@ -8,16 +8,18 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from model.augment import Augmentation
 from model.config import SamplingConfig, load_mapping, problems_of
 from model.data.activitynet import ActivityNetConfig
-from model.data.clips import ClipData
+from model.data.clips import NO_AUGMENTATION, ClipData, EpochOf
 from model.data.didemo import DidemoConfig
 from model.data.lsmdc import LsmdcConfig
 from model.data.manifest import ManifestConfig, check_manifest, open_manifest
 from model.data.msrvtt import MsrvttConfig
 from model.data.msvd import MsvdConfig
+from model.data.overlap import refuse_overlap, require_disjoint
 from model.data.vatex import VatexConfig
-from model.data.video_text import DatasetConfig, DatasetError, Split, VideoTextSet, require_disjoint
+from model.data.video_text import DatasetConfig, DatasetError, Split, VideoTextSet
 
 logger = logging.getLogger(__name__)
 
@@ -72,13 +74,26 @@ def open_for_evaluation(data: Path, split: Split, *, allow_missing: bool) -> Vid
     return open_manifest(chosen, split, allow_missing=allow_missing)
 
 
-def training_data(config: DatasetConfig, *, batch_size: int, image_size: int, sampling: SamplingConfig) -> ClipData:
-    """Open a published set for training: its training split, and the one that models are selected on."""
+def training_data(
+    config: DatasetConfig,
+    *,
+    batch_size: int,
+    image_size: int,
+    sampling: SamplingConfig,
+    epoch_of: EpochOf = "videos",
+    augmentation: Augmentation = NO_AUGMENTATION,
+) -> ClipData:
+    """Open a published set for training: its training split, and the one that models are selected on.
+
+    Raises ``DatasetError`` if a training video is in another split too and ``allow_overlap`` is not set.
+    """
     train = config.open("train", allow_missing=config.allow_missing)
     selection = None
     if config.selection_split in config.splits:
         selection = config.open(config.selection_split, allow_missing=config.allow_missing)
-        require_disjoint(train, selection)
+        require_disjoint(train, selection, allow_overlap=config.allow_overlap)
+    if selection is None or selection.split != "test":
+        _require_unseen_test(config, train)
     if selection is not None and selection.split == "test":
         logger.warning(
             "%s: protocol reference validates on the TEST split, as the released code does; a model that is selected "
@@ -93,4 +108,18 @@ def training_data(config: DatasetConfig, *, batch_size: int, image_size: int, sa
         batch_size=batch_size,
         image_size=image_size,
         sampling=sampling,
+        epoch_of=epoch_of,
+        augmentation=augmentation,
     )
+
+
+def _require_unseen_test(config: DatasetConfig, train: VideoTextSet) -> None:
+    """Compare the training videos with the ids of the test split, whose videos need not be there to train."""
+    try:
+        test_ids = {entry.video_id for entry in config.entries("test")}
+    except FileNotFoundError as error:
+        logger.warning("%s: whether test videos are trained on could not be checked: %s", config.kind, error)
+        return
+    shared = sorted(test_ids & train.listed)
+    if shared:
+        refuse_overlap(shared, config.kind, ("train", "test"), allow_overlap=config.allow_overlap)

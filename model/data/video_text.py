@@ -37,7 +37,7 @@ VIDEO_SUFFIXES = (
 )
 # How many of the validation videos are cut from the training videos of a set that has no validation split.
 HELD_OUT_VIDEOS = 500
-_NAMED_IN_ERRORS = 10
+NAMED_IN_ERRORS = 10
 
 
 class DatasetError(ValueError):
@@ -101,6 +101,11 @@ class VideoTextSet:
         return any(len(clip.captions) > 1 for clip in self.clips)
 
     @property
+    def listed(self) -> frozenset[str]:
+        """The names of all clips that the annotations list, those that are missing too."""
+        return frozenset({clip.name for clip in self.clips} | {item.video_id for item in self.missing})
+
+    @property
     def videos_lost(self) -> int:
         """How many videos this split has fewer than its annotations, or than the published protocol."""
         listed = len(self.clips) + len(self.missing)
@@ -121,8 +126,8 @@ class VideoTextSet:
         return self
 
     def _losses(self) -> str:
-        named = "; ".join(f"{item.video_id} ({item.reason})" for item in self.missing[:_NAMED_IN_ERRORS])
-        more = len(self.missing) - _NAMED_IN_ERRORS
+        named = "; ".join(f"{item.video_id} ({item.reason})" for item in self.missing[:NAMED_IN_ERRORS])
+        more = len(self.missing) - NAMED_IN_ERRORS
         total = len(self.clips) + self.videos_lost
         text = f"{self.name}: {self.videos_lost} of the {total} videos of the {self.split} split are missing"
         if len(self.missing) < self.videos_lost:
@@ -174,7 +179,8 @@ class DatasetConfig(Config, ABC):
 
     ``protocol`` ``held-out`` selects models on videos that are neither trained nor tested on. ``reference`` selects
     where the released code does, for most sets on the test split, and trains on all training videos.
-    ``allow_missing`` lets a training do without the videos that are missing.
+    ``allow_missing`` lets a training do without the videos that are missing, ``allow_overlap`` lets it have videos in
+    its training split that are in another split too.
     """
 
     kind: str
@@ -182,6 +188,7 @@ class DatasetConfig(Config, ABC):
     annotations: Path
     protocol: Literal["held-out", "reference"] = "held-out"
     allow_missing: bool = False
+    allow_overlap: bool = False
     seed: int = 0
 
     reference_selects_on: ClassVar[Split] = "test"
@@ -252,13 +259,3 @@ def held_out(kind: str, video_ids: Sequence[str], count: int) -> frozenset[str]:
             f"held_out_videos is {count}, but {kind} has only {len(video_ids)} training videos; lower it"
         )
     return frozenset(sorted(video_ids, key=lambda name: hashlib.sha256(f"{kind}:{name}".encode()).digest())[:count])
-
-
-def require_disjoint(first: VideoTextSet, second: VideoTextSet) -> None:
-    """Raise ``DatasetError`` if a video is in both splits."""
-    shared = sorted({clip.name for clip in first.clips} & {clip.name for clip in second.clips})
-    if shared:
-        raise DatasetError(
-            f"{first.name}: {len(shared)} videos are both in the {first.split} and the {second.split} split "
-            f"({', '.join(shared[:_NAMED_IN_ERRORS])}); the annotation files are not those of one protocol"
-        )

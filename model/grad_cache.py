@@ -1,0 +1,112 @@
+"""Gradient caching (GradCache, arXiv 2101.06983): the contrastive loss of a large batch with the memory of a small one.
+
+In: a function that encodes a batch. Out: its features, and a ``backward`` that takes the loss's gradient at them to the
+parameters. With chunks, features are first computed without a graph, chunk by chunk; in ``backward`` each chunk is
+encoded again, now with a graph, under the random state that it had the first time. Both ways give the same gradients,
+as long as a clip's features do not depend on the others of its chunk (BatchNorm by batch statistics breaks that).
+
+Shape suffixes: B clips of this process, F frames, D channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from model.data.base import Batch
+
+Encode: TypeAlias = Callable[[Batch], tuple[Tensor, Tensor]]  # text (B, D), frame features (B, F, D)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainEncoding:
+    """Features of a batch that was encoded at once; the graph is kept."""
+
+    text_BD: Tensor
+    features_BFD: Tensor
+
+    def backward(self, text_gradient_BD: Tensor, features_gradient_BFD: Tensor) -> None:
+        """Add to the parameters' gradients those of a loss with these gradients at the features. Once."""
+        torch.autograd.backward([self.text_BD, self.features_BFD], [text_gradient_BD, features_gradient_BFD])
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedEncoding:
+    """Features of a batch that was encoded in chunks, without a graph; the random state of each chunk is kept."""
+
+    text_BD: Tensor
+    features_BFD: Tensor
+    encode: Encode
+    chunks: list[Batch]
+    states: list[_RandomState]
+
+    def backward(self, text_gradient_BD: Tensor, features_gradient_BFD: Tensor) -> None:
+        """Add to the parameters' gradients those of a loss with these gradients at the features."""
+        start = 0
+        for chunk, state in zip(self.chunks, self.states, strict=True):
+            rows = slice(start, start + len(chunk.captions))
+            with state.restored():
+                text_BD, features_BFD = self.encode(chunk)
+            torch.autograd.backward([text_BD, features_BFD], [text_gradient_BD[rows], features_gradient_BFD[rows]])
+            start = rows.stop
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RandomState:
+    """torch's random state on the CPU and on one GPU."""
+
+    device: torch.device
+    cpu: Tensor
+    cuda: Tensor | None
+
+    @classmethod
+    def now(cls, device: torch.device) -> _RandomState:
+        cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        return cls(device=device, cpu=torch.get_rng_state(), cuda=cuda)
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        with torch.random.fork_rng(devices=[] if self.cuda is None else [self.device]):
+            torch.set_rng_state(self.cpu)
+            if self.cuda is not None:
+                torch.cuda.set_rng_state(self.cuda, self.device)
+            yield
+
+
+def encode_for_loss(
+    encode: Encode, batch: Batch, *, chunk_size: int | None, device: torch.device
+) -> PlainEncoding | CachedEncoding:
+    """Encode a batch at once, or in chunks of ``chunk_size`` clips where it is larger than that."""
+    if chunk_size is None or chunk_size >= len(batch.captions):
+        text_BD, features_BFD = encode(batch)
+        return PlainEncoding(text_BD=text_BD, features_BFD=features_BFD)
+    chunks = list(_split(batch, chunk_size))
+    states, encoded = [], []
+    with torch.no_grad():
+        for chunk in chunks:
+            states.append(_RandomState.now(device))
+            encoded.append(encode(chunk))
+    return CachedEncoding(
+        text_BD=torch.cat([text for text, _ in encoded]),
+        features_BFD=torch.cat([features for _, features in encoded]),
+        encode=encode,
+        chunks=chunks,
+        states=states,
+    )
+
+
+def _split(batch: Batch, size: int) -> Iterator[Batch]:
+    for start in range(0, len(batch.captions), size):
+        rows = slice(start, start + size)
+        yield replace(
+            batch,
+            frames_BFSSC=batch.frames_BFSSC[rows],
+            mask_BF=batch.mask_BF[rows],
+            captions=batch.captions[rows],
+            clip_ids=batch.clip_ids[rows],
+        )

@@ -1,0 +1,74 @@
+"""EMCL-Net in reference mode: loss and gradients of a training step equal those of the released code."""
+
+import numpy as np
+import pytest
+import torch
+
+from model.config import ClipConfig, EMCLConfig, ModelConfig, PoolingConfig, SamplingConfig, TemporalConfig
+from model.loss import contrastive_loss
+from model.net import EMCLNet, build_net
+from model.optimiser import build_optimiser
+from model.train_config import OptimiserConfig
+
+TOWERS = {
+    "embed_dim": 64,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16},
+    "text_cfg": {"context_length": 16, "vocab_size": 500, "width": 64, "heads": 2, "layers": 2},
+}
+
+
+def reference_name(ours: str) -> str:
+    """Our parameter name in the reference's state dict."""
+    if ours.startswith("temporal.blocks."):
+        return ours.replace("temporal.blocks.", "transformerClip.", 1)
+    return ours.replace("temporal.positions.", "frame_position_embeddings.", 1).replace("clip.model.", "clip.", 1)
+
+
+@pytest.fixture
+def step(golden) -> tuple[EMCLNet, dict[str, torch.Tensor], torch.Tensor]:
+    """The net in training mode, the golden arrays, and the loss, from which gradients have been computed."""
+    arrays = {key: torch.from_numpy(value) for key, value in golden("emclnet_forward").items() if key != "meta"}
+    net = build_net(
+        ModelConfig(
+            clip=ClipConfig(custom=TOWERS),
+            temporal=TemporalConfig(layers=2, max_positions=16),
+            pooling=PoolingConfig(temperature=3.0, mask="after"),
+            emcl=EMCLConfig.reference(num_bases=8),
+            sampling=SamplingConfig(max_frames=12),
+        )
+    )
+    state = net.state_dict()
+    for name, value in state.items():
+        state[name] = arrays["M_in"] if name == "emcl.state" else arrays["state/" + reference_name(name)].view_as(value)
+    net.load_state_dict(state)
+    build_optimiser(net.train(), OptimiserConfig(kind="bert-adam", train_patches=False))  # which freezes conv1
+    mask = arrays["video_mask"].bool()
+    text = net.encode_text(arrays["text_ids"].long(), arrays["text_mask"].bool())
+    loss = contrastive_loss(net, text, net.encode_video(arrays["video"], mask), mask, joint_emcl=True)
+    loss.backward()
+    return net, arrays, loss.detach()
+
+
+def test_loss_equals_the_golden_one(step):
+    net, arrays, loss = step
+    assert float(loss) == pytest.approx(float(arrays["loss"]), abs=1e-5)
+    np.testing.assert_allclose(net.emcl.state, arrays["M_after_train"], atol=1e-6)
+
+
+def test_every_given_gradient_equals_the_golden_one(step):
+    net, arrays, _ = step
+    gradients = {reference_name(name): parameter.grad for name, parameter in net.named_parameters()}
+    wanted = [key.removeprefix("grad/") for key in arrays if key.startswith("grad/")]
+    assert len(wanted) == 14
+    for name in wanted:
+        expected = arrays[f"grad/{name}"]
+        error = (gradients[name].view_as(expected) - expected).norm() / expected.norm()
+        assert error < 1e-3, f"{name}: relative error {error:.1e}"
+
+
+def test_norm_of_all_gradients_equals_the_golden_one(step):
+    net, arrays, _ = step
+    gradients = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
+    norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+    assert float(norm) == pytest.approx(float(arrays["total_grad_norm"]), rel=1e-3)

@@ -1,0 +1,91 @@
+"""Paired tests and intervals against obvious computations: enumeration, the normal formula, a textbook example."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from model import paired
+from model.paired import bootstrap, compare, folds_of, holm, sign_test
+
+
+@pytest.mark.parametrize("total", range(1, 11))
+def test_sign_test_counts_all_fair_outcomes(total):
+    """Of all 2^n sequences of coin tosses, those whose split is at least as uneven."""
+    sizes = [sum(tosses) for tosses in itertools.product((0, 1), repeat=total)]
+    for wins in range(total + 1):
+        as_uneven = sum(abs(2 * size - total) >= abs(2 * wins - total) for size in sizes)
+        assert sign_test(wins, total - wins) == pytest.approx(as_uneven / 2**total)
+
+
+def test_sign_test_of_many_units_does_not_overflow():
+    assert sign_test(3000, 2000) < 1e-40
+    assert sign_test(2500, 2500) == 1.0
+    assert sign_test(0, 0) == 1.0
+    # the normal approximation with continuity correction
+    z = (abs(1030 - 970) - 1) / math.sqrt(2000)
+    assert sign_test(1030, 970) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=0.01)
+
+
+def test_of_outcomes_found_or_not_it_is_mcnemars_test():
+    before = np.array([1, 1, 1, 0, 0, 0, 0, 0, 0, 1], float)
+    after = np.array([1, 1, 0, 1, 1, 1, 1, 1, 0, 1], float)
+    found = compare(after - before)
+    assert (found.wins, found.losses) == (5, 1)
+    assert found.p == pytest.approx(2 * (math.comb(6, 0) + math.comb(6, 1)) / 2**6)
+
+
+def test_ties_take_no_part():
+    assert compare(np.array([0.0, 1e-15, -1e-15])).p == 1.0
+    assert compare(np.array([0.5, 0.5, 0.0])) == compare(np.array([0.1, 0.2]))
+
+
+@pytest.mark.parametrize("values", [np.array([]), np.array([1.0, np.nan]), np.ones((2, 2))])
+def test_what_is_not_one_number_for_each_video_is_refused(values):
+    for call in (compare, bootstrap):
+        with pytest.raises(ValueError, match="one finite number for each video"):
+            call(values)
+
+
+def test_holm_agrees_with_a_worked_example():
+    """Sorted 0.005 x 4, 0.01 x 3, 0.03 x 2, 0.04 x 1, never falling."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.2]) == [0.2]
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_bootstrap_agrees_with_the_normal_interval():
+    values = np.random.default_rng(1).normal(2.0, 3.0, 400)
+    interval = bootstrap(values, resamples=4000)
+    error = values.std() / math.sqrt(len(values))
+    assert interval.mean == pytest.approx(values.mean())
+    assert interval.low == pytest.approx(values.mean() - 1.96 * error, abs=0.15 * error)
+    assert interval.high == pytest.approx(values.mean() + 1.96 * error, abs=0.15 * error)
+
+
+def test_bootstrap_is_that_of_its_seed(monkeypatch):
+    values = np.random.default_rng(2).normal(size=50)
+    assert bootstrap(values, seed=3) == bootstrap(values, seed=3)
+    assert bootstrap(values, seed=3) != bootstrap(values, seed=4)
+    monkeypatch.setattr(paired, "_DRAWS_AT_ONCE", 500)  # ten resamplings at a time
+    in_parts = bootstrap(values, seed=3)
+    assert (in_parts.low, in_parts.high) != (0.0, 0.0)
+    assert in_parts.low == pytest.approx(bootstrap(values, seed=5).low, abs=0.1)
+
+
+def test_pairs_that_all_differ_alike_leave_no_doubt():
+    interval = bootstrap(np.full(7, 0.25)).scaled(100)
+    assert (interval.mean, interval.low, interval.high) == (25.0, 25.0, 25.0)
+    assert interval.text(1, sign=True) == "+25.0 [+25.0, +25.0]"
+
+
+def test_folds_are_even_and_those_of_their_seed():
+    fold = folds_of(23, 5, seed=1)
+    assert sorted(np.bincount(fold)) == [4, 4, 5, 5, 5]
+    np.testing.assert_array_equal(fold, folds_of(23, 5, seed=1))
+    assert not np.array_equal(fold, folds_of(23, 5, seed=2))
+    for folds in (1, 24):
+        with pytest.raises(ValueError, match="2 to 23"):
+            folds_of(23, folds)
