@@ -29,6 +29,9 @@ QUERY_BLOCK = 16
 """Queries are handed to FAISS in blocks below its switch to matrix products (20 queries in older versions): the score
 of a query may not depend, even in its last bit, on how many others arrive with it."""
 
+SPARE_NEIGHBOURS = 1000
+"""At most so many excluded vectors are made up for by looking at more nodes of a graph."""
+
 TRAINING_ROWS_PER_CENTROID = 39
 """FAISS's own least number of training points for each centroid of a k-means."""
 
@@ -51,13 +54,26 @@ class IndexRecipe(Protocol):
         ...
 
 
+class Exclusion:
+    """Ids that are never answers, made by ``FaissIndex.excluding`` for that index alone."""
+
+    def __init__(self, kept_N: npt.NDArray[np.bool_]) -> None:
+        self.kept_N = kept_N
+        self.count = int(len(kept_N) - np.count_nonzero(kept_N))
+
+
 class VectorIndex(Protocol):
     """A searchable set of vectors with 64-bit ids."""
 
     def __len__(self) -> int: ...
 
     def search(
-        self, queries_QD: FloatMatrix, k: int, allowed_ids: IdMatrix | None = None
+        self,
+        queries_QD: FloatMatrix,
+        k: int,
+        allowed_ids: IdMatrix | None = None,
+        *,
+        without: Exclusion | None = None,
     ) -> tuple[FloatMatrix, IdMatrix]:
         """The k best ids for each query, best first; see ``FaissIndex.search``."""
         ...
@@ -88,12 +104,23 @@ class FaissIndex:
         """``(N,)`` ids in the order in which they were added."""
         return self._ids_N
 
+    def excluding(self, ids: IdMatrix) -> Exclusion | None:
+        """What ``search`` takes as ``without``; None if the index holds none of these ids."""
+        kept_N = ~self._membership(ids)
+        return None if kept_N.all() else Exclusion(kept_N)
+
     def search(
-        self, queries_QD: FloatMatrix, k: int, allowed_ids: IdMatrix | None = None
+        self,
+        queries_QD: FloatMatrix,
+        k: int,
+        allowed_ids: IdMatrix | None = None,
+        *,
+        without: Exclusion | None = None,
     ) -> tuple[FloatMatrix, IdMatrix]:
         """The ``k`` best ids for each query by inner product.
 
-        ``allowed_ids`` restricts the answer to those ids (unknown ones are ignored). Returns scores ``(Q, k)``
+        ``allowed_ids`` restricts the answer to those ids (unknown ones are ignored), ``without`` leaves some out; the
+        others move up, so that there are k answers wherever there are k vectors. Returns scores ``(Q, k)``
         float32 in descending order and ids ``(Q, k)``; where there are fewer than k vectors the id is -1 and the
         score -inf. Equal scores are ordered by id. Raises ``ValueError`` for queries of the wrong shape.
         """
@@ -103,7 +130,7 @@ class FaissIndex:
         width = min(k, len(self))
         if width == 0 or len(queries_QD) == 0:
             return scores_Qk, ids_Qk
-        parameters = None if allowed_ids is None else self._only(allowed_ids)
+        parameters = self._restriction(allowed_ids, without, width)
         inner = self._index.index
         for start in range(0, len(queries_QD), self._block):
             block = slice(start, start + self._block)
@@ -123,14 +150,25 @@ class FaissIndex:
         order = np.lexsort((ids, -scores), axis=-1)
         return np.take_along_axis(scores, order, axis=-1), np.take_along_axis(ids, order, axis=-1)
 
-    def _only(self, allowed_ids: IdMatrix) -> Any:
-        wanted = np.unique(np.asarray(allowed_ids, dtype=np.int64))
+    def _membership(self, ids: IdMatrix) -> npt.NDArray[np.bool_]:
+        wanted = np.unique(np.asarray(ids, dtype=np.int64))
         found = np.searchsorted(self._sorted_ids_N, wanted)
         known = found < len(self)
         known[known] = self._sorted_ids_N[found[known]] == wanted[known]
-        allowed_N = np.zeros(len(self), dtype=bool)
-        allowed_N[self._positions_by_id[found[known]]] = True
-        return _parameters(self._index.index, faiss.IDSelectorBitmap(np.packbits(allowed_N, bitorder="little")))
+        member_N = np.zeros(len(self), dtype=bool)
+        member_N[self._positions_by_id[found[known]]] = True
+        return member_N
+
+    def _restriction(self, allowed_ids: IdMatrix | None, without: Exclusion | None, width: int) -> Any:
+        if allowed_ids is None and without is None:
+            return None
+        keep_N = np.ones(len(self), dtype=bool) if allowed_ids is None else self._membership(allowed_ids)
+        spare = 0
+        if without is not None:
+            keep_N = keep_N & without.kept_N
+            spare = min(without.count, SPARE_NEIGHBOURS)
+        selector = faiss.IDSelectorBitmap(np.packbits(keep_N, bitorder="little"))
+        return _parameters(self._index.index, selector, width + spare if spare else 0)
 
 
 def build(
@@ -211,17 +249,18 @@ def _train(inner: Any, factory: str, train_rows: FloatMatrix) -> None:
         ) from error
 
 
-def _parameters(index: Any, selector: Any) -> Any:
+def _parameters(index: Any, selector: Any, breadth: int) -> Any:
+    """Search parameters of an index with a selector; a graph looks at ``breadth`` nodes at least."""
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexPreTransform):
-        return faiss.SearchParametersPreTransform(index_params=_parameters(index.index, selector))
+        return faiss.SearchParametersPreTransform(index_params=_parameters(index.index, selector, breadth))
     if isinstance(index, faiss.IndexRefine):
-        base = _parameters(index.base_index, selector)
+        base = _parameters(index.base_index, selector, breadth)
         return faiss.IndexRefineSearchParameters(k_factor=index.k_factor, base_index_params=base)
     if isinstance(index, faiss.IndexIVF):
         return faiss.SearchParametersIVF(sel=selector, nprobe=index.nprobe)
     if isinstance(index, faiss.IndexHNSW):
-        return faiss.SearchParametersHNSW(sel=selector, efSearch=index.hnsw.efSearch)
+        return faiss.SearchParametersHNSW(sel=selector, efSearch=max(index.hnsw.efSearch, breadth))
     return faiss.SearchParameters(sel=selector)
 
 

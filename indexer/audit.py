@@ -15,10 +15,12 @@ _PLACES = {
     CAPTIONS.name: "SELECT caption_id, shard, row, 1, crc32 FROM captions ORDER BY shard, row",
 }
 
+_FIRST_WITH_TITLES = 2  # version of the catalogue; a copy that an earlier one made has no titles
+
 _EQUAL_TABLES = {
     table: f"SELECT EXISTS (SELECT * FROM main.{table} EXCEPT SELECT * FROM copy.{table})"  # noqa: S608
     f" OR EXISTS (SELECT * FROM copy.{table} EXCEPT SELECT * FROM main.{table})"
-    for table in ("meta", "shards", "videos", "locations", "tags", "segments", "captions")
+    for table in ("meta", "shards", "videos", "titles", "locations", "tags", "segments", "captions")
 }
 
 _UNCHANGED_ROWS = {
@@ -50,6 +52,9 @@ def differing_tables(catalogue: Catalogue, copy: Path, *, same_revision: bool) -
     catalogue.connection.execute("ATTACH ? AS copy", (database_uri(copy, "mode=ro&immutable=1"),))
     try:
         queries = _EQUAL_TABLES if same_revision else _UNCHANGED_ROWS
+        versions = (f"PRAGMA {name}.user_version" for name in ("main", "copy"))
+        if any(catalogue.connection.execute(query).fetchone()[0] < _FIRST_WITH_TITLES for query in versions):
+            queries = {table: query for table, query in queries.items() if table != "titles"}
         return [table for table, query in queries.items() if catalogue.connection.execute(query).fetchone()[0]]
     finally:
         catalogue.connection.execute("DETACH copy")

@@ -1,7 +1,8 @@
 """The catalogue: a SQLite database that is the truth about what a store holds.
 
 Written by one process (``indexer.writer.StoreWriter``), in WAL mode, each change one durable transaction that also
-bumps ``revision``. Readers do not open it: a generation carries its own copy (``indexer.snapshot``).
+bumps ``revision`` and logs which videos and captions it touched. A generation carries a copy of it
+(``indexer.snapshot``); what was committed since that copy, readers take from here (``indexer.overlay``).
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ _TAGS = "SELECT video_id, tag FROM tags ORDER BY video_id, tag"
 
 
 def read_settings(path: Path) -> StoreSettings | None:
-    """The settings in the catalogue at ``path``, None while nothing was encoded with them.
+    """The settings in the catalogue at ``path``, None while nothing was encoded or published with them.
 
     Raises ``NotAStore`` or ``NewerFormat``.
     """
     with closing(Catalogue.open_readonly(path)) as catalogue:
-        return catalogue.settings if catalogue.has_features() else None
+        return catalogue.settings if catalogue.is_settled() else None
 
 
 class Catalogue:
@@ -144,6 +145,27 @@ class Catalogue:
         query = "SELECT EXISTS (SELECT 1 FROM captions WHERE ifnull(video_id, '') = ifnull(?, '') AND text = ?)"
         return bool(self.connection.execute(query, (video_id, text)).fetchone()[0])
 
+    def caption_ids(self, captions: Sequence[tuple[str | None, str]]) -> list[int | None]:
+        """The id of each caption, given as (video id or None, text); None where there is none."""
+        query = "SELECT caption_id FROM captions WHERE ifnull(video_id, '') = ifnull(?, '') AND text = ?"
+        found = [self.connection.execute(query, caption).fetchone() for caption in captions]
+        return [None if row is None else int(row[0]) for row in found]
+
+    def has_caption_id(self, caption_id: int) -> bool:
+        """Whether there is a caption with this id."""
+        query = "SELECT EXISTS (SELECT 1 FROM captions WHERE caption_id = ?)"
+        return bool(self.connection.execute(query, (caption_id,)).fetchone()[0])
+
+    def state(self, video_id: str) -> VideoState | None:
+        """The state of one video; None if it is not known."""
+        found = self.connection.execute("SELECT state FROM videos WHERE video_id = ?", (video_id,)).fetchone()
+        return None if found is None else found[0]
+
+    def paths(self, video_id: str) -> list[str]:
+        """Where a video was seen."""
+        query = "SELECT path FROM locations WHERE video_id = ? ORDER BY path"
+        return [str(row[0]) for row in self.connection.execute(query, (video_id,))]
+
     def summaries(self) -> list[dict[str, Any]]:
         """Every video for a listing, with its paths, its tags and how many segments and captions it has."""
         rows = self.connection.execute(_SUMMARIES).fetchall()
@@ -180,8 +202,10 @@ class Catalogue:
         query = "SELECT EXISTS (SELECT 1 FROM segments) OR EXISTS (SELECT 1 FROM searchable_captions)"
         return bool(self.connection.execute(query).fetchone()[0])
 
-    def has_features(self) -> bool:
-        """Whether anything was ever encoded, so that the settings are settled."""
+    def is_settled(self) -> bool:
+        """Whether anything was ever encoded or published with the settings, so that they cannot change any more."""
+        if (self.path.parent / "CURRENT").exists():
+            return True
         return bool(self.connection.execute("SELECT EXISTS (SELECT 1 FROM shards)").fetchone()[0])
 
     def row_counts(self) -> tuple[int, int]:
@@ -203,7 +227,9 @@ class Catalogue:
             (location.video_id, location.size_bytes),
         )
         self.connection.execute(
-            "INSERT OR REPLACE INTO locations VALUES (?, ?, ?, ?)",
+            # REPLACE would drop the former row unseen by the log of changes.
+            "INSERT INTO locations VALUES (?, ?, ?, ?) ON CONFLICT (path) DO UPDATE SET"
+            " video_id = excluded.video_id, size_bytes = excluded.size_bytes, modified_ns = excluded.modified_ns",
             (location.path, location.video_id, location.size_bytes, location.modified_ns),
         )
 
@@ -247,12 +273,38 @@ class Catalogue:
         """Forget a video with its segments, captions, tags and places."""
         self.connection.execute("DELETE FROM videos WHERE video_id = ?", (video_id,))
 
+    def set_tags(self, video_id: str, tags: Iterable[str]) -> None:
+        """Give a video exactly these tags."""
+        self.connection.execute("DELETE FROM tags WHERE video_id = ?", (video_id,))
+        self.add_tags((video_id, tag) for tag in tags)
+
+    def set_title(self, video_id: str, title: str | None) -> None:
+        """Give a video a title, or with None take it away."""
+        self.connection.execute("DELETE FROM titles WHERE video_id = ?", (video_id,))
+        if title is not None:
+            self.connection.execute("INSERT INTO titles VALUES (?, ?)", (video_id, title))
+
+    def remove_captions(self, caption_ids: Iterable[int]) -> None:
+        """Forget captions."""
+        self.connection.executemany("DELETE FROM captions WHERE caption_id = ?", [(c,) for c in caption_ids])
+
     def set_shard_rows(self, rows: ShardRows) -> None:
         """Record how many rows of each shard count."""
         self.connection.executemany(
             "INSERT OR REPLACE INTO shards VALUES (?, ?, ?)",
             [(kind, shard, count) for kind, shards in rows.items() for shard, count in shards.items()],
         )
+
+    def forget_changes(self, until: int) -> None:
+        """Drop the log of changes up to a revision; a generation older than that is compared as a whole instead.
+
+        Not a change of what the catalogue says, so no revision; not worth a transaction of its own kind either.
+        """
+        self.connection.execute("BEGIN IMMEDIATE")
+        for table in ("changed_videos", "changed_captions"):
+            self.connection.execute(f"DELETE FROM {table} WHERE revision <= ?", (until,))  # noqa: S608
+        self.connection.execute("UPDATE change_log SET since = max(since, ?)", (until,))
+        self.connection.execute("COMMIT")
 
     def copy_to(self, path: Path) -> None:
         """Write a consistent, compact copy of the whole catalogue to ``path``, which must not exist."""

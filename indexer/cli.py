@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from indexer.bank_cli import app as bank_app
 from indexer.cli_output import print_manifest, print_report, print_verification, print_videos
+from indexer.create_cli import app as create_app
 
 if TYPE_CHECKING:
     from indexer.build import BuildRequest
@@ -27,6 +29,8 @@ app = typer.Typer(
     "could not be used; they are listed.",
     no_args_is_help=True,
 )
+app.add_typer(bank_app)
+app.add_typer(create_app)
 
 INCOMPLETE, INTERRUPTED = 3, 130
 
@@ -70,6 +74,9 @@ Factory = Annotated[
 Options = Annotated[
     str | None, typer.Option("--index-options", help="FAISS search parameters, such as nprobe=32 or efSearch=64.")
 ]
+ProgressFile = Annotated[
+    Path | None, typer.Option("--progress-file", help="Append progress to this file, as JSON lines, for programs.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -91,6 +98,7 @@ def build(
     index: Factory = None,
     index_options: Options = None,
     prune: Annotated[bool, typer.Option(help="Remove videos whose files are gone or were replaced.")] = False,
+    progress_file: ProgressFile = None,
 ) -> None:
     """Index videos into a store, made if need be. Run it again after an interruption, or when files changed."""
     from indexer.build import BuildRequest
@@ -113,7 +121,7 @@ def build(
     request = BuildRequest(
         paths=paths, captions=captions, prune=prune, workers=workers or _cores(), timeout_seconds=timeout
     )
-    _run(store, recorded or _new(wishes, encoder, spec), encoder, request)
+    _run(store, recorded or _new(wishes, encoder, spec), encoder, request, progress_file)
 
 
 @app.command()
@@ -125,6 +133,7 @@ def add(
     precision: Precision = "fp32",
     workers: Workers = None,
     timeout: Timeout = 300.0,
+    progress_file: ProgressFile = None,
 ) -> None:
     """Add videos or captions to a store, with the model and settings that it was built with."""
     from indexer.build import BuildRequest
@@ -136,7 +145,7 @@ def add(
     check_paths(paths or [])
     encoder, _ = _load(recorded, None, None, device, precision)
     request = BuildRequest(paths=paths or [], captions=captions, workers=workers or _cores(), timeout_seconds=timeout)
-    _run(store, recorded, encoder, request)
+    _run(store, recorded, encoder, request, progress_file)
 
 
 @app.command()
@@ -221,13 +230,17 @@ def rebuild(
     print_manifest(manifest)
 
 
-def _run(store: Path, settings: StoreSettings, encoder: Encoder, request: BuildRequest) -> None:
+def _run(
+    store: Path, settings: StoreSettings, encoder: Encoder, request: BuildRequest, progress_file: Path | None
+) -> None:
     from indexer.build import build as build_store
-    from indexer.progress import TerminalProgress
+    from indexer.progress import FileProgress, TerminalProgress
     from indexer.writer import StoreWriter
 
+    terminal = TerminalProgress()
+    progress = terminal if progress_file is None else FileProgress(progress_file, terminal)
     with _interruptible(), StoreWriter.open(store, settings=settings) as writer:
-        report = build_store(writer, encoder, request, TerminalProgress())
+        report = build_store(writer, encoder, request, progress)
     print_report(report)
     if not report.complete:
         raise typer.Exit(INCOMPLETE)

@@ -133,7 +133,7 @@ class VideoEncoding:
     def _flush(self) -> None:
         if not self._batch:
             return
-        frames_BFSSC, mask_BF = _padded([segment.frames_FSSC for _, segment in self._batch])
+        frames_BFSSC, mask_BF = padded([segment.frames_FSSC for _, segment in self._batch])
         features_BFD = self._encoder.encode_videos(frames_BFSSC, mask_BF)
         pooled_BD = self._encoder.pool(features_BFD, mask_BF)
         for row, (video, segment) in enumerate(self._batch):
@@ -175,7 +175,7 @@ def encode_captions(
         on_done(len(part))
 
 
-def _padded(frames: Sequence[npt.NDArray[np.uint8]]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+def padded(frames: Sequence[npt.NDArray[np.uint8]]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
     """Stack ``(F, S, S, 3)`` arrays of different F to ``(B, longest F, S, S, 3)`` with a mask of the real frames."""
     longest = max(len(part) for part in frames)
     padded = np.zeros((len(frames), longest, *frames[0].shape[1:]), dtype=np.uint8)

@@ -88,14 +88,15 @@ def header(rows: int, dim: int, dtype: np.dtype[np.generic]) -> bytes:
 
 def header_rows(path: Path, dim: int, dtype: np.dtype[np.generic]) -> int:
     """Rows that a shard's header names. Raises ``Damaged`` if it is not exactly the header that we write."""
-    with path.open("rb") as file:
-        found = file.read(HEADER_BYTES)
-    try:
-        rows = int(ast.literal_eval(found[len(_MAGIC) + 2 :].decode("ascii").strip())["shape"][0])
-        if rows >= 0 and found == header(rows, dim, dtype):
-            return rows
-    except (ValueError, SyntaxError, KeyError, TypeError, IndexError):
-        pass  # not a header of ours: reported below together with headers that parse but differ
+    for _ in range(2):  # a writer may be replacing the header at this very moment
+        with path.open("rb") as file:
+            found = file.read(HEADER_BYTES)
+        try:
+            rows = int(ast.literal_eval(found[len(_MAGIC) + 2 :].decode("ascii").strip())["shape"][0])
+            if rows >= 0 and found == header(rows, dim, dtype):
+                return rows
+        except (ValueError, SyntaxError, KeyError, TypeError, IndexError):
+            pass  # not a header of ours: reported below together with headers that parse but differ
     raise Damaged(f"{path} does not begin with the header of a (rows, {dim}) {dtype} array; restore it from a copy")
 
 
@@ -197,7 +198,20 @@ class ShardReader:
     def __init__(self, folder: Path, kind: ShardKind, dim: int, rows: Mapping[int, int]) -> None:
         self.kind = kind
         self.dim = dim
+        self._folder = folder
         self._maps = {shard: self._map(folder / kind.file_name(shard), count) for shard, count in rows.items()}
+
+    def grown(self, rows: Mapping[int, int]) -> ShardReader:
+        """A reader that may read ``rows`` too: shards that are new, or have grown since this one was opened.
+
+        What did not grow is shared with this reader, which goes on as before.
+        """
+        more = {shard: count for shard, count in rows.items() if count > len(self._maps.get(shard, ()))}
+        if not more:
+            return self
+        reader = ShardReader(self._folder, self.kind, self.dim, more)
+        reader._maps = {**self._maps, **reader._maps}
+        return reader
 
     def rows(self, shard: int, row: int, count: int) -> Array:
         """A ``(count, dim)`` view into one shard."""

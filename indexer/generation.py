@@ -82,18 +82,21 @@ def publish(
     settings: StoreSettings,
     mapper: RowMapper,
     progress: Callable[[str], None] = lambda _: None,
+    *,
+    empty_map: FrozenMap | None = None,
 ) -> Manifest:
     """Build a generation from everything the catalogue holds and make it current.
 
-    ``progress`` is told the name of each phase. Raises ``StoreError`` if there is nothing to search in a store that
-    has never been published, and ``IndexFactoryError`` if the index cannot be built; the current generation then stays.
+    ``progress`` is told the name of each phase. A store without content keeps the map that it has, or takes
+    ``empty_map`` if it was never published; without one that is a ``StoreError``. Raises ``IndexFactoryError`` if the
+    index cannot be built; the current generation then stays.
     """
     generations = store / GENERATIONS
     generations.mkdir(exist_ok=True)
     work = generations / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     work.mkdir()
     try:
-        manifest = _build(store, work, catalogue, settings, mapper, progress)
+        manifest = _build(store, work, catalogue, settings, mapper, progress, empty_map)
         for name in (*FILES, MANIFEST):
             sync_file(work / name)
         sync_folder(work)
@@ -186,6 +189,7 @@ def _build(
     settings: StoreSettings,
     mapper: RowMapper,
     progress: Callable[[str], None],
+    empty_map: FrozenMap | None,
 ) -> Manifest:
     progress(PHASES[0])
     catalogue.copy_to(work / SNAPSHOT)
@@ -201,7 +205,7 @@ def _build(
     videos_side = _side(store, settings.dim, POOLED, shards, segments, "pooled_")
     captions_side = _side(store, settings.dim, CAPTIONS, shards, captions, "")
     progress(PHASES[1])
-    frozen, fitted_rows = _fit(store, mapper, videos_side, captions_side)
+    frozen, fitted_rows = _fit(store, mapper, videos_side, captions_side, empty_map)
     np.savez(work / FROZEN_MAP, **frozen.to_arrays())  # type: ignore[arg-type]
     for side, name, phase in ((videos_side, VIDEO_INDEX, PHASES[2]), (captions_side, CAPTION_INDEX, PHASES[3])):
         progress(phase)
@@ -240,7 +244,9 @@ def _side(
     return _Side(places["id"], places[f"{prefix}shard"], places[f"{prefix}row"], reader)
 
 
-def _fit(store: Path, mapper: RowMapper, videos: _Side, captions: _Side) -> tuple[FrozenMap, int]:
+def _fit(
+    store: Path, mapper: RowMapper, videos: _Side, captions: _Side, empty_map: FrozenMap | None
+) -> tuple[FrozenMap, int]:
     """Fit the frozen map on a sample of both sides; an emptied store keeps the map that it has."""
     half = FROZEN_MAP_ROWS // 2
     take_videos = min(len(videos.ids_N), max(half, FROZEN_MAP_ROWS - len(captions.ids_N)))
@@ -249,7 +255,12 @@ def _fit(store: Path, mapper: RowMapper, videos: _Side, captions: _Side) -> tupl
     if len(rows):
         return mapper.fit_frozen_map(rows), len(rows)
     if not (store / CURRENT).exists():
-        raise StoreError(f"{store} holds no readable video and no caption, so there is nothing to publish")
+        if empty_map is None:
+            raise StoreError(
+                f"{store} holds no readable video and no caption, so there is nothing to publish; "
+                "`emcl index create` makes an empty store"
+            )
+        return empty_map, 0
     return load_frozen_map(store / GENERATIONS / current_name(store)), 0
 
 

@@ -1,13 +1,18 @@
-"""Telling people at a terminal how far a long run is: one bar for each phase, on stderr."""
+"""Telling how far a long run is: people at a terminal by a bar for each phase, programs by lines in a file."""
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 from tqdm import tqdm
+
+_SECONDS_BETWEEN_LINES = 0.5
 
 
 class Bar(Protocol):
@@ -41,6 +46,56 @@ class TerminalProgress(Progress):
         bar: tqdm[Any] = tqdm(total=total, desc=f"{name:<10}", unit=unit, mininterval=interval, file=sys.stderr)
         with bar:
             yield _TqdmBar(bar)
+
+
+class FileProgress(Progress):
+    """Shows what another shows, and appends lines of ``{phase, done, total, unit, note}`` to a file.
+
+    At most two lines a second, and one at the beginning and the end of each phase.
+    """
+
+    def __init__(self, path: Path, shown: Progress) -> None:
+        self._path = path
+        self._shown = shown
+
+    @contextmanager
+    def phase(self, name: str, total: int, unit: str) -> Iterator[Bar]:
+        """A named phase of ``total`` units."""
+        with self._path.open("a", encoding="utf-8") as file, self._shown.phase(name, total, unit) as shown:
+
+            def write(done: int, note: str) -> None:
+                line = {"phase": name, "done": done, "total": total, "unit": unit, "note": note}
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+
+            bar = _WrittenBar(shown, write)
+            try:
+                yield bar
+            finally:
+                bar.end()
+
+
+class _WrittenBar:
+    def __init__(self, shown: Bar, write: Callable[[int, str], None]) -> None:
+        self._shown = shown
+        self._write = write
+        self._done, self._note = 0, ""
+        self._next = time.monotonic() + _SECONDS_BETWEEN_LINES
+        write(0, "")
+
+    def advance(self, count: int = 1) -> None:
+        self._shown.advance(count)
+        self._done += count
+        if time.monotonic() >= self._next:
+            self.end()
+
+    def note(self, text: str) -> None:
+        self._shown.note(text)
+        self._note = text
+
+    def end(self) -> None:
+        self._next = time.monotonic() + _SECONDS_BETWEEN_LINES
+        self._write(self._done, self._note)
 
 
 class _Silent:

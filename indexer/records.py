@@ -43,10 +43,12 @@ class Video:
 
     ``paths`` holds every place where these bytes were found, ``path`` the first of them, None once the content of the
     only one was replaced. ``duration_seconds``, ``width`` and ``height`` are None unless ``state`` is
-    ``indexed``. ``reason`` says why a video failed, or what could not be read of one that was indexed.
+    ``indexed``. ``title`` is what it was called, else the name of its file without the ending. ``reason`` says why a
+    video failed, or what could not be read of one that was indexed.
     """
 
     video_id: str
+    title: str
     path: str | None
     paths: tuple[str, ...]
     duration_seconds: float | None

@@ -10,6 +10,29 @@ from indexer.errors import NewerFormat, NotAStore
 
 APPLICATION_ID = 0x454D434C  # "EMCL"
 
+_NEXT_REVISION = "(SELECT ifnull(max(CAST(value AS INTEGER)), 0) + 1 FROM meta WHERE key = 'revision')"
+"""What the transaction that is under way will count as."""
+
+
+def _logged(table: str, event: str, row: str) -> str:
+    """A trigger that logs the video, or the caption of no video, that a change of ``table`` touches."""
+    caption = f"{row}.caption_id" if table == "captions" else "NULL"
+    return f"""
+    CREATE TRIGGER log_{table}_{event}_{row} AFTER {event} ON {table} BEGIN
+        DELETE FROM changed_videos WHERE video_id = {row}.video_id;
+        INSERT INTO changed_videos SELECT {row}.video_id, {_NEXT_REVISION} WHERE {row}.video_id IS NOT NULL;
+        DELETE FROM changed_captions WHERE caption_id = {caption} AND {row}.video_id IS NULL;
+        INSERT INTO changed_captions SELECT {caption}, {_NEXT_REVISION} WHERE {row}.video_id IS NULL;
+    END"""  # noqa: S608 - no value of a user
+
+
+_LOGGED_TABLES = ("videos", "titles", "locations", "tags", "segments", "captions")
+_LOG_TRIGGERS = ";".join(
+    _logged(table, event, row)
+    for table in _LOGGED_TABLES
+    for event, row in (("INSERT", "new"), ("UPDATE", "old"), ("UPDATE", "new"), ("DELETE", "old"))
+)
+
 MIGRATIONS = (
     """
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
@@ -68,6 +91,18 @@ MIGRATIONS = (
         SELECT * FROM captions
         WHERE video_id IS NULL OR video_id IN (SELECT video_id FROM videos WHERE state = 'indexed');
     """,
+    f"""
+    CREATE TABLE titles (
+        video_id TEXT PRIMARY KEY REFERENCES videos ON DELETE CASCADE, title TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE changed_videos (video_id TEXT PRIMARY KEY, revision INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+    CREATE INDEX changed_videos_by_revision ON changed_videos (revision);
+    CREATE TABLE changed_captions (caption_id INTEGER PRIMARY KEY, revision INTEGER NOT NULL) STRICT;
+    CREATE INDEX changed_captions_by_revision ON changed_captions (revision);
+    CREATE TABLE change_log (since INTEGER NOT NULL) STRICT;
+    INSERT INTO change_log SELECT ifnull(max(CAST(value AS INTEGER)), 0) FROM meta WHERE key = 'revision';
+    {_LOG_TRIGGERS}
+    """,  # noqa: S608 - constants of this file
 )
 """Migration number n takes a catalogue from version n to n + 1. Never edited once released, only appended to."""
 

@@ -1,6 +1,7 @@
-"""The copy of the catalogue inside a generation: immutable, opened read-only by any number of threads.
+"""The copy of the catalogue inside a generation, with an overlay over it: immutable, read by any number of threads.
 
-Everything that is listed, counted or filtered comes from here, and so agrees with what is searchable.
+Everything that is listed, counted or filtered comes from here, and so agrees with what is searchable. With an overlay
+(``indexer.overlay``) each table is a view: the rows of changed videos from the overlay, all others from the copy.
 """
 
 from __future__ import annotations
@@ -27,6 +28,30 @@ SEGMENT_PLACES = np.dtype(
 )
 CAPTION_PLACES = np.dtype([("id", "<i8"), ("row", "<i8"), ("shard", "<i4")])
 
+_COLUMNS = {
+    "videos": "video_id, state, reason, duration_seconds, width, height, size_bytes",
+    "titles": "video_id, title",
+    "locations": "path, video_id, size_bytes, modified_ns",
+    "tags": "video_id, tag",
+    "segments": "segment_id, video_id, number, start_seconds, end_seconds, timestamps_seconds, shard, row, frames,"
+    " pooled_shard, pooled_row",
+    "captions": "caption_id, video_id, text, shard, row",
+}
+_UNCHANGED = "(video_id IS NULL OR video_id NOT IN (SELECT video_id FROM overlay.changed_videos))"
+_KEPT = {
+    "captions": _UNCHANGED + " AND caption_id NOT IN (SELECT caption_id FROM overlay.changed_captions)"  # noqa: S608
+}
+_LAYERS = (("main", "v.video_id NOT IN (SELECT video_id FROM overlay.changed_videos)"), ("overlay", "1"))
+_SEGMENT_WINDOWS = "segment_id, video_id, number, start_seconds, end_seconds, timestamps_seconds"
+# The first catalogues had no titles.
+_NO_TITLES = "CREATE TEMP TABLE titles (video_id TEXT PRIMARY KEY, title TEXT NOT NULL)"
+_VIDEO = """
+SELECT video_id, duration_seconds, width, height, size_bytes, state, reason,
+    (SELECT title FROM titles t WHERE t.video_id = v.video_id) FROM videos v
+"""
+_TITLE = """contains(?, (SELECT title FROM titles t WHERE t.video_id = v.video_id),
+    (SELECT min(path) FROM locations l WHERE l.video_id = v.video_id))"""
+
 _VARIABLES = 500
 """Ids in one statement; SQLite's lowest compiled-in limit of variables is 999."""
 
@@ -34,8 +59,9 @@ _VARIABLES = 500
 class Snapshot:
     """Reads from one catalogue copy, with one connection for each thread that asks."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, overlay: bytes | None = None) -> None:
         self._uri = database_uri(path, "mode=ro&immutable=1")
+        self._overlay = overlay
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
@@ -95,39 +121,60 @@ class Snapshot:
         videos = self._videos("WHERE video_id = ?", (video_id,))
         return videos[0] if videos else None
 
-    def list_videos(self, offset: int, limit: int, state: VideoState | None) -> list[Video]:
-        """A page of videos in the order of their ids; ``state`` None lists all of them."""
-        where, values = ("", ()) if state is None else ("WHERE state = ?", (state,))
-        return self._videos(f"{where} ORDER BY video_id LIMIT ? OFFSET ?", (*values, limit, offset))
+    def list_videos(
+        self, offset: int, limit: int, state: VideoState | None, tags: Sequence[str] = (), title: str | None = None
+    ) -> list[Video]:
+        """A page of videos in the order of their ids; see ``StoreReader.list_videos``."""
+        where, values = _video_conditions(state, tags, title)
+        return self._videos(f"WHERE {where} ORDER BY video_id LIMIT ? OFFSET ?", (*values, limit, offset))
+
+    def count_videos(self, state: VideoState | None, tags: Sequence[str] = (), title: str | None = None) -> int:
+        """How many videos ``list_videos`` would list in all."""
+        where, values = _video_conditions(state, tags, title)
+        return self._value(f"SELECT count(*) FROM videos v WHERE {where}", values)  # noqa: S608
+
+    def list_captions(self, offset: int, limit: int, video_id: str | None) -> list[Caption]:
+        """A page of the searchable captions in the order of their ids, of one video or of all."""
+        where, values = ("", ()) if video_id is None else ("WHERE video_id = ?", (video_id,))
+        query = f"SELECT caption_id, video_id, text FROM searchable_captions {where} ORDER BY caption_id"  # noqa: S608
+        rows = self._connection().execute(f"{query} LIMIT ? OFFSET ?", (*values, limit, offset))
+        return [Caption(caption_id=c, video_id=v, text=t) for c, v, t in rows]
+
+    def count_captions(self, video_id: str) -> int:
+        """How many searchable captions a video has."""
+        return self._value("SELECT count(*) FROM searchable_captions WHERE video_id = ?", (video_id,))
 
     def select_segments(
         self, tags: Sequence[str], min_seconds: float | None, max_seconds: float | None, video_ids: Sequence[str] | None
     ) -> IdArray:
         """Ids of the segments of the videos that match every condition given; see ``StoreReader.select_segments``."""
-        conditions, values = ["v.state = 'indexed'"], list[object]()
-        for tag in dict.fromkeys(tags):
-            conditions.append("EXISTS (SELECT 1 FROM tags t WHERE t.video_id = v.video_id AND t.tag = ?)")
-            values.append(tag)
-        if min_seconds is not None:
-            conditions.append("v.duration_seconds >= ?")
-            values.append(min_seconds)
-        if max_seconds is not None:
-            conditions.append("v.duration_seconds <= ?")
-            values.append(max_seconds)
-        query = f"SELECT segment_id FROM segments JOIN videos v USING (video_id) WHERE {' AND '.join(conditions)}"  # noqa: S608
-        if video_ids is None:
-            rows = self._connection().execute(query, values).fetchall()
-        else:
-            rows = self._by_ids(f"{query} AND video_id IN", video_ids, values)
-        return np.unique(np.array([row[0] for row in rows], dtype=np.int64))
+        found = []
+        for schema, left_out in _LAYERS if self._overlay is not None else _LAYERS[:1]:
+            # Layer by layer: SQLite would build each view as a whole to join them.
+            where, values = _video_conditions("indexed", tags, None, schema)
+            conditions = [where] if self._overlay is None else [where, left_out]
+            if min_seconds is not None:
+                conditions.append("v.duration_seconds >= ?")
+                values.append(min_seconds)
+            if max_seconds is not None:
+                conditions.append("v.duration_seconds <= ?")
+                values.append(max_seconds)
+            query = (
+                f"SELECT segment_id FROM {schema}.segments JOIN {schema}.videos v USING (video_id)"  # noqa: S608
+                f" WHERE {' AND '.join(conditions)}"
+            )
+            if video_ids is None:
+                found += self._connection().execute(query, values).fetchall()
+            else:
+                found += self._by_ids(f"{query} AND video_id IN", video_ids, values)
+        return np.unique(np.array([row[0] for row in found], dtype=np.int64))
 
     def _videos(self, tail: str, values: Sequence[object]) -> list[Video]:
-        columns = "video_id, duration_seconds, width, height, size_bytes, state, reason"
-        rows = self._connection().execute(f"SELECT {columns} FROM videos {tail}", values).fetchall()  # noqa: S608
+        rows = self._connection().execute(f"{_VIDEO} {tail}", values).fetchall()
         return [self._video(row) for row in rows]
 
     def _video(self, row: Sequence[Any]) -> Video:
-        video_id, duration, width, height, size, state, reason = row
+        video_id, duration, width, height, size, state, reason, title = row
 
         def select(query: str) -> list[tuple[Any, ...]]:
             return self._connection().execute(query, (video_id,)).fetchall()
@@ -137,6 +184,7 @@ class Snapshot:
         captions = select("SELECT caption_id, text FROM captions WHERE video_id = ? ORDER BY caption_id")
         return Video(
             video_id=video_id,
+            title=title_of(title, paths[0] if paths else None, video_id),
             path=paths[0] if paths else None,
             paths=paths,
             duration_seconds=duration,
@@ -157,13 +205,14 @@ class Snapshot:
                 if self._closed:
                     raise ValueError("this reader was closed; open the store again")
                 # check_same_thread off: close() is called from one thread for the connections of all
-                connection = sqlite3.connect(self._uri, uri=True, check_same_thread=False)
+                connection = sqlite3.connect(self._uri, uri=True, check_same_thread=False, isolation_level=None)
+                _prepare(connection, self._overlay)
                 self._connections.append(connection)
             self._local.connection = connection
         return connection
 
-    def _value(self, query: str) -> int:
-        return int(self._connection().execute(query).fetchone()[0])
+    def _value(self, query: str, values: Sequence[object] = ()) -> int:
+        return int(self._connection().execute(query, values).fetchone()[0])
 
     def _array(self, query: str, dtype: np.dtype[np.void]) -> Places:
         return np.fromiter(self._connection().execute(query), dtype=dtype)
@@ -177,6 +226,53 @@ class Snapshot:
             marks = ", ".join("?" * len(part))
             rows += self._connection().execute(f"{query} ({marks})", (*values, *part)).fetchall()
         return rows
+
+
+def title_of(title: str | None, path: str | None, video_id: str) -> str:
+    """What a video is called: the title it was given, else the name of its file without the ending."""
+    return title or (Path(path).stem if path else video_id[:12])
+
+
+def _video_conditions(
+    state: VideoState | None, tags: Sequence[str], title: str | None, schema: str = ""
+) -> tuple[str, list[object]]:
+    tags_table = f"{schema}.tags" if schema else "tags"
+    conditions, values = ["1"], list[object]()
+    if state is not None:
+        conditions.append("v.state = ?")
+        values.append(state)
+    for tag in dict.fromkeys(tags):
+        conditions.append(f"v.video_id IN (SELECT t.video_id FROM {tags_table} t WHERE t.tag = ?)")  # noqa: S608
+        values.append(tag)
+    if title is not None:
+        conditions.append(_TITLE)
+        values.append(title.casefold())
+    return " AND ".join(conditions), values
+
+
+def _contains(wanted: str, title: str | None, path: str | None) -> bool:
+    return wanted in title_of(title, path, "").casefold()
+
+
+def _prepare(connection: sqlite3.Connection, overlay: bytes | None) -> None:
+    """Make every table readable under its own name: through a view where an overlay lies over it."""
+    connection.create_function("contains", 3, _contains, deterministic=True)
+    tables = {row[0] for row in connection.execute("SELECT name FROM main.sqlite_schema")}
+    if overlay is None:
+        if "titles" not in tables:
+            connection.execute(_NO_TITLES)
+        return
+    connection.execute("ATTACH ':memory:' AS overlay")
+    connection.deserialize(overlay, name="overlay")
+    for table, columns in _COLUMNS.items():
+        kept = f"SELECT {columns} FROM main.{table} WHERE {_KEPT.get(table, _UNCHANGED)} UNION ALL"  # noqa: S608
+        changed = f"SELECT {columns} FROM overlay.{table}"  # noqa: S608
+        connection.execute(f"CREATE TEMP VIEW {table} AS {kept if table in tables else ''} {changed}")
+    connection.execute(f"CREATE TEMP VIEW segment_windows AS SELECT {_SEGMENT_WINDOWS} FROM temp.segments")  # noqa: S608
+    connection.execute(
+        "CREATE TEMP VIEW searchable_captions AS SELECT * FROM temp.captions WHERE video_id IS NULL"
+        " OR video_id IN (SELECT video_id FROM temp.videos WHERE state = 'indexed')"
+    )
 
 
 def _segment(row: Sequence[Any]) -> Segment:

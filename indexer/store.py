@@ -1,7 +1,8 @@
-"""Reading a store: one immutable generation, opened once and shared by any number of threads.
+"""Reading a store: one immutable view, opened once and shared by any number of threads.
 
-What is searchable, listed and counted comes from the generation's own files, so a reader sees one consistent snapshot
-while a writer adds videos and publishes new generations beside it. Writing is in ``indexer.writer``.
+A view is a generation with the overlay over it (``indexer.overlay``): everything that was committed when it was made is
+searchable, listed and counted, whether or not it was published, and whoever wrote it. While a writer goes on, a view
+stays what it is; ``refreshed`` gives the next one. Writing is in ``indexer.writer``.
 
 Legend: Q queries, k neighbours, F frames, D channels.
 """
@@ -16,10 +17,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from indexer import ann, generation
-from indexer.config import Manifest
+from indexer import ann, generation, overlay
+from indexer.config import Counts, Manifest
 from indexer.errors import Damaged, ModelMismatch
 from indexer.features import CAPTIONS, FRAMES, POOLED, ShardReader
+from indexer.layers import Layers, mapped
+from indexer.overlay import Overlay
 from indexer.records import Caption, Segment, Video, VideoState
 from indexer.snapshot import Snapshot
 
@@ -33,27 +36,51 @@ IdArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
 
-class StoreReader:
-    """An open generation. Thread-safe; use as a context manager or call ``close`` when no call is running."""
+class _Base:
+    """What all views of one generation share; released when the last of them is."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
-        """Use ``StoreReader.open``, which checks the files first."""
         folder = path / generation.GENERATIONS / manifest.generation
-        self.path = path
         self.manifest = manifest
+        self.snapshot = folder / generation.SNAPSHOT
         self.frozen_map: FrozenMap = generation.load_frozen_map(folder)
-        self._shards = generation.open_shards(path, manifest)
-        self._segments = np.load(folder / generation.SEGMENT_PLACES_FILE, mmap_mode="r")
-        self._captions = np.load(folder / generation.CAPTION_PLACES_FILE, mmap_mode="r")
-        self._segment_ids = np.ascontiguousarray(self._segments["id"])
-        self._caption_ids = np.ascontiguousarray(self._captions["id"])
-        self._videos_index = ann.load(folder / generation.VIDEO_INDEX)
-        self._captions_index = ann.load(folder / generation.CAPTION_INDEX)
-        self._snapshot = Snapshot(folder / generation.SNAPSHOT)
+        self.shards = generation.open_shards(path, manifest)
+        places = (
+            np.load(folder / name, mmap_mode="r")
+            for name in (generation.SEGMENT_PLACES_FILE, generation.CAPTION_PLACES_FILE)
+        )
+        self.segments = Layers("segment", next(places), ann.load(folder / generation.VIDEO_INDEX))
+        self.captions = Layers("caption", next(places), ann.load(folder / generation.CAPTION_INDEX))
+
+
+class StoreReader:
+    """An open view. Thread-safe; use as a context manager or call ``close`` when no call is running.
+
+    ``manifest`` describes the generation; ``counts`` and ``revision`` (of the catalogue) describe the view.
+    """
+
+    def __init__(self, path: Path, base: _Base, over: Overlay) -> None:
+        """Use ``StoreReader.open``, which checks the files first."""
+        self.path = path
+        self.manifest = base.manifest
+        self.frozen_map = base.frozen_map
+        self.revision = over.revision
+        self.overlay_rows = over.rows
+        self.counts = _sum(base.manifest.counts, over.gains)
+        self._base = base
+        self._shards = {name: reader.grown(over.shard_rows.get(name, {})) for name, reader in base.shards.items()}
+        self._segments, self._captions = base.segments, base.captions
+        if over.rows:
+            new, text = over.new_segments, over.new_captions
+            pooled = self._mapped(POOLED.name, new["pooled_shard"], new["pooled_row"])
+            self._segments = base.segments.under(new, pooled, over.gone_segments)
+            texts = self._mapped(CAPTIONS.name, text["shard"], text["row"])
+            self._captions = base.captions.under(text, texts, over.gone_captions)
+        self._snapshot = Snapshot(base.snapshot, over.content)
 
     @classmethod
     def open(cls, path: str | Path, *, fingerprint: str | None = None) -> StoreReader:
-        """Open the current generation of the store in ``path``.
+        """Open the current generation of the store in ``path``, and everything committed since.
 
         ``fingerprint`` is the loaded checkpoint's; without it any model's generation is opened (to list it, say).
         Sizes and checksums of the generation's files and sizes and headers of its shards are checked; what the shards
@@ -64,17 +91,34 @@ class StoreReader:
         while True:
             name = generation.current_name(path)
             try:
-                return cls(path, _checked(path, name, fingerprint))
+                base = _Base(path, _checked(path, name, fingerprint))
+                return cls(path, base, _overlay(path, base))
             except (Damaged, FileNotFoundError):
                 # Two generations published while this one was being opened delete it; then there is a newer one.
                 if generation.current_name(path) == name:
                     raise
 
+    def refreshed(self) -> StoreReader | None:
+        """A view of what is there now; None if that is this one. This one stays open and as it is.
+
+        Shares what it can with this view: only what changed is read, unless a generation was published. Raises what
+        ``open`` does.
+        """
+        if generation.current_name(self.path) != self.manifest.generation:
+            return StoreReader.open(self.path, fingerprint=self.manifest.fingerprint)
+        over = overlay.derive(
+            self.path / generation.CATALOGUE, self._base.snapshot, self.manifest.revision, known=self.revision
+        )
+        return None if over is None else StoreReader(self.path, self._base, over)
+
+    @property
+    def version(self) -> str:
+        """Changes whenever anything that can be found, listed or counted changes."""
+        return f"{self.manifest.generation}+{self.revision - self.manifest.revision}"
+
     def close(self) -> None:
-        """Release database connections and memory maps."""
+        """Release database connections; memory maps go with the last view of the generation."""
         self._snapshot.close()
-        for reader in self._shards.values():
-            reader.close()
 
     def __enter__(self) -> StoreReader:
         return self
@@ -93,11 +137,11 @@ class StoreReader:
         restricts the answer. Where there are fewer than k, ids are -1 and scores -inf. A query's answer does not
         depend on the others.
         """
-        return self._videos_index.search(queries_QD, k, allowed_segment_ids)
+        return self._segments.search(queries_QD, k, allowed_segment_ids)
 
     def search_captions(self, queries_QD: FloatArray, k: int) -> tuple[FloatArray, IdArray]:
         """The k nearest captions of each query, as ``search_videos`` does for segments."""
-        return self._captions_index.search(queries_QD, k)
+        return self._captions.search(queries_QD, k, None)
 
     def segment_features(self, ids: IdArray) -> tuple[FloatArray, BoolArray]:
         """Frame features of segments: ``(*ids.shape, F, D)`` float32, raw, and a mask ``(*ids.shape, F)``.
@@ -105,7 +149,7 @@ class StoreReader:
         F is the longest of them; padding is zero. An id of -1 gives an all-False mask. Raises ``KeyError`` for any
         other id that this generation does not hold.
         """
-        places, present = _places(self._segments, self._segment_ids, ids, "segment")
+        places, present = self._segments.places(ids)
         frames = np.where(present, places["frames"], 0)
         longest = int(frames.max(initial=0))
         features = self._reader(FRAMES.name).gather_blocks(places["shard"], places["row"], frames, longest)
@@ -115,7 +159,7 @@ class StoreReader:
 
     def segment_embeddings(self, ids: IdArray) -> FloatArray:
         """Pooled raw vectors of segments, before the frozen map: ``(*ids.shape, D)`` float32; zeros for -1."""
-        places, present = _places(self._segments, self._segment_ids, ids, "segment")
+        places, present = self._segments.places(ids)
         rows = self._reader(POOLED.name).gather_blocks(
             places["pooled_shard"], places["pooled_row"], present.astype(np.int64), 1
         )
@@ -123,7 +167,7 @@ class StoreReader:
 
     def caption_embeddings(self, ids: IdArray) -> FloatArray:
         """Raw text features of captions: ``(*ids.shape, D)`` float32; zeros for an id of -1."""
-        places, present = _places(self._captions, self._caption_ids, ids, "caption")
+        places, present = self._captions.places(ids)
         rows = self._reader(CAPTIONS.name).gather_blocks(places["shard"], places["row"], present.astype(np.int64), 1)
         return rows[:, 0].astype(np.float32, copy=False).reshape(*np.shape(ids), self.manifest.dim)
 
@@ -139,9 +183,36 @@ class StoreReader:
         """One video (also one that failed to index), or None."""
         return self._snapshot.video(video_id)
 
-    def list_videos(self, offset: int = 0, limit: int = 100, *, state: VideoState | None = "indexed") -> list[Video]:
-        """A page of videos, ordered by id; ``state`` None lists all, whatever became of them."""
-        return self._snapshot.list_videos(offset, limit, state)
+    def list_videos(
+        self,
+        offset: int = 0,
+        limit: int = 100,
+        *,
+        state: VideoState | None = "indexed",
+        tags: Sequence[str] = (),
+        title: str | None = None,
+    ) -> list[Video]:
+        """A page of videos, ordered by id; ``state`` None lists all, whatever became of them.
+
+        Only those that have all of ``tags``, and whose title contains ``title``, in whatever case.
+        """
+        return self._snapshot.list_videos(offset, limit, state, tags, title)
+
+    def count_videos(
+        self, *, state: VideoState | None = "indexed", tags: Sequence[str] = (), title: str | None = None
+    ) -> int:
+        """How many videos ``list_videos`` has on all its pages."""
+        if not tags and title is None and state in ("indexed", "failed"):
+            return self.counts.videos if state == "indexed" else self.counts.failed
+        return self._snapshot.count_videos(state, tags, title)
+
+    def list_captions(self, offset: int = 0, limit: int = 100, *, video_id: str | None = None) -> list[Caption]:
+        """A page of the searchable captions, ordered by id: of one video, or of all."""
+        return self._snapshot.list_captions(offset, limit, video_id)
+
+    def count_captions(self, *, video_id: str | None = None) -> int:
+        """How many captions ``list_captions`` has on all its pages."""
+        return self.counts.captions if video_id is None else self._snapshot.count_captions(video_id)
 
     def select_segments(
         self,
@@ -160,14 +231,27 @@ class StoreReader:
 
     def segment_ids(self) -> IdArray:
         """``(N,)`` ids of all segments, ascending."""
-        return self._segment_ids
+        return self._segments.ids
 
     def caption_ids(self) -> IdArray:
         """``(N,)`` ids of all searchable captions, ascending."""
-        return self._caption_ids
+        return self._captions.ids
 
     def _reader(self, kind: str) -> ShardReader:
         return self._shards[kind]
+
+    def _mapped(self, kind: str, shards_N: npt.NDArray[np.int32], rows_N: IdArray) -> FloatArray:
+        return mapped(self.frozen_map, self._reader(kind), shards_N, rows_N)
+
+
+def _overlay(path: Path, base: _Base) -> Overlay:
+    over = overlay.derive(path / generation.CATALOGUE, base.snapshot, base.manifest.revision)
+    assert over is not None, "only a known revision can be the present one"
+    return over
+
+
+def _sum(counts: Counts, gains: Counts) -> Counts:
+    return Counts(**{name: count + getattr(gains, name) for name, count in counts.model_dump().items()})
 
 
 def _checked(path: Path, name: str, fingerprint: str | None) -> Manifest:
@@ -184,19 +268,3 @@ def _checked(path: Path, name: str, fingerprint: str | None) -> Manifest:
         )
     generation.check_files(folder, manifest)
     return manifest
-
-
-def _places(
-    table: npt.NDArray[np.void], sorted_ids: IdArray, ids: IdArray, what: str
-) -> tuple[npt.NDArray[np.void], BoolArray]:
-    """Records of ``ids``, flattened, and which of them are there; -1 gives a record of zeros."""
-    flat = np.asarray(ids, dtype=np.int64).ravel()
-    present: BoolArray = flat != ann.NO_NEIGHBOUR
-    position = np.searchsorted(sorted_ids, flat)
-    known = position < len(sorted_ids)
-    known[known] = sorted_ids[position[known]] == flat[known]
-    if not np.array_equal(known, present):
-        raise KeyError(f"this generation has no {what} {flat[known != present][0]}")
-    records = np.zeros(len(flat), dtype=table.dtype)
-    records[present] = table[position[present]]
-    return records, present

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import filelock
 import numpy as np
@@ -28,6 +29,9 @@ from indexer.config import Manifest, StoreSettings, refuse_differences
 from indexer.errors import FeatureError, NotAStore, StoreLocked
 from indexer.features import CAPTIONS, FRAMES, POOLED, SHARD_BYTES, SHARD_KINDS, ShardWriter, to_half
 from indexer.rows import CaptionRow, Location, SegmentRow, VideoRow
+
+if TYPE_CHECKING:
+    from model.emcl import FrozenMap
 
 logger = logging.getLogger(__name__)
 
@@ -176,6 +180,20 @@ class StoreWriter:
             with self.catalogue.transaction():
                 self.catalogue.add_tags(new)
 
+    def edit_video(self, video_id: str, *, tags: Iterable[str] | None = None, title: str | None = None) -> None:
+        """Give a video exactly these tags, or this title (empty: none of its own); None leaves either as it is."""
+        with self.catalogue.transaction():
+            if tags is not None:
+                self.catalogue.set_tags(video_id, tags)
+            if title is not None:
+                self.catalogue.set_title(video_id, title or None)
+
+    def remove_captions(self, caption_ids: Sequence[int]) -> None:
+        """Forget captions. Their rows in the shards stay as unused space."""
+        if caption_ids:
+            with self.catalogue.transaction():
+                self.catalogue.remove_captions(caption_ids)
+
     def remove_videos(self, video_ids: Sequence[str]) -> None:
         """Forget videos with their captions. Their rows in the shards stay as unused space."""
         if not video_ids:
@@ -193,11 +211,27 @@ class StoreWriter:
                 self.catalogue.save_settings(settings)
             self.settings = settings
 
-    def publish(self, mapper: generation.RowMapper, progress: Callable[[str], None] = lambda _: None) -> Manifest:
+    def publish(
+        self,
+        mapper: generation.RowMapper,
+        progress: Callable[[str], None] = lambda _: None,
+        *,
+        empty_map: FrozenMap | None = None,
+    ) -> Manifest:
         """Make everything committed so far searchable; see ``generation.publish``."""
-        manifest = generation.publish(self.path, self.catalogue, self.settings, mapper, progress)
-        generation.clean_up(self.path)
+        manifest = generation.publish(self.path, self.catalogue, self.settings, mapper, progress, empty_map=empty_map)
+        self.tidy()
         return manifest
+
+    def tidy(self) -> None:
+        """After a publication: remove generations whose time has passed, and the log of changes that all others hold.
+
+        ``publish`` does it by itself. A publication from a connection of its own (``generation.publish`` beside this
+        writer, in another thread of the process that holds the lock) is followed by this.
+        """
+        generation.clean_up(self.path)
+        kept = [generation.read_manifest(path) for path in generation.kept(self.path)]
+        self.catalogue.forget_changes(min(manifest.revision for manifest in kept))
 
     def _append(self, video: EncodedVideo) -> VideoRow:
         assert video.segments, f"video {video.video_id} has no segment"
@@ -267,13 +301,13 @@ def _holder(path: Path) -> str:
 
 
 def _agree(catalogue: Catalogue, wanted: StoreSettings | None, path: Path) -> StoreSettings:
-    """The settings of the store; in one where nothing was encoded yet, ``wanted``. Raises ``SettingsConflict``."""
+    """The settings of the store; while nothing was encoded or published, ``wanted``. Raises ``SettingsConflict``."""
     recorded = catalogue.settings
     if wanted is None:
         if recorded is None:
             raise NotAStore(f"{path} was never given its settings; run `emcl index build PATH --store {path}`")
         return recorded
-    if recorded is not None and catalogue.has_features():
+    if recorded is not None and catalogue.is_settled():
         old, new = (settings.model_dump(exclude={"model_spec"}) for settings in (recorded, wanted))
         refuse_differences(path, old, new)  # the same model under another name is no conflict
         return recorded

@@ -13,9 +13,14 @@ from starlette.staticfiles import StaticFiles
 from service import middleware, problems
 from service.deps import Services
 from service.engine import Engine
-from service.routes import index, pages, search, videos
+from service.routes import captions, clip_retrieval, index, jobs, metrics, pages, search, session, videos
 from service.schemas import Problem
 from service.settings import Settings
+from service.switch import Switch
+from service.telemetry import Observe, Telemetry
+from service.telemetry_collector import ServiceCollector
+
+UPLOAD_ROUTES = frozenset({("POST", search.UPLOAD_PATH), ("POST", videos.UPLOAD_PATH)})
 
 _PROBLEM = {problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -42,14 +47,18 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        services = Services(settings, engine)
+        services = Services(settings, engine, telemetry)
         services.start()
         app.state.services = services
+        app.state.switch = switch = Switch(app.state)
+        telemetry.watch(ServiceCollector(services))
         try:
             yield
         finally:
-            await services.close()
+            telemetry.forget()
+            await switch.close()
 
+    telemetry = Telemetry()
     app = Application(
         title="EMCL search",
         version=version("emcl-search"),
@@ -59,19 +68,27 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         redoc_url=None,
         responses=_ERRORS,
     )
-    for router in (search.router, videos.router, index.router, pages.router):
-        app.include_router(router)
+    for part in (search, videos, captions, index, jobs, clip_retrieval, metrics, session, pages):
+        app.include_router(part.router)
     app.mount("/web", StaticFiles(directory=pages.WEB), name="web")
     problems.register(app)
     _add_middleware(app, settings)
+    app.add_middleware(Observe, telemetry=telemetry, upload_routes=UPLOAD_ROUTES)  # the outermost: it sees every answer
     return app
 
 
 def _add_middleware(app: FastAPI, settings: Settings) -> None:
     # Added last runs first.
     app.add_middleware(
-        middleware.LimitBodies, max_bytes=settings.max_body_bytes, streamed=frozenset({search.UPLOAD_PATH})
+        middleware.LimitBodies,
+        max_bytes=settings.max_body_bytes,
+        timeout_seconds=settings.request_timeout_seconds,
+        streamed=frozenset({search.UPLOAD_PATH, videos.UPLOAD_PATH}),
     )
+    app.add_middleware(middleware.CheckKeys, uploads=UPLOAD_ROUTES)
+    app.add_middleware(middleware.LimitRequests)
+    if settings.cors_origins:
+        app.add_middleware(middleware.CrossOrigin, origins=settings.cors_origins)
     if settings.answered_hosts is not None:
         app.add_middleware(middleware.AnswerOnlyFor, hosts=settings.answered_hosts)
     app.add_middleware(middleware.FaultsBecomeProblems)

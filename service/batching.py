@@ -2,7 +2,8 @@
 
 In: single items from any number of coroutines. Out: each item's own result. The first item of a batch waits
 ``max_wait_seconds`` for others; while a batch is being computed the next one gathers. The queue is bounded: when it is
-full, ``submit`` raises ``Overloaded`` at once. An item whose caller was cancelled while it waited is never computed.
+full, ``submit`` raises ``Overloaded`` at once. An item whose caller was cancelled while it waited is never computed,
+nor is one that has waited ``timeout_seconds``: its caller gets ``Overloaded`` at that moment.
 
 The work itself is synchronous and runs in an executor whose threads bound how much is computed at once.
 """
@@ -22,6 +23,8 @@ from service.errors import Overloaded
 
 logger = logging.getLogger(__name__)
 
+_TIMER_SLACK_SECONDS = 0.001  # a timer may fire a little early
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -30,12 +33,18 @@ Result = TypeVar("Result")
 class _Waiting(Generic[Item, Result]):
     item: Item
     future: asyncio.Future[Result]
+    deadline: float
 
 
 class Batcher(Generic[Item, Result]):
     """Gathers items for ``run``, which takes a list of items and returns as many results in the same order.
 
-    Start it inside a running event loop, and close it before the loop ends.
+    Batchers that share a thread share a ``turn``: each takes its batch when the thread is free for it, so that what
+    waits stays in its queue, where it can expire and be cancelled, and they take turns.
+
+    Start it inside a running event loop, and close it before the loop ends. The counters only grow: ``batches`` and
+    ``items`` were computed, ``rejected`` items found the queue full, ``expired`` ones waited too long, and the callers
+    of ``cancelled`` ones left while they waited.
     """
 
     def __init__(
@@ -47,6 +56,8 @@ class Batcher(Generic[Item, Result]):
         max_wait_seconds: float,
         max_queue: int,
         name: str,
+        timeout_seconds: float = math.inf,
+        turn: asyncio.Lock | None = None,
     ) -> None:
         self._run = run
         self._executor = executor
@@ -54,10 +65,18 @@ class Batcher(Generic[Item, Result]):
         self._max_wait_seconds = max_wait_seconds
         self._max_queue = max_queue
         self._name = name
+        self._timeout_seconds = timeout_seconds
+        self._turn = turn or asyncio.Lock()
         self._waiting: deque[_Waiting[Item, Result]] = deque()
         self._arrived = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
+        self._expiry: asyncio.TimerHandle | None = None  # when the item that waits longest is to be dropped
         self._batch_seconds = 0.0  # how long batches took lately, for Retry-After
+        self.batches = 0
+        self.items = 0
+        self.rejected = 0
+        self.expired = 0
+        self.cancelled = 0
 
     @property
     def queue_depth(self) -> int:
@@ -74,24 +93,30 @@ class Batcher(Generic[Item, Result]):
         if self._worker is not None:
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)
+        if self._expiry is not None:
+            self._expiry.cancel()
         while self._waiting:
             _settle(self._waiting.popleft().future, error=self._overloaded("the service is shutting down"))
 
     async def submit(self, item: Item) -> Result:
         """Queue one item and wait for its result.
 
-        Raises ``Overloaded`` if ``max_queue`` items wait already, and whatever ``run`` raises for this item.
+        Raises ``Overloaded`` if ``max_queue`` items wait already or its turn does not come within the timeout, and
+        whatever ``run`` raises for this item.
         """
         return (await self.submit_all([item]))[0]
 
     async def submit_all(self, items: Sequence[Item]) -> list[Result]:
         """Queue several items, all or none, and wait for all results; the first error is raised and drops the rest."""
         if len(self._waiting) + len(items) > self._max_queue:
+            self.rejected += len(items)
             raise self._overloaded(f"{len(self._waiting)} {self._name} requests wait already")
         loop = asyncio.get_running_loop()
-        batch = [_Waiting[Item, Result](item, loop.create_future()) for item in items]
+        deadline = loop.time() + self._timeout_seconds
+        batch = [_Waiting[Item, Result](item, loop.create_future(), deadline) for item in items]
         self._waiting.extend(batch)
         self._arrived.set()
+        self._watch_deadlines()
         try:
             return await asyncio.gather(*(waiting.future for waiting in batch))
         finally:
@@ -99,6 +124,7 @@ class Batcher(Generic[Item, Result]):
                 waiting.future.cancel()  # nothing if its result came
                 if waiting.future.cancelled() and waiting in self._waiting:
                     self._waiting.remove(waiting)  # its place in the queue is free
+                    self.cancelled += 1
 
     def _overloaded(self, detail: str) -> Overloaded:
         batches = math.ceil((len(self._waiting) + 1) / self._max_batch)
@@ -109,12 +135,33 @@ class Batcher(Generic[Item, Result]):
             retry_after_seconds=math.ceil(batches * self._batch_seconds),
         )
 
+    def _watch_deadlines(self) -> None:
+        """Wake up when the first has waited too long. All may wait equally long, so it is always the next to expire."""
+        if self._expiry is None and self._waiting and self._timeout_seconds < math.inf:
+            self._expiry = asyncio.get_running_loop().call_at(self._waiting[0].deadline, self._wake_up)
+
+    def _wake_up(self) -> None:
+        self._expiry = None
+        self._drop_expired()
+        self._watch_deadlines()
+
+    def _drop_expired(self) -> None:
+        now = asyncio.get_running_loop().time() + _TIMER_SLACK_SECONDS
+        while self._waiting and self._waiting[0].deadline <= now:
+            self.expired += 1
+            error = self._overloaded(f"the request waited {self._timeout_seconds:g} seconds and was not computed")
+            _settle(self._waiting.popleft().future, error=error)
+
     async def _work(self) -> None:
         while True:
             await self._gather()
-            batch = [self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))]
-            if batch:
-                await self._compute(batch)
+            async with self._turn:
+                self._drop_expired()
+                batch = [self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))]
+                if batch:
+                    self.batches += 1
+                    self.items += len(batch)
+                    await self._compute(batch)
 
     async def _gather(self) -> None:
         """Return when a batch is worth taking: it is full, or its first item has waited long enough."""

@@ -6,20 +6,23 @@ cannot be read is the user's to mend: it is printed as one line, and the exit co
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from indexer.cli import app as index_app
 from model.cli import app as model_app
-from service.settings import Settings, default_text, load_settings, option_name
+from service.cli_options import takes_settings
+from service.doctor_cli import doctor
+from service.jobs_cli import app as jobs_app
+from service.jobs_cli import worker
+from service.keys_cli import app as keys_app
+from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from service.engine import Engine
@@ -33,6 +36,12 @@ app = typer.Typer(
 )
 app.add_typer(model_app)
 app.add_typer(index_app, name="index")
+app.add_typer(keys_app, name="keys")
+app.add_typer(jobs_app, name="jobs")
+app.command()(worker)
+app.command()(doctor)
+
+logger = logging.getLogger("service.cli")  # not "__main__", which it is when run with -m
 
 # Options of `search` that are settings of the service too, and the settings that `demo` decides itself.
 _MODEL_SETTINGS = ("store", "model", "pretrained", "device", "precision", "threads")
@@ -51,37 +60,6 @@ def main() -> None:
         sys.exit(1)
 
 
-def takes_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of these settings (all if none are named), which it gets as keyword arguments.
-
-    An option that is not given is ``None``, so that the environment and then the default decide.
-    """
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        signature = inspect.signature(command, eval_str=True)
-        own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-        options = [_option(name) for name in names or Settings.model_fields]
-        command.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
-        return command
-
-    return decorate
-
-
-def _option(name: str) -> inspect.Parameter:
-    field = Settings.model_fields[name]
-    kind: Any = field.annotation
-    flags = (option_name(name),)
-    if kind is bool:
-        flags = (f"{flags[0]}/--no-{flags[0][2:]}",)
-    elif kind not in (int, float) and get_origin(kind) is not Literal:
-        kind = str  # sizes, paths and lists are parsed by the settings themselves
-    # Bounds are checked by the settings, whose messages name the environment variable too.
-    option = typer.Option(*flags, help=f"{field.description}", show_default=default_text(name) or False)
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
-    )
-
-
 @app.command()
 @takes_settings()
 def serve(**options: Any) -> None:
@@ -91,29 +69,36 @@ def serve(**options: Any) -> None:
 
 def run_server(settings: Settings) -> None:
     """Load everything, then serve until interrupted."""
+    from service.logs import logging_to_stderr
+
+    with logging_to_stderr(settings.log_format, settings.log_level):
+        _run_server(settings)
+
+
+def _run_server(settings: Settings) -> None:
     import uvicorn
 
     from service.app import create_app
+    from service.auth import open_keys
     from service.deps import build_engine
+    from service.protocol import Connections, allow_open_files
 
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    if not settings.is_loopback:
-        typer.echo(
-            f"warning: {settings.host} can be reached from other machines, and there are no keys: everyone who "
-            "reaches this port may search, watch every indexed video and upload",
-            err=True,
-        )
-    typer.echo(f"loading the index {settings.store} and its model …", err=True)
+    open_keys(settings)  # a missing key is told before the model loads
+    logger.info("loading the index %s and its model …", settings.store)
     engine = build_engine(settings)
     with engine.live.lease() as generation:
-        counts = generation.reader.manifest.counts
-    typer.echo(f"{counts.videos} videos, {counts.captions} captions", err=True)
+        counts = generation.reader.counts
+    logger.info("%d videos, %d captions", counts.videos, counts.captions)
+    allow_open_files(settings.max_connections)
+    connections = Connections(max_connections=settings.max_connections, head_seconds=settings.request_timeout_seconds)
     uvicorn.run(
         create_app(settings, engine),
         host=settings.host.strip("[]"),
         port=settings.port,
         log_level=settings.log_level,
-        http="h11",  # its flow control is what keeps a large upload out of memory
+        log_config=None,  # its lines go where ours go
+        access_log=False,  # service.telemetry writes one line for each request
+        http=connections.protocol,  # h11, whose flow control is what keeps a large upload out of memory
         ws="none",
         server_header=False,
         timeout_graceful_shutdown=10,
@@ -148,7 +133,9 @@ def search(
     video: Annotated[Path | None, typer.Option(help="A video to find captions and similar videos for.")] = None,
     k: Annotated[int, typer.Option("--k", "-k", help="Most results.")] = 10,
     offset: Annotated[int, typer.Option(help="Results to leave out before the first.")] = 0,
-    candidates: Annotated[int, typer.Option(help="What stage 1 hands to the reranking.")] = 100,
+    candidates: Annotated[
+        int | None, typer.Option(help="What stage 1 hands to the reranking. Default: the checkpoint's, mostly 100.")
+    ] = None,
     rerank: Annotated[
         Literal["emcl", "none", "frozen"],
         typer.Option(help="emcl, none (pooling without EMCL) or frozen (stage 1 alone)."),

@@ -8,19 +8,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from time import perf_counter
 from typing import IO, Annotated, Any, TypeVar, cast
 
 from fastapi import Depends, Request
 from starlette.requests import ClientDisconnect
 
+from service.admission import Admission
+from service.auth import build_gate
 from service.batching import Batcher
 from service.engine import Engine
-from service.fence import Fence, FenceLimits, UploadedFrames
+from service.fence import Fence, FenceLimits, Leash, UploadedFrames
+from service.intake import MEDIA
+from service.jobs.desk import JobDesk
+from service.lanes import Lanes
+from service.library import Library
+from service.live import Watcher
 from service.media import Thumbnails
 from service.query import QueryLimits, SearchQuery, SearchResult
+from service.ratelimit import build_rate_limiter
+from service.redis_link import build_redis_link
 from service.settings import Settings
+from service.shared_cache import SharedCache
+from service.telemetry import Telemetry
 from service.uploads import UploadReceiver
 
 logger = logging.getLogger(__name__)
@@ -31,9 +44,18 @@ T = TypeVar("T")
 class Services:
     """All parts of a running service. Start it inside a running event loop, and close it before the loop ends."""
 
-    def __init__(self, settings: Settings, engine: Engine) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine,
+        telemetry: Telemetry | None = None,
+        *,
+        jobs: JobDesk | None = None,
+    ) -> None:
         self.settings = settings
         self.engine = engine
+        self.telemetry = telemetry or Telemetry()
+        self.admission = Admission(max_requests=settings.max_requests, max_body_bytes=settings.max_body_bytes)
         self.fence = Fence(fence_limits(settings))
         self.receiver = UploadReceiver(
             max_bytes=settings.upload_max_bytes,
@@ -42,54 +64,115 @@ class Services:
             folder=settings.upload_folder,
         )
         self.thumbnails = Thumbnails(
-            width=settings.thumbnail_width, cache_bytes=settings.thumbnail_cache_bytes, max_queue=settings.max_queue
+            width=settings.thumbnail_width,
+            cache_bytes=settings.thumbnail_cache_bytes,
+            max_queue=settings.max_queue,
+            fence=self.fence,
+            uploads=settings.store.absolute() / MEDIA,
         )
-        self._compute = ThreadPoolExecutor(
-            1, thread_name_prefix="compute", initializer=limit_threads, initargs=(settings,)
-        )
+        self.jobs = jobs or JobDesk(settings)
+        self.requests = 0  # that are being answered
         self._decoders = ThreadPoolExecutor(settings.upload_workers, thread_name_prefix="decode")
-        self.searches: Batcher[SearchQuery, SearchResult] = Batcher(
-            engine.search,
-            executor=self._compute,
-            max_batch=settings.max_batch,
-            max_wait_seconds=settings.max_wait_ms / 1000,
-            max_queue=settings.max_queue,
-            name="search",
+        self.library = Library(
+            settings.store,
+            engine,
+            fence=self.fence,
+            book=self.jobs.book,
+            compute=self._compute_in_a_thread,
+            overlay_rows=settings.overlay_max_rows,
+            max_pending=settings.max_jobs,
         )
-        self._calls: Batcher[Callable[[], Any], Any] = Batcher(
-            lambda calls: [call() for call in calls],
-            executor=self._compute,
-            max_batch=1,
-            max_wait_seconds=0,
-            max_queue=settings.max_queue,
-            name="compute",
+        self.watcher = Watcher(engine.live, settings.watch_seconds)
+        self.lanes = Lanes(self.telemetry.batched(engine.search), settings, lambda: limit_threads(settings))
+        self.searches = self.lanes.searches
+        self.redis = build_redis_link(settings)
+        self.gate = build_gate(settings, build_rate_limiter(settings, self.redis))
+        self.shared = SharedCache(
+            engine,
+            self.redis,
+            result_bytes=settings.result_cache_bytes,
+            keep_seconds=settings.result_cache_seconds,
+            precision=settings.precision,
         )
 
     def start(self) -> None:
         """Begin to take work."""
-        self.searches.start()
-        self._calls.start()
+        self._loop = asyncio.get_running_loop()
+        self.redis.start()
+        self.lanes.start()
         self.thumbnails.start()
+        self.jobs.start()
+        self.library.start()
+        self.watcher.start()
 
-    async def close(self) -> None:
-        """Stop taking work, let what is being computed end, and close the index."""
-        await asyncio.gather(self.searches.close(), self._calls.close(), self.thumbnails.close())
+    async def close(self, *, keep_jobs: bool = False) -> None:
+        """Stop taking work, let what is being computed end, and close the index; jobs too, unless others have them."""
+        await asyncio.to_thread(self.library.close)  # it computes until it has stopped
+        await asyncio.to_thread(self.watcher.close)
+        await asyncio.gather(self.lanes.close(), self.thumbnails.close(), self.shared.close())
+        await self.redis.close()
         self._decoders.shutdown(wait=False, cancel_futures=True)
-        await asyncio.to_thread(self._compute.shutdown)
+        if not keep_jobs:
+            await asyncio.to_thread(self.jobs.close)
         self.engine.close()
+
+    @property
+    def queues(self) -> dict[str, Batcher[Any, Any]]:
+        """Everything that makes requests wait, by name."""
+        return {**self.lanes.queues, "thumbnail": self.thumbnails.batcher}
+
+    async def search(self, queries: Sequence[SearchQuery]) -> list[SearchResult]:
+        """The results of some queries: those that are known at once, the others when their turn comes.
+
+        Raises ``Overloaded`` if too many wait, or if they waited too long, and what ``Engine.search`` raises.
+        """
+        started = perf_counter()
+        found = await self.shared.look_up(queries)
+        known = {"cache": perf_counter() - started}
+        unknown = [query for query, result in zip(queries, found, strict=True) if result is None]
+        if unknown:
+            texts = self.shared.missing([query.text for query in unknown if query.text is not None])
+            computed = await self.searches.submit_all(unknown)
+            self.shared.keep(unknown, computed, texts)
+        else:
+            computed = []
+        fresh = iter(computed)
+        return [
+            next(fresh) if result is None else replace(result, source=replace(result.source, stage_seconds=known))
+            for result in found
+        ]
+
+    async def probe(self) -> SearchResult:
+        """One query through every stage, ahead of all that waits: what "ready" means."""
+        return await self.lanes.once(self.engine.probe)
 
     async def compute(self, call: Callable[[], T]) -> T:
         """Run a call of the engine when its turn comes. Raises ``Overloaded`` if too many wait."""
-        return cast(T, await self._calls.submit(call))
+        return cast(T, await self.lanes.calls.submit(call))
+
+    def _compute_in_a_thread(self, call: Callable[[], T]) -> T:
+        """``compute`` for a thread that may wait."""
+        return asyncio.run_coroutine_threadsafe(self.compute(call), self._loop).result()
+
+    async def compute_on_texts(self, texts: Sequence[str], call: Callable[[], T]) -> T:
+        """``compute`` for a call that embeds ``texts``: embeddings that others computed are fetched first."""
+        await self.shared.look_up_texts(texts)
+        missing = self.shared.missing(texts)
+        result = await self.compute(call)
+        self.shared.keep_texts(missing)
+        return result
 
     async def decode(self, file: IO[bytes]) -> UploadedFrames:
-        """Decode an upload in a fenced process; at most ``upload_workers`` at once."""
-        encoder = self.engine.encoder
-        sampling, size = self.engine.sampling, encoder.image_size
+        """Decode an upload in a fenced process, killed if cancelled; at most ``upload_workers`` at once."""
+        sampling, size, leash = self.engine.sampling, self.engine.encoder.image_size, Leash()
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._decoders, lambda: self.fence.decode(file, sampling=sampling, image_size=size)
-        )
+        try:
+            return await loop.run_in_executor(
+                self._decoders, lambda: self.fence.decode(file, sampling=sampling, image_size=size, leash=leash)
+            )
+        except asyncio.CancelledError:
+            leash.pull()
+            raise
 
 
 def fence_limits(settings: Settings) -> FenceLimits:
@@ -104,10 +187,13 @@ def fence_limits(settings: Settings) -> FenceLimits:
     )
 
 
-def query_limits(settings: Settings) -> QueryLimits:
-    """The limits of one query, of the settings."""
+def query_limits(settings: Settings, *, default_candidates: int = 100) -> QueryLimits:
+    """The limits of one query, of the settings; the default is the checkpoint's, as far as the settings let it."""
     return QueryLimits(
-        max_texts=settings.max_texts, max_text_chars=settings.max_text_chars, max_candidates=settings.max_candidates
+        max_texts=settings.max_texts,
+        max_text_chars=settings.max_text_chars,
+        max_candidates=settings.max_candidates,
+        default_candidates=min(default_candidates, settings.max_candidates),
     )
 
 
@@ -143,7 +229,7 @@ def build_engine(settings: Settings) -> Engine:
     return Engine(
         encoder,
         lambda: StoreReader.open(settings.store, fingerprint=encoder.fingerprint),
-        limits=query_limits(settings),
+        limits=query_limits(settings, default_candidates=encoder.config.search.candidates),
         cache_entries=settings.cache_entries,
     )
 
@@ -167,9 +253,13 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _services(request: Request) -> Services:
-    services: Services = request.app.state.services
-    return services
+async def _services(request: Request) -> AsyncIterator[Services]:
+    services: Services = request.app.state.services  # the same for the whole request, whatever is served meanwhile
+    services.requests += 1
+    try:
+        yield services
+    finally:
+        services.requests -= 1
 
 
 ServicesDep = Annotated[Services, Depends(_services)]

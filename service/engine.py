@@ -24,6 +24,7 @@ from service.cache import LRUCache
 from service.errors import Conflict, NotFound
 from service.hits import caption_hits, segment_hits
 from service.live import Generation, LiveIndex
+from service.normalise import normalise, usable
 from service.query import (
     CaptionHit,
     QueryLimits,
@@ -69,7 +70,7 @@ class Engine:
         self.encoder = encoder
         self.limits = limits
         self.live = LiveIndex(open_reader)
-        self._texts: LRUCache[tuple[str, str], Floats] = LRUCache(cache_entries)
+        self.texts: LRUCache[tuple[str, str], Floats] = LRUCache(cache_entries)
 
     @property
     def sampling(self) -> SamplingConfig:
@@ -92,11 +93,20 @@ class Engine:
                 next_step="mend it as the detail says and reload again; the present generation is served on",
             ) from error
 
+    def refresh(self) -> None:
+        """Serve everything that is committed by now. Raises as ``reload`` does."""
+        self.live.refresh()
+
     def check_indexed(self, query: SearchQuery) -> None:
         """Raise ``NotFound`` if a query names a video or a segment that is not indexed."""
         if query.video_id is not None:
             with self.live.lease() as generation:
                 _segments_of(generation, query.video_id, query.segment)
+
+    def check_bank(self) -> None:
+        """Raise ``Conflict`` if what is served has no query bank of this model."""
+        with self.live.lease() as generation:
+            usable(generation.bank, generation.reader, self.encoder)
 
     def search(self, queries: Sequence[SearchQuery]) -> list[SearchResult]:
         """Rank indexed videos for texts, or for indexed videos ("more like this", the video itself left out).
@@ -173,12 +183,12 @@ class Engine:
     def _text_rows(self, texts: Sequence[str]) -> Floats:
         """Raw text features (N, D); those that were asked for before come from the cache."""
         fingerprint = self.encoder.fingerprint
-        rows = {text: self._texts.get((fingerprint, text)) for text in texts}
+        rows = {text: self.texts.get((fingerprint, text)) for text in texts}
         missing = [text for text, row in rows.items() if row is None]
         if missing:
             for text, row_D in zip(missing, self.encoder.encode_texts(missing), strict=True):
                 rows[text] = row_D
-                self._texts.put((fingerprint, text), row_D)
+                self.texts.put((fingerprint, text), row_D)
         return np.stack([row for text in texts if (row := rows[text]) is not None])
 
     def _encode_uploads(self, uploads: Sequence[UploadQuery]) -> tuple[Floats, NDArray[np.bool_]]:
@@ -207,10 +217,12 @@ class Engine:
         for (asked, wanted, left_out), members in _alike(queries, own):
             allowed = None if wanted.is_empty else _allowed(reader, wanted)
             candidates = ranking.find_segments(
-                reader, mapped_QD[members], asked.candidates, allowed=allowed, left_out=left_out
+                reader, mapped_QD[members], self.limits.candidates_of(asked), allowed=allowed, left_out=left_out
             )
             watch.lap("candidates")
             group = ranking.score_segments(self.encoder, reader, rows_QD[members], candidates, asked.rerank)
+            if asked.normalise == "qb-norm":
+                group = normalise(group, usable(generation.bank, reader, self.encoder), asked.rerank)
             scored.update({q: (group, place) for place, q in enumerate(members)})
             watch.lap("rerank")
         hits = [
@@ -243,13 +255,14 @@ class Engine:
     ) -> tuple[CaptionHit, ...]:
         reader, asked = generation.reader, upload.ranking
         mapped_1D = self.encoder.map_rows(reader.frozen_map, pooled_1D)
-        candidates = ranking.find_captions(reader, mapped_1D, asked.candidates)
+        candidates = ranking.find_captions(reader, mapped_1D, self.limits.candidates_of(asked))
         scored = ranking.score_captions(self.encoder, reader, features_1FD, mask_1F, candidates, asked.rerank)
         return caption_hits(self.encoder, reader, scored, upload, features_1FD[0], mask_1F[0])
 
     def _source(self, generation: Generation, watch: _Stopwatch) -> Source:
         return Source(
             generation=generation.reader.manifest.generation,
+            version=generation.version,
             fingerprint=self.encoder.fingerprint,
             stage_seconds=dict(watch.seconds),
         )
@@ -275,9 +288,9 @@ def _alike(
     members = defaultdict(list)
     for q, query in enumerate(queries):
         asked = query.ranking
-        members[(asked.candidates, asked.rerank, query.filter, tuple(own[q]))].append(q)
-    for (candidates, rerank, wanted, left_out), group in members.items():
-        yield (Ranking(k=1, candidates=candidates, rerank=rerank), wanted, left_out), group
+        members[(asked.candidates, asked.rerank, asked.normalise, query.filter, tuple(own[q]))].append(q)
+    for (candidates, rerank, how, wanted, left_out), group in members.items():
+        yield (Ranking(k=1, candidates=candidates, rerank=rerank, normalise=how), wanted, left_out), group
 
 
 def _allowed(reader: StoreReader, wanted: VideoFilter) -> Ids:

@@ -2,6 +2,8 @@
 
     ServiceError                 status  slug
     ├── BadRequest               400     bad-request
+    ├── Unauthorised             401     unauthorised        (carries WWW-Authenticate)
+    ├── Forbidden                403     forbidden
     ├── NotFound                 404     not-found
     ├── RequestTimeout           408     request-timeout
     ├── Conflict                 409     conflict
@@ -11,6 +13,7 @@
     ├── RangeNotSatisfiable      416     range-not-satisfiable
     ├── Misdirected              421     misdirected
     ├── Unprocessable            422     unprocessable
+    ├── RateLimited              429     rate-limited        (carries Retry-After)
     └── Overloaded               503     overloaded          (carries Retry-After)
 
 They know nothing of HTTP frameworks, so that the engine can raise them; ``service.problems`` turns them into RFC 9457
@@ -41,6 +44,23 @@ class BadRequest(ServiceError):  # noqa: N818 - the name says what it is
     """The request cannot be read as what it claims to be."""
 
     status, title, slug = 400, "The request cannot be read", "bad-request"
+
+
+class Unauthorised(ServiceError):  # noqa: N818
+    """The request carries no key, or none that is valid."""
+
+    status, title, slug = 401, "A key is needed", "unauthorised"
+
+    def __init__(self, detail: str, *, expected: str, next_step: str) -> None:
+        super().__init__(
+            detail, expected=expected, next_step=next_step, headers={"WWW-Authenticate": 'Bearer realm="emcl"'}
+        )
+
+
+class Forbidden(ServiceError):  # noqa: N818
+    """The key is valid, but may not do this."""
+
+    status, title, slug = 403, "The key may not do this", "forbidden"
 
 
 class NotFound(ServiceError):  # noqa: N818
@@ -95,6 +115,17 @@ class Unprocessable(ServiceError):  # noqa: N818
     """The request is readable, but its values cannot be used."""
 
     status, title, slug = 422, "The request cannot be processed", "unprocessable"
+
+
+class RateLimited(ServiceError):  # noqa: N818
+    """This key has asked more often than it may; nothing was done, trying again later is safe."""
+
+    status, title, slug = 429, "Too many requests", "rate-limited"
+
+    def __init__(self, detail: str, *, expected: str, next_step: str, retry_after_seconds: int = 1) -> None:
+        super().__init__(
+            detail, expected=expected, next_step=next_step, headers={"Retry-After": str(max(1, retry_after_seconds))}
+        )
 
 
 class Overloaded(ServiceError):  # noqa: N818

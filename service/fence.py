@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 _HEADER_BYTES = 64 * 1024  # bound of the JSON line and of the two array headers
 _COMPLAINT_BYTES = 2048
+OUTCOMES = ("decoded", TooLarge.slug, Unprocessable.slug, UnsupportedMedia.slug, "failed")
+"""Frames; over a limit; a video that cannot be decoded; no video at all; the decoding process could not be run."""
 _WORKER = ("-m", "service.fence_worker")
 _OTHER_FILE = "upload another file"
 
@@ -64,21 +67,87 @@ class UploadedFrames:
             raise ValueError(f"timestamps must be float64 ({len(frames)},), got {times.dtype} {times.shape}")
 
 
+class Leash:
+    """Ends a decoding whose client is gone: kills its process, now or as soon as there is one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pulled = False
+
+    def hold(self, process: subprocess.Popen[bytes]) -> None:
+        """Name the process; it dies at once if nobody waits for it any more."""
+        with self._lock:
+            self._process = process
+            if self._pulled:
+                process.kill()
+
+    def pull(self) -> None:
+        """Nobody waits for the result any more."""
+        with self._lock:
+            self._pulled = True
+            if self._process is not None:
+                self._process.kill()  # nothing if it has ended
+
+
 class Fence:
-    """Decodes uploads under the given limits. Holds no state; may be used from several threads."""
+    """Decodes uploads under the given limits; may be used from several threads.
+
+    ``outcomes`` counts uploads by what became of them, under a fixed set of names.
+    """
 
     def __init__(self, limits: FenceLimits) -> None:
         self.limits = limits
+        self.outcomes: Counter[str] = Counter(dict.fromkeys(OUTCOMES, 0))
+        self._lock = threading.Lock()
 
-    def decode(self, file: IO[bytes], *, sampling: SamplingConfig, image_size: int) -> UploadedFrames:
+    def decode(
+        self, file: IO[bytes], *, sampling: SamplingConfig, image_size: int, leash: Leash | None = None
+    ) -> UploadedFrames:
         """Decode the sampled frames of ``file``, cut to ``image_size``. It must be a real file, standing at its start.
+
+        Whoever holds the ``leash`` can end it from another thread; it then raises ``Unprocessable``.
 
         Raises ``UnsupportedMedia`` (not a video), ``Unprocessable`` (no video stream, no frame, or the decoder failed
         on it) or ``TooLarge`` (over a limit), and ``RuntimeError`` if the process itself could not be run.
         """
-        code, answer, complaint = self._run(self._job(sampling, image_size), file)
+        outcome = "failed"
+        try:
+            frames = self._decode(file, sampling, image_size, leash or Leash())
+            outcome = "decoded"
+        except ServiceError as error:
+            outcome = error.slug
+            raise
+        finally:
+            with self._lock:
+                self.outcomes[outcome] += 1
+        return frames
+
+    def _decode(self, file: IO[bytes], sampling: SamplingConfig, image_size: int, leash: Leash) -> UploadedFrames:
+        job = self.job(sampling, image_size)
+        return self._parse(self.answer(job, file, leash, arrays=1), sampling, image_size)
+
+    def picture(self, file: IO[bytes], *, at_seconds: float, width: int) -> bytes:
+        """A JPEG of a moment, see ``service.pictures``. Raises as ``decode`` does; is not counted in ``outcomes``."""
+        job = {"picture": {"at_seconds": at_seconds, "width": width}, **self._limits()}
+        head, _, picture = self._answer(job, file, Leash(), _HEADER_BYTES + 12 * width * width).partition(b"\n")
+        header = json.loads(head)
+        if "error" in header:
+            raise self.refusal(header["error"], header["message"])
+        return picture
+
+    def answer(self, job: dict[str, Any], file: IO[bytes], leash: Leash, *, arrays: int) -> bytes:
+        """What the decoding process says to a job, of at most ``arrays`` times the frames of a segment.
+
+        Raises as ``decode`` does, as far as the process could not do its work.
+        """
+        size, frames = job["image_size"], job["sampling"]["max_frames"]
+        return self._answer(job, file, leash, arrays * (_HEADER_BYTES + frames * (size * size * 3 + 8)))
+
+    def _answer(self, job: dict[str, Any], file: IO[bytes], leash: Leash, bound: int) -> bytes:
+        code, answer, complaint = self._run(job, file, leash, bound)
         if code == 0:
-            return self._parse(answer, sampling, image_size)
+            return answer
         if code == -signal.SIGXCPU:
             raise self._over(f"decoding took more than {self.limits.cpu_seconds} CPU seconds", "--decode-cpu-seconds")
         if code < 0:
@@ -86,14 +155,15 @@ class Fence:
             raise _unusable(f"the decoder crashed on this file ({signal.Signals(-code).name})")
         raise RuntimeError(f"the decoding process ended with code {code}: {complaint}")
 
-    def _job(self, sampling: SamplingConfig, size: int) -> dict[str, Any]:
-        limits = {name: value for name, value in asdict(self.limits).items() if name != "wall_seconds"}
-        return {"sampling": sampling.model_dump(), "image_size": size, **limits}
+    def job(self, sampling: SamplingConfig, size: int) -> dict[str, Any]:
+        """What the decoding process is told: how to sample, and the limits."""
+        return {"sampling": sampling.model_dump(), "image_size": size, **self._limits()}
 
-    def _run(self, job: dict[str, Any], file: IO[bytes]) -> tuple[int, bytes, str]:
+    def _limits(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self.limits).items() if name != "wall_seconds"}
+
+    def _run(self, job: dict[str, Any], file: IO[bytes], leash: Leash, bound: int) -> tuple[int, bytes, str]:
         """Run the process: its exit code (negative: the signal it died of), its answer, and what it complained of."""
-        size, frames = job["image_size"], job["sampling"]["max_frames"]
-        bound = _HEADER_BYTES + frames * (size * size * 3 + 8)
         expired = threading.Event()
         with subprocess.Popen(
             [sys.executable, *_WORKER, json.dumps(job)],
@@ -103,6 +173,7 @@ class Fence:
             env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
             start_new_session=True,
         ) as process:
+            leash.hold(process)
 
             def expire() -> None:
                 expired.set()
@@ -127,7 +198,7 @@ class Fence:
         head, _, arrays = answer.partition(b"\n")
         header = json.loads(head)
         if "error" in header:
-            raise self._error(header["error"], header["message"])
+            raise self.refusal(header["error"], header["message"])
         stream = io.BytesIO(arrays)
         result = UploadedFrames(
             frames_FSSC=np.load(stream, allow_pickle=False),
@@ -138,7 +209,8 @@ class Fence:
             raise ValueError(f"the decoding process returned frames of shape {result.frames_FSSC.shape}")
         return result
 
-    def _error(self, kind: str, message: str) -> ServiceError:
+    def refusal(self, kind: str, message: str) -> ServiceError:
+        """The error for what the decoding process found wrong with a file."""
         if kind == "NotAVideo":
             return UnsupportedMedia(message, expected="a video file that FFmpeg reads", next_step=_OTHER_FILE)
         if kind == "OverLimit":

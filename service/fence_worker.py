@@ -1,8 +1,8 @@
 """The process in which an upload is decoded; started by ``service.fence``, never imported by it.
 
 Takes its job as JSON in the first argument and the video as standard input, a file. Writes one JSON line and, on
-success, two ``.npy`` arrays (frames, timestamps) to what was standard output. Limits are set before a single byte of
-the video is read; the decoder's own chatter goes nowhere.
+success, two ``.npy`` arrays (frames, timestamps) or a JPEG to what was standard output. Limits are set before a single
+byte of the video is read; the decoder's own chatter goes nowhere.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from typing import IO, Any
 
 import numpy as np
 
+from indexer.decode import windows_of
 from model.config import SamplingConfig
 from model.preprocess import resize_and_crop
-from model.video import DecodeLimits, decode
+from model.video import DecodeLimits, OverLimit, VideoError, decode, probe
+from service.pictures import picture_of
 
 _MAX_OPEN_FILES = 64
 
@@ -56,17 +58,55 @@ def _fence_in(job: dict[str, Any], upload_bytes: int) -> None:
 
 
 def _answer(job: dict[str, Any], video: bytes, answer: IO[bytes]) -> None:
-    batch = decode(
-        video,
-        sampling=SamplingConfig(**job["sampling"]),
-        limits=DecodeLimits(max_bytes=job["max_bytes"], max_seconds=job["max_seconds"], max_pixels=job["max_pixels"]),
-    )
+    if "windows" in job:
+        _answer_windows(job, video, answer)
+        return
+    if "picture" in job:
+        picture = picture_of(video, job["picture"]["at_seconds"], job["picture"]["width"], _limits(job))
+        _write_header(answer, {})
+        answer.write(picture)
+        return
+    batch = decode(video, sampling=SamplingConfig(**job["sampling"]), limits=_limits(job))
     frames_FSSC = resize_and_crop(batch.frames, job["image_size"])
     arrays = io.BytesIO()  # np.save takes a pipe for a file that it may seek in
     np.save(arrays, frames_FSSC, allow_pickle=False)
     np.save(arrays, np.asarray(batch.timestamps_seconds, dtype=np.float64), allow_pickle=False)
     _write_header(answer, {"duration_seconds": batch.duration_seconds})
     answer.write(arrays.getbuffer())
+
+
+def _answer_windows(job: dict[str, Any], video: bytes, answer: IO[bytes]) -> None:
+    """Some of the windows that the video is cut into when it is indexed: ``count`` from number ``first`` on."""
+    asked, limits = job["windows"], _limits(job)
+    info = probe(video, limits=limits)
+    windows = windows_of(info.duration_seconds, asked["segment_seconds"])
+    segments: list[dict[str, Any]] = []
+    arrays = io.BytesIO()
+    for number in range(asked["first"], min(asked["first"] + asked["count"], len(windows))):
+        start, end = windows[number]
+        try:
+            batch = decode(
+                video,
+                sampling=SamplingConfig(**job["sampling"]),
+                limits=limits,
+                start_seconds=start,
+                end_seconds=None if number == len(windows) - 1 else end,
+            )
+        except VideoError as error:
+            if number == 0 or isinstance(error, OverLimit):
+                raise  # as in indexing: a video whose beginning cannot be read is no video
+            segments.append({"number": number, "reason": str(error)[:500]})
+            continue
+        segments.append({"number": number, "skipped_packets": batch.skipped_packets})
+        np.save(arrays, resize_and_crop(batch.frames, job["image_size"]), allow_pickle=False)
+        np.save(arrays, np.asarray(batch.timestamps_seconds, dtype=np.float64), allow_pickle=False)
+    size = {"duration_seconds": info.duration_seconds, "width": info.width, "height": info.height}
+    _write_header(answer, {**size, "windows": len(windows), "segments": segments})
+    answer.write(arrays.getbuffer())
+
+
+def _limits(job: dict[str, Any]) -> DecodeLimits:
+    return DecodeLimits(max_bytes=job["max_bytes"], max_seconds=job["max_seconds"], max_pixels=job["max_pixels"])
 
 
 def _write_header(answer: IO[bytes], header: dict[str, Any]) -> None:

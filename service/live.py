@@ -1,31 +1,35 @@
-"""The generation of the index that is being served, and its exchange for a newer one without a failed query.
+"""The view of the index that is being served, and its exchange for a newer one without a failed query.
 
-A query holds a lease of the generation that it began with; a reload opens the new one first, then new queries get it,
-and the old one is closed when its last lease ends. If the new one cannot be opened, the old one stays.
+A view is a generation with everything committed since (``indexer.store``). A query holds a lease of the view that it
+began with; a newer one is opened first, then new queries get it, and the old one is closed when its last lease ends. If
+the new one cannot be opened, the old one stays.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from threading import Lock
+from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING
 
 from service.cache import LRUCache
 from service.errors import NotFound
+from service.normalise import SHELF, bank_name
 
 if TYPE_CHECKING:
     from indexer.records import Video
     from indexer.store import StoreReader
+
+logger = logging.getLogger(__name__)
 
 _CARDS_KEPT = 20_000  # about 500 bytes each
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoCard:
-    """What a hit says about its video. ``title`` is the name of its file without the ending."""
+    """What a hit says about its video. ``title``: what it was called, else its file's name without ending."""
 
     title: str
     duration_seconds: float
@@ -33,10 +37,15 @@ class VideoCard:
 
 
 class Generation:
-    """An open generation, with the number of queries that use it."""
+    """An open view of the index, with the number of queries that use it.
+
+    ``version`` changes whenever anything does that a search can answer.
+    """
 
     def __init__(self, reader: StoreReader) -> None:
         self.reader = reader
+        self.bank = SHELF.bank_of(reader.path)
+        self.version = reader.version + bank_name(self.bank)
         self.leases = 0
         self.retired = False
         self._cards: LRUCache[str, VideoCard] = LRUCache(_CARDS_KEPT)
@@ -58,8 +67,7 @@ class Generation:
         if card is None:
             video = self.video(video_id)
             assert video.duration_seconds is not None, "an indexed video has a duration"
-            title = Path(video.path).stem if video.path else video_id[:12]
-            card = VideoCard(title=title, duration_seconds=video.duration_seconds, tags=video.tags)
+            card = VideoCard(title=video.title, duration_seconds=video.duration_seconds, tags=video.tags)
             self._cards.put(video_id, card)
         return card
 
@@ -91,14 +99,31 @@ class LiveIndex:
     def reload(self) -> None:
         """Serve the newest generation. Raises what opening it raises; the present one is served on then."""
         with self._reloading:
-            generation = Generation(self._open())
-            with self._lock:
-                old, self._current = self._current, generation
-            self._retire(old)
+            self._exchange(self._open())
+
+    def refresh(self) -> bool:
+        """Serve everything that is committed by now; whether that was anything new. Raises as ``reload`` does.
+
+        When it returns, every later query sees what was committed before it was called, whoever wrote it.
+        """
+        with self._reloading, self.lease() as current:
+            reader = current.reader.refreshed()
+            if reader is None:
+                return False
+            if reader.manifest.generation != current.reader.manifest.generation:
+                logger.info("generation %s is served now", reader.manifest.generation)
+            self._exchange(reader)
+            return True
 
     def close(self) -> None:
         """Close the index once the last lease has ended."""
         self._retire(self._current)
+
+    def _exchange(self, reader: StoreReader) -> None:
+        generation = Generation(reader)
+        with self._lock:
+            old, self._current = self._current, generation
+        self._retire(old)
 
     def _retire(self, generation: Generation) -> None:
         with self._lock:
@@ -106,3 +131,39 @@ class LiveIndex:
             unused = generation.leases == 0
         if unused:
             generation.reader.close()
+
+
+class Watcher:
+    """Looks every ``seconds`` whether another process published or committed anything, and serves it.
+
+    ``trouble`` says why the last look failed, None if it did not; what was served before is served on.
+    """
+
+    def __init__(self, live: LiveIndex, seconds: float) -> None:
+        self.trouble: str | None = None
+        self._live = live
+        self._seconds = seconds
+        self._stop = Event()
+        self._thread = Thread(target=self._watch, name="index watcher", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look; with 0 seconds, never."""
+        if self._seconds > 0:
+            self._thread.start()
+
+    def close(self) -> None:
+        """Stop looking."""
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._seconds):
+            try:
+                self._live.refresh()
+            except (ValueError, OSError) as error:
+                if str(error) != self.trouble:  # told once, not every few seconds
+                    logger.warning("the newest state of the index cannot be served: %s", error)
+                self.trouble = str(error)
+            else:
+                self.trouble = None

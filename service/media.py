@@ -5,24 +5,21 @@ Paths come from the catalogue alone, never from a request.
 
 from __future__ import annotations
 
-import io
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model.video import VideoError, decode_frame
+from model.video import VideoError
 from service.batching import Batcher
 from service.cache import LRUCache
-from service.errors import Gone, RangeNotSatisfiable, Unprocessable
+from service.errors import Gone, RangeNotSatisfiable, ServiceError, Unprocessable
+from service.pictures import picture_of
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from indexer.records import Video
+    from service.fence import Fence
 
-JPEG_QUALITY = 80
 _SNIFF_BYTES = 64
 _BY_SUFFIX = {
     ".avi": "video/x-msvideo",
@@ -98,14 +95,17 @@ class Moment:
 class Thumbnails:
     """Makes JPEG pictures of moments, one at a time in a thread of its own, and keeps the last ones.
 
+    Files in the folder ``uploads`` came over HTTP: they are decoded behind the ``fence``, now as when they were added.
     Start it inside a running event loop, and close it before the loop ends.
     """
 
-    def __init__(self, *, width: int, cache_bytes: int, max_queue: int) -> None:
+    def __init__(self, *, width: int, cache_bytes: int, max_queue: int, fence: Fence, uploads: Path) -> None:
         self._width = width
-        self._cache: LRUCache[tuple[str, int], bytes] = LRUCache(cache_bytes, weigh=len)
+        self._fence = fence
+        self._uploads = uploads.resolve()
+        self.cache: LRUCache[tuple[str, int], bytes] = LRUCache(cache_bytes, weigh=len)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="thumbnails")
-        self._batcher: Batcher[Moment, bytes] = Batcher(
+        self.batcher: Batcher[Moment, bytes] = Batcher(
             lambda moments: [self._make(moment) for moment in moments],
             executor=self._executor,
             max_batch=1,
@@ -116,38 +116,32 @@ class Thumbnails:
 
     def start(self) -> None:
         """Begin to make pictures."""
-        self._batcher.start()
+        self.batcher.start()
 
     async def close(self) -> None:
         """Stop; who waits gets ``Overloaded``."""
-        await self._batcher.close()
+        await self.batcher.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     async def picture(self, moment: Moment) -> bytes:
         """The JPEG of a moment. Raises ``Overloaded``, or ``Unprocessable`` if no frame can be decoded there."""
         key = (moment.video_id, moment.milliseconds)
-        picture = self._cache.get(key)
+        picture = self.cache.get(key)
         if picture is None:
-            picture = await self._batcher.submit(moment)
-            self._cache.put(key, picture)
+            picture = await self.batcher.submit(moment)
+            self.cache.put(key, picture)
         return picture
 
     def _make(self, moment: Moment) -> bytes:
+        seconds = moment.milliseconds / 1000
         try:
-            return _jpeg(decode_frame(moment.path, moment.milliseconds / 1000), self._width)
-        except VideoError as error:
+            if moment.path.parent.resolve() != self._uploads:
+                return picture_of(moment.path, seconds, self._width)
+            with moment.path.open("rb") as file:
+                return self._fence.picture(file, at_seconds=seconds, width=self._width)
+        except (VideoError, ServiceError) as error:
             raise Unprocessable(
-                f"no picture can be made at {moment.milliseconds / 1000:g} s: {error}",
+                f"no picture can be made at {seconds:g} s: {error}",
                 expected="a moment with a frame that decodes",
                 next_step="ask for another moment, or index the video again",
             ) from error
-
-
-def _jpeg(frame_HWC: NDArray[np.uint8], width: int) -> bytes:
-    from PIL import Image
-
-    picture = Image.fromarray(frame_HWC)
-    picture.thumbnail((width, 4 * width))  # keeps the shape; portrait videos may be taller than wide
-    out = io.BytesIO()
-    picture.save(out, "JPEG", quality=JPEG_QUALITY)
-    return out.getvalue()

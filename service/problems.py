@@ -18,8 +18,10 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.routing import Match, Mount
 
 from service.errors import ServiceError, UnsupportedMedia
+from service.telemetry_context import CLIENT_LEFT, current
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,9 @@ class ProblemResponse(Response):
             "next_step": next_step,
             **extra,
         }
+        if observation := current():
+            observation.problem = slug
+            body["request_id"] = observation.request_id
         super().__init__(json.dumps(body, ensure_ascii=False), status_code=status, headers=dict(headers or {}))
 
 
@@ -119,6 +124,8 @@ def register(app: FastAPI) -> None:
     @app.exception_handler(ClientDisconnect)
     async def client_left(request: Request, error: ClientDisconnect) -> Response:
         logger.debug("%s %s: the client left", request.method, request.url.path)
+        if observation := current():
+            observation.problem = CLIENT_LEFT
         return Response(status_code=400)  # nobody reads it
 
     @app.exception_handler(RequestValidationError)
@@ -133,6 +140,9 @@ def register(app: FastAPI) -> None:
 def _from_routing(request: Request, error: HTTPException) -> Response:
     phrase = HTTPStatus(error.status_code).phrase
     expected, next_step = _ROUTING_ADVICE.get(error.status_code, _OTHER_ADVICE)
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(_methods(request))
     detail = f"{request.method} {request.url.path}: {phrase.lower()}"
     return ProblemResponse(
         error.status_code,
@@ -141,8 +151,20 @@ def _from_routing(request: Request, error: HTTPException) -> Response:
         detail=detail,
         expected=expected,
         next_step=next_step,
-        headers=error.headers,
+        headers=headers,
     )
+
+
+def _methods(request: Request) -> list[str]:
+    """The methods that any route takes for this path; routing itself names those of the first route alone."""
+    found = set()
+    for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT"):
+        scope = {**request.scope, "method": method}
+        for route in request.app.routes:
+            reads_only = isinstance(route, Mount)  # of static files: it says that it takes every method
+            if route.matches(dict(scope))[0] == Match.FULL and (not reads_only or method in ("GET", "HEAD")):
+                found.add(method)
+    return sorted(found)
 
 
 def _from_validation(request: Request, error: RequestValidationError) -> Response:

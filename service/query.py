@@ -18,6 +18,10 @@ Rerank = Literal["emcl", "none", "frozen"]
 """``emcl``: text-conditioned pooling and the EM pass over the query's candidates. ``none``: the same pooling without
 the pass (its strength set to 0). ``frozen``: stage 1 alone, the order in which the index returned the candidates."""
 
+Normalise = Literal["none", "qb-norm"]
+"""``qb-norm``: scores are compared with those of the index's query bank, so that segments that are near to every query
+do not come first for all of them. ``none``: scores as they are."""
+
 Group = Literal["video", "segment"]
 """``video``: only the best segment of each video is a hit. ``segment``: every segment may be one."""
 
@@ -38,13 +42,17 @@ class VideoFilter:
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """How candidates are found and ranked, and which page of them is wanted."""
+    """How candidates are found and ranked, and which page of them is wanted.
+
+    ``candidates`` of ``None`` is the number that the checkpoint was calibrated to (``QueryLimits.candidates_of``).
+    """
 
     k: int = 10
     offset: int = 0
-    candidates: int = 100
+    candidates: int | None = None
     rerank: Rerank = "emcl"
     group: Group = "video"
+    normalise: Normalise = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,9 +141,13 @@ class CaptionHit:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What an answer was computed with, and how long each stage of its batch took."""
+    """What an answer was computed with, and how long each stage of its batch took.
+
+    ``version`` names all that the index could answer then: the generation and what was changed in it since.
+    """
 
     generation: str
+    version: str
     fingerprint: str
     stage_seconds: dict[str, float]
 
@@ -164,6 +176,11 @@ class QueryLimits:
     max_texts: int
     max_text_chars: int
     max_candidates: int
+    default_candidates: int = 100
+
+    def candidates_of(self, ranking: Ranking) -> int:
+        """How many candidates stage 1 hands to the reranking: what the query says, else the checkpoint's number."""
+        return self.default_candidates if ranking.candidates is None else ranking.candidates
 
     def check_texts(self, texts: tuple[str, ...]) -> None:
         """At most ``max_texts`` texts, each with something to read and at most ``max_text_chars`` characters."""
@@ -178,12 +195,13 @@ class QueryLimits:
 
     def check_ranking(self, ranking: Ranking) -> None:
         """``1 <= offset + k <= candidates <= max_candidates``."""
-        if not 1 <= ranking.candidates <= self.max_candidates:
-            raise _over(f"candidates={ranking.candidates}", f"1 to {self.max_candidates}", "ask for fewer candidates")
-        if ranking.k < 1 or ranking.offset < 0 or ranking.offset + ranking.k > ranking.candidates:
+        candidates = self.candidates_of(ranking)
+        if not 1 <= candidates <= self.max_candidates:
+            raise _over(f"candidates={candidates}", f"1 to {self.max_candidates}", "ask for fewer candidates")
+        if ranking.k < 1 or ranking.offset < 0 or ranking.offset + ranking.k > candidates:
             raise _over(
                 f"offset={ranking.offset} and k={ranking.k}",
-                f"k of at least 1 and offset + k of at most candidates={ranking.candidates}",
+                f"k of at least 1 and offset + k of at most candidates={candidates}",
                 "raise candidates, or ask for fewer results",
             )
 
@@ -202,6 +220,8 @@ class QueryLimits:
             raise _over("a query with neither or both of text and video_id", "exactly one", "give a text or a video_id")
         if query.text is not None:
             self.check_texts((query.text,))
+        elif query.ranking.normalise != "none":
+            raise _over("normalise for a video_id", "it with a text", "leave it out: the query bank holds texts")
         self.check_ranking(query.ranking)
         self.check_filter(query.filter)
 

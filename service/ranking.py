@@ -65,7 +65,7 @@ def find_segments(
     reader: StoreReader, rows_QD: Floats, count: int, *, allowed: Ids | None, left_out: Collection[int] = ()
 ) -> Candidates:
     """The ``count`` nearest segments of each mapped row, without those ``left_out`` (a query's own segments)."""
-    held = len(reader.segment_ids())
+    held = reader.counts.segments
     width = max(1, min(count + len(left_out), held))
     stage1_QC, ids_QC = reader.search_videos(rows_QD, width, allowed)
     if left_out:
@@ -78,7 +78,7 @@ def find_segments(
 
 def find_captions(reader: StoreReader, rows_QD: Floats, count: int) -> Candidates:
     """The ``count`` nearest captions of each mapped row."""
-    width = max(1, min(count, len(reader.caption_ids())))
+    width = max(1, min(count, reader.counts.captions))
     return sort_by_id(*reader.search_captions(rows_QD, width))
 
 

@@ -15,6 +15,7 @@ from service.query import (
     FrameWeights,
     Group,
     Hit,
+    Normalise,
     Ranking,
     Rerank,
     RerankQuery,
@@ -64,15 +65,27 @@ class SearchRequest(Request):
     segment: int | None = Field(None, ge=0, description="With `video_id`: like this segment of it, not all of them.")
     k: int = Field(10, description="Most hits.")
     offset: int = Field(0, description="Hits to leave out before the first.")
-    candidates: int = Field(100, description="Segments that stage 1 hands to the reranking.")
+    candidates: int | None = Field(
+        None, description="Segments that stage 1 hands to the reranking. Default: the checkpoint's, mostly 100."
+    )
     rerank: Rerank = Field("emcl", description="`emcl`, `none` (pooling without EMCL) or `frozen` (stage 1 alone).")
     group: Group = Field("video", description="`video`: the best segment of each video; `segment`: every segment.")
+    normalise: Normalise = Field(
+        "none",
+        description="`qb-norm`: scores relative to the index's query bank (texts only; 409 if it has none). Where the "
+        "best candidate is near to many texts, `score` is how much nearer it is to this one.",
+    )
     filter: FilterIn = FilterIn()
 
     def to_queries(self) -> list[SearchQuery]:
         """One query for each text, or for the video; a request with none of them, or several, gives one that fails."""
         ranking = Ranking(
-            k=self.k, offset=self.offset, candidates=self.candidates, rerank=self.rerank, group=self.group
+            k=self.k,
+            offset=self.offset,
+            candidates=self.candidates,
+            rerank=self.rerank,
+            group=self.group,
+            normalise=self.normalise,
         )
         wanted = self.filter.to_filter()
         texts = self.texts if self.texts is not None else [self.text]
@@ -101,7 +114,7 @@ class HitOut(Answer):
     segment: int = Field(description="Number of the segment in its video, from 0.")
     start: float = Field(description="Start of the segment in the video.")
     end: float = Field(description="End of the segment in the video.")
-    score: float = Field(description="Cosine that the hits are ranked by.")
+    score: float = Field(description="Cosine that the hits are ranked by; with `qb-norm` less what is usual for it.")
     stage1_score: float = Field(description="Cosine of stage 1, before reranking.")
     moment: float = Field(description="Time of the frame that the query weighs most.")
     frame_weights: list[FrameOut]
@@ -258,41 +271,6 @@ class EmbeddingsAnswer(Answer):
     source: SourceOut
 
 
-class SegmentOut(Answer):
-    """A segment of a video."""
-
-    segment: int
-    start: float
-    end: float
-
-
-class VideoOut(Answer):
-    """An indexed video."""
-
-    video_id: str
-    title: str
-    duration_seconds: float | None
-    width: int | None
-    height: int | None
-    size_bytes: int
-    tags: list[str]
-    state: str = Field(description="`indexed`, `pending` or `failed`.")
-    reason: str | None = Field(description="Why it failed, or what of it could not be read.")
-    segments: list[SegmentOut]
-    captions: list[str]
-    thumbnail_url: str
-    stream_url: str
-
-
-class VideosPage(Answer):
-    """A page of videos in the order of their ids."""
-
-    videos: list[VideoOut]
-    total: int
-    offset: int
-    limit: int
-
-
 class UploadLimitsOut(Answer):
     """How large an uploaded video may be."""
 
@@ -301,10 +279,21 @@ class UploadLimitsOut(Answer):
     max_pixels: int
 
 
+class OverlayOut(Answer):
+    """What was committed since the generation was published; it is searchable all the same."""
+
+    rows: int = Field(description="Segments and captions that were added or deleted.")
+    publishing: bool = Field(description="Whether a generation with all of it is being published.")
+    waiting: int = Field(description="Uploaded videos that are not searchable yet.")
+
+
 class IndexAnswer(Answer):
     """What is being served."""
 
     generation: str
+    version: str = Field(description="Changes whenever anything changes that can be found.")
+    revision: int = Field(description="Changes of the store that are served, counted from its beginning.")
+    overlay: OverlayOut
     created: str
     fingerprint: str
     model: str
@@ -323,6 +312,7 @@ class ReadyAnswer(Answer):
 
     ready: bool
     hits: int = Field(description="Hits of that query: 0 only if the index is empty.")
+    redis: str = Field(description="`ok`, `unavailable` (search goes on without it) or `off` (there is none).")
     source: SourceOut
 
 
@@ -343,6 +333,7 @@ class Problem(Answer):
     next_step: str = Field(description="What to do now.")
     errors: list[dict[str, str]] | None = Field(None, description="Each wrong field, for validation errors.")
     incident: str | None = Field(None, description="Where the log has more, for faults of the service.")
+    request_id: str | None = Field(None, description="Of this request, as in the header and the log.")
 
 
 def thumbnail_url(video_id: str, moment_seconds: float | None = None) -> str:

@@ -8,9 +8,12 @@ errors. ``python -m service.settings`` prints the table that the README holds.
 from __future__ import annotations
 
 import ipaddress
+import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import ByteSize, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -22,7 +25,7 @@ LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 class Settings(BaseSettings):
     """All settings, checked when made. Sizes take units: ``100MiB``, ``2GB`` or a number of bytes."""
 
-    model_config = SettingsConfigDict(env_prefix="EMCL_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix="EMCL_", frozen=True, extra="forbid", hide_input_in_errors=True)
 
     store: Path = Field(Path("var/store"), description="Folder of the index (made by `emcl index build`).")
     model: str | None = Field(
@@ -37,22 +40,76 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    allow_public: bool = Field(
+    require_keys: bool = Field(
         False,
-        description="Listen on an address other than loopback. There are no keys: everyone who reaches the port may "
-        "search, watch every indexed video and upload.",
+        description="Answer only who has a key (`emcl keys create`). Always so with a host other than loopback.",
+    )
+    keys_file: Path = Field(Path("var/keys.json"), description="File of the API keys, which holds their hashes.")
+    session_seconds: int = Field(
+        43_200, ge=60, le=2_592_000, description="How long a browser stays signed in after it showed a key."
     )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description="Host names to answer for, comma-separated. Default: loopback names, or any name with a public "
         "address.",
     )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Origins whose pages may use the API with a key, comma-separated, such as `https://example.org`. "
+        "Default: none.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line shown.")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="`text`: lines for people; `json`: one object a line, for machines."
+    )
 
+    max_connections: int = Field(
+        2000, ge=1, le=1_000_000, description="Connections open at once; more are answered with 503 and closed."
+    )
+    max_requests: int = Field(
+        512, ge=1, le=100_000, description="Requests under way at once; more are answered with 503, unread."
+    )
+    request_timeout_seconds: float = Field(
+        20.0, gt=0, le=3600, description="Longest time that a request's head, or its JSON body, may take to arrive."
+    )
+    rate_limit: float = Field(
+        50.0, ge=0, le=1e6, description="Requests a second for each key, in the long run; 0: no limit."
+    )
+    rate_burst: int = Field(100, ge=1, le=1_000_000, description="Requests that a key may make at once.")
+    upload_rate_per_minute: float = Field(
+        30.0, ge=0, le=1e6, description="Uploads a minute for each key, in the long run; 0: no limit."
+    )
+    upload_burst: int = Field(10, ge=1, le=1_000_000, description="Uploads that a key may make at once.")
+    limit_clients: bool = Field(
+        False, description="Where no keys are required, apply these rates to each client address."
+    )
+    redis_url: str | None = Field(
+        None,
+        repr=False,
+        description="Redis for shared caches, rates and jobs, `redis://[:password@]host:port/db`, also `rediss://` and "
+        "`unix://`. Default: each process has its own.",
+    )
+    redis_timeout_ms: float = Field(
+        50.0, gt=0, le=10_000, description="Longest time that a request waits for one answer of Redis."
+    )
+    redis_retry_seconds: float = Field(
+        1.0, gt=0, le=3600, description="How often Redis is tried again in the background after it failed."
+    )
+
+    query_timeout_ms: float = Field(
+        10_000.0, gt=0, le=600_000, description="Longest time that a query waits to be computed; then 503."
+    )
     max_batch: int = Field(32, ge=1, le=1024, description="Most queries that are computed together.")
     max_wait_ms: float = Field(2.0, ge=0, le=1000, description="How long the first query of a batch waits for others.")
     max_queue: int = Field(256, ge=1, le=100_000, description="Most queries that wait; more are answered with 503.")
     cache_entries: int = Field(10_000, ge=0, description="Text embeddings kept in memory; 0 keeps none.")
+
+    result_cache_bytes: ByteSize = Field(
+        ByteSize(32 * MEBIBYTE), ge=0, description="Results kept in memory; 0 keeps none, in Redis neither."
+    )
+    result_cache_seconds: int = Field(
+        3600, ge=1, le=2_592_000, description="How long results and text embeddings stay in Redis."
+    )
 
     max_body_bytes: ByteSize = Field(ByteSize(MEBIBYTE), gt=0, description="Largest JSON body.")
     max_texts: int = Field(64, ge=1, le=10_000, description="Most texts in one request.")
@@ -76,21 +133,82 @@ class Settings(BaseSettings):
         description="Memory for the decoding of an upload, besides it.",
     )
 
+    watch_seconds: float = Field(
+        2.0, ge=0, le=86_400, description="How often to look for what other processes added or published; 0: never."
+    )
+    overlay_max_rows: int = Field(
+        2000,
+        ge=0,
+        le=1_000_000,
+        description="Segments and captions added or deleted over HTTP before a generation is published; 0: never.",
+    )
+
+    jobs_folder: Path = Field(Path("var/jobs"), description="Folder of batch jobs: the book of them, logs, outputs.")
+    jobs_inputs: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (),
+        description="Folders that jobs over HTTP may read, comma-separated. Default: none; jobs can then use only what "
+        "is sent with them and what other jobs made.",
+    )
+    max_jobs: int = Field(100, ge=1, le=100_000, description="Most jobs that wait; more are answered with 503.")
+    job_timeout_seconds: float = Field(
+        86_400.0, gt=0, description="Time after which a job is stopped; a job may ask for less."
+    )
+    job_attempts: int = Field(
+        1, ge=1, le=100, description="How often a job is started by itself that was lost or killed by the system."
+    )
+    job_grace_seconds: float = Field(
+        30.0, gt=0, description="Time that a job has to stop by itself: after SIGINT, and again after SIGTERM."
+    )
+    job_memory_bytes: ByteSize | None = Field(
+        None,
+        ge=256 * MEBIBYTE,
+        description="Address space of each process of a job; not for jobs on a GPU. Default: no limit.",
+    )
+    job_nice: int = Field(10, ge=0, le=19, description="How far jobs give way to other processes, searches above all.")
+    worker_concurrency: int = Field(1, ge=1, le=64, description="Jobs that one worker runs at once.")
+    embedded_worker: Literal["auto", "on", "off"] = Field(
+        "auto", description="Whether `emcl serve` runs the jobs itself, in a child process; `auto`: without Redis."
+    )
+
     thumbnail_width: int = Field(320, ge=16, le=1920, description="Width of thumbnails, in pixels.")
     thumbnail_cache_bytes: ByteSize = Field(ByteSize(32 * MEBIBYTE), ge=0, description="Thumbnails kept in memory.")
 
-    @field_validator("allowed_hosts", mode="before")
+    @field_validator("jobs_inputs", mode="before")
+    @classmethod
+    def _split_folders(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("allowed_hosts", "cors_origins", mode="before")
     @classmethod
     def _split_hosts(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins_are_named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not re.fullmatch(r"https?://[^/\s*]+", origin):
+                raise ValueError(f"{origin!r} is no origin; write it as https://example.org, without a path")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_is_named(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("it must begin with redis://, rediss:// or unix://")
+        try:
+            urlsplit(value or "").port  # noqa: B018 - raises, and what it raises quotes a part of the URL
+        except ValueError:
+            raise ValueError("its host or port cannot be read; write special characters of a password as %XX") from None
+        return value
+
     @model_validator(mode="after")
-    def _public_is_a_decision(self) -> Settings:
-        if not self.is_loopback and not self.allow_public:
+    def _public_needs_keys(self) -> Settings:
+        if not self.is_loopback and "require_keys" in self.model_fields_set and not self.require_keys:
             raise ValueError(
-                f"host {self.host} can be reached from other machines, and there are no keys: everyone who reaches "
-                "the port may search, watch every indexed video and upload; use --host 127.0.0.1, or pass "
-                "--allow-public (EMCL_ALLOW_PUBLIC=1) behind a proxy that lets in only whom you trust"
+                f"host {self.host} can be reached from other machines, so keys cannot be off: everyone who reaches the "
+                "port could search, watch, upload and delete; use --host 127.0.0.1, or leave out --no-require-keys "
+                "(EMCL_REQUIRE_KEYS)"
             )
         return self
 
@@ -111,6 +229,11 @@ class Settings(BaseSettings):
             return self.host == "localhost"
 
     @property
+    def keys_required(self) -> bool:
+        """Whether only who has a key is answered."""
+        return self.require_keys or not self.is_loopback
+
+    @property
     def answered_hosts(self) -> tuple[str, ...] | None:
         """Host names to answer for, without ports; ``None`` for any."""
         if self.allowed_hosts:
@@ -129,11 +252,28 @@ def load_settings(options: dict[str, Any] | None = None) -> Settings:
         raise ValueError("; ".join(_describe(problem) for problem in error.errors())) from error
 
 
+def environment_of(settings: Settings) -> dict[str, str]:
+    """The environment in which a process of ours finds these settings, whatever ours has."""
+    given = {}
+    for name in settings.model_fields_set:
+        value = getattr(settings, name)
+        if value is not None:
+            given[variable_name(name)] = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return environment_of_jobs() | given
+
+
+def environment_of_jobs() -> dict[str, str]:
+    """Our environment without settings of the service: they, with passwords perhaps, are not for jobs."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("EMCL_")}
+
+
 def _describe(problem: Any) -> str:
     if not problem["loc"]:
         return str(problem["msg"]).removeprefix("Value error, ")
     name = str(problem["loc"][0])
-    return f"{option_name(name)} ({variable_name(name)}): {problem['msg']}, got {problem['input']!r}"
+    secret = name in Settings.model_fields and not Settings.model_fields[name].repr  # it may hold a password
+    got = "a value that is not shown" if secret else repr(problem["input"])
+    return f"{option_name(name)} ({variable_name(name)}): {problem['msg']}, got {got}"
 
 
 def option_name(field: str) -> str:

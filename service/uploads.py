@@ -1,15 +1,16 @@
 """Receiving an upload: a multipart body is written, as it streams in, to a file that has no name.
 
-In: a request with one ``file`` part. Out: that part's bytes as an open, anonymous temporary file, which is gone when
-it is closed, also if this process is killed. The size is counted while it streams: at the limit reading stops, the
-answer is 413 and the connection is closed. The client's file name is never used for anything.
+In: a request with one ``file`` part, and texts where a route takes any. Out: that part's bytes as an open, anonymous
+temporary file, which is gone when it is closed, also if this process is killed. The size is counted while it streams:
+at the limit reading stops, the answer is 413 and the connection is closed. The client's file name is never used for
+anything.
 """
 
 from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,10 +31,11 @@ _HOW = f"send multipart/form-data with one part named `{FIELD}`, as `curl -F {FI
 
 @dataclass(frozen=True, kw_only=True)
 class Upload:
-    """The received bytes, read from the start."""
+    """The received bytes, read from the start; ``texts`` are the values of each text field that was sent."""
 
     file: IO[bytes]
     size_bytes: int
+    texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 class UploadReceiver:
@@ -46,9 +48,16 @@ class UploadReceiver:
         self.folder = folder
         self._taken = 0
 
+    @property
+    def taken(self) -> int:
+        """Uploads under way."""
+        return self._taken
+
     @asynccontextmanager
-    async def receive(self, request: Request) -> AsyncIterator[Upload]:
+    async def receive(self, request: Request, texts: Collection[str] = ()) -> AsyncIterator[Upload]:
         """The upload of a request; its slot is free again, and its bytes are gone, when the context ends.
+
+        ``texts`` are the fields that may come with it; where there are any, others are refused.
 
         Raises ``Overloaded``, ``TooLarge``, ``UnsupportedMedia`` (not multipart), ``BadRequest`` (broken multipart),
         ``Unprocessable`` (no file, several, or empty) or ``RequestTimeout``.
@@ -58,8 +67,8 @@ class UploadReceiver:
         self._take_slot()
         try:
             with tempfile.TemporaryFile(dir=self.folder) as file:
-                size_bytes = await self._receive_into(file, request, boundary)
-                yield Upload(file=file, size_bytes=size_bytes)
+                part = await self._receive_into(file, request, boundary, texts)
+                yield Upload(file=file, size_bytes=part.size_bytes, texts=part.texts())
         finally:
             self._taken -= 1
 
@@ -85,15 +94,20 @@ class UploadReceiver:
             )
         self._taken += 1
 
-    async def _receive_into(self, file: IO[bytes], request: Request, boundary: bytes) -> int:
-        part = _FilePart()
-        parser = MultipartParser(boundary, part.callbacks())  # type: ignore[arg-type]  # a subset of the callbacks
+    async def _receive_into(
+        self, file: IO[bytes], request: Request, boundary: bytes, texts: Collection[str]
+    ) -> _FilePart:
+        part = _FilePart(names=frozenset(texts))
+        received = 0
         try:
+            parser = MultipartParser(boundary, part.callbacks())  # type: ignore[arg-type]  # a subset of the callbacks
             async with asyncio.timeout(self.timeout_seconds):
                 async for chunk in request.stream():
+                    received += len(chunk)
                     parser.write(chunk)
                     pending = part.take()
-                    if part.size_bytes > self.max_bytes or part.other_bytes > ENVELOPE_BYTES:
+                    # Whatever is not the file counts, empty parts and their headers too: a body may have no end.
+                    if part.size_bytes > self.max_bytes or received - part.size_bytes > ENVELOPE_BYTES:
                         raise self._too_large(f"the upload has more than {self.max_bytes} bytes")
                     if pending:
                         await asyncio.to_thread(file.write, pending)
@@ -109,7 +123,7 @@ class UploadReceiver:
         part.check_complete()
         await asyncio.to_thread(file.flush)
         file.seek(0)
-        return part.size_bytes
+        return part
 
 
 def _boundary(content_type: str | None) -> bytes:
@@ -126,13 +140,14 @@ def _boundary(content_type: str | None) -> bytes:
 
 @dataclass(kw_only=True)
 class _FilePart:
-    """What the multipart parser has seen so far. Only the part named ``file`` is kept, and only until ``take``."""
+    """What the multipart parser has seen so far. The part named ``file`` is kept until ``take``, texts to the end."""
 
+    names: frozenset[str] = frozenset()
     size_bytes: int = 0
-    other_bytes: int = 0
     _files: int = 0
     _ended: bool = False
     _in_file: bool = False
+    _texts: list[tuple[str, bytearray]] = field(default_factory=list)
     _pending: bytearray = field(default_factory=bytearray)
     _header: tuple[bytearray, bytearray] = field(default_factory=lambda: (bytearray(), bytearray()))
 
@@ -151,6 +166,23 @@ class _FilePart:
         self._pending.clear()
         return taken
 
+    def texts(self) -> dict[str, list[str]]:
+        """The values of each text field. Raises ``Unprocessable`` for a field that is not taken here."""
+        found: dict[str, list[str]] = {}
+        for name, value in self._texts:
+            if name not in self.names:
+                known = ", ".join(sorted({FIELD, *self.names}))
+                raise Unprocessable(
+                    f"the form has a part named {name[:80]!r}", expected=f"{known}", next_step="leave the part out"
+                )
+            try:
+                found.setdefault(name, []).append(value.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                raise BadRequest(
+                    f"the field {name!r} is not UTF-8", expected="UTF-8", next_step="encode the form as UTF-8"
+                ) from error
+        return found
+
     def check_complete(self) -> None:
         if not self._ended:
             raise BadRequest("the multipart body ends too early", expected="a closing boundary", next_step=_HOW)
@@ -168,17 +200,20 @@ class _FilePart:
         if self._in_file:
             self.size_bytes += end - start
             self._pending += data[start:end]
-        else:
-            self.other_bytes += end - start
+        elif self._texts:
+            self._texts[-1][1].extend(data[start:end])
 
     def _on_header_end(self) -> None:
-        name, value = (bytes(part) for part in self._header)
+        header, value = (bytes(part) for part in self._header)
         for part in self._header:
             part.clear()
-        if name.lower() == b"content-disposition":
+        if header.lower() == b"content-disposition":
             _, options = parse_options_header(value)
-            self._in_file = options.get(b"name") == FIELD.encode()
+            name = options.get(b"name", b"").decode("utf-8", "replace")
+            self._in_file = name == FIELD
             self._files += self._in_file
+            if not self._in_file and self.names:
+                self._texts.append((name, bytearray()))
 
     def _on_end(self) -> None:
         self._ended = True

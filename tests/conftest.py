@@ -147,6 +147,16 @@ def tiny_checkpoint(tmp_path_factory, tiny_encoder) -> Path:
     return save_checkpoint(tiny_encoder.net, tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors")
 
 
+@pytest.fixture(scope="session")
+def validation_folder(tmp_path_factory) -> Path:
+    """Ten generated validation clips with two captions each, listed in ``captions.jsonl``."""
+    from model.synthetic import write_corpus
+
+    folder = tmp_path_factory.mktemp("validation") / "val"
+    write_corpus(folder, split="val", count=10, captions=2, workers=1)
+    return folder
+
+
 class Server:
     """``emcl serve`` in a process of its own, on a free port. ``said`` holds the lines of its log."""
 
@@ -178,6 +188,15 @@ class Server:
 
 
 @pytest.fixture(scope="module")
+def redis_server(tmp_path_factory):
+    """A real redis-server for a test module (``redis_support``); what a test breaks it must mend."""
+    from redis_support import running_redis
+
+    with running_redis(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
 def start_server() -> Iterator[Callable[..., Server]]:
     """Start servers with options; those that still run at the end are stopped."""
     servers: list[Server] = []
@@ -190,3 +209,31 @@ def start_server() -> Iterator[Callable[..., Server]]:
     for server in servers:
         if server.process.poll() is None:
             server.stop()
+
+
+@pytest.fixture(scope="session")
+def page_server(clip_store, tiny_checkpoint, tmp_path_factory) -> Iterator[Server]:
+    """A server over the small store, for tests that look at its page and change nothing."""
+    options = ["--store", clip_store / "store", "--model", tiny_checkpoint, "--upload-max-bytes", "1MiB"]
+    folder = tmp_path_factory.mktemp("page_server")
+    server = Server(*map(str, [*options, "--jobs-folder", folder / "jobs", "--embedded-worker", "off"]))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's Chromium. Of one module: while it runs, the main thread has an event loop, which other tests forbid."""
+    from page_support import running_browser
+
+    with running_browser() as running:
+        yield running
+
+
+@pytest.fixture
+def page(browser):
+    """A page of its own session; ``page.complaints`` holds what its console says and what it asks of strangers."""
+    from page_support import watched_page
+
+    with watched_page(browser) as made:
+        yield made

@@ -10,6 +10,8 @@ import pytest
 
 from service.batching import Batcher
 from service.errors import Overloaded
+from service.lanes import Lanes
+from service.settings import load_settings
 
 
 class Recorder:
@@ -181,3 +183,137 @@ def test_many_concurrent_clients_all_get_their_own_answer():
         assert len(recorder.batches) < 640 / 4  # they really were gathered
 
     run_with_batcher(scenario, max_batch=16, max_queue=64, max_wait_seconds=0.002)
+
+
+# Deadlines and counters.
+
+
+def test_an_item_that_waited_too_long_is_told_at_once_and_never_computed():
+    async def scenario(batcher, recorder):
+        recorder.gate.clear()
+        first = asyncio.ensure_future(batcher.submit(1))
+        await until(lambda: recorder.batches)
+        late = [asyncio.ensure_future(batcher.submit(number)) for number in (50, 51)]
+        outcomes = await asyncio.gather(*late, return_exceptions=True)  # while the first is still being computed
+        assert not first.done()
+        assert all(isinstance(outcome, Overloaded) for outcome in outcomes)
+        assert "not computed" in outcomes[0].detail
+        assert int(outcomes[0].headers["Retry-After"]) >= 1
+        assert batcher.queue_depth == 0
+        recorder.gate.set()
+        assert await first == 1  # what was begun in time is not thrown away
+        assert await batcher.submit(6) == 36
+        assert recorder.batches == [[1], [6]]
+        assert (batcher.expired, batcher.batches, batcher.items) == (2, 2, 2)
+
+    run_with_batcher(scenario, timeout_seconds=0.2, max_wait_seconds=0)
+
+
+def test_each_item_has_its_own_deadline():
+    async def scenario(batcher, recorder):
+        recorder.gate.clear()
+        first = asyncio.ensure_future(batcher.submit(1))
+        await until(lambda: recorder.batches)
+        early = asyncio.ensure_future(batcher.submit(50))
+        await asyncio.sleep(0.5)
+        later = asyncio.ensure_future(batcher.submit(7))
+        await asyncio.gather(early, return_exceptions=True)
+        recorder.gate.set()
+        assert isinstance(early.exception(), Overloaded)
+        assert await asyncio.gather(first, later) == [1, 49]
+        assert batcher.expired == 1
+
+    run_with_batcher(scenario, timeout_seconds=2.0, max_wait_seconds=0)
+
+
+def test_the_counters_say_what_became_of_items():
+    async def scenario(batcher, recorder):
+        recorder.gate.clear()
+        first = asyncio.ensure_future(batcher.submit(1))
+        await until(lambda: recorder.batches)
+        waiting = [asyncio.ensure_future(batcher.submit(number)) for number in range(8)]
+        await until(lambda: batcher.queue_depth == 8)
+        for _ in range(3):
+            with pytest.raises(Overloaded):
+                await batcher.submit(99)
+        waiting[0].cancel()
+        await until(lambda: batcher.queue_depth == 7)
+        recorder.gate.set()
+        await asyncio.gather(first, *waiting[1:])
+        assert (batcher.rejected, batcher.cancelled, batcher.expired) == (3, 1, 0)
+        assert (batcher.items, batcher.batches) == (8, 3)
+
+    run_with_batcher(scenario)
+
+
+def test_a_batcher_that_is_closed_leaves_no_timer():
+    async def scenario(batcher, recorder):
+        assert await batcher.submit(2) == 4
+        await batcher.close()
+        assert batcher._expiry is None or batcher._expiry.cancelled()
+
+    run_with_batcher(scenario, timeout_seconds=100)
+
+
+# Lanes.
+
+
+def test_an_urgent_call_waits_for_no_queue():
+    settings = load_settings({"max_batch": 1, "max_wait_ms": 0})
+    gate, order = threading.Event(), []
+
+    def search(items):
+        assert gate.wait(20)
+        order.extend(items)
+        return items
+
+    async def main():
+        lanes = Lanes(search, settings, lambda: None)
+        lanes.start()
+        searches = [asyncio.ensure_future(lanes.searches.submit(number)) for number in range(50)]
+        calls = [
+            asyncio.ensure_future(lanes.calls.submit(lambda n=number: order.append(f"call {n}")))
+            for number in range(20)
+        ]
+        while lanes.searches.queue_depth > 49:
+            await asyncio.sleep(0.002)
+        urgent = asyncio.ensure_future(lanes.urgent.submit(lambda: order.append("urgent")))
+        await asyncio.sleep(0.05)
+        gate.set()
+        await asyncio.gather(urgent, *searches, *calls)
+        await lanes.close()
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+    assert order.index("urgent") <= 4  # behind what the thread had been handed, ahead of what was queued
+    assert len(order) == 71
+
+
+def test_many_who_ask_for_the_same_urgent_call_share_it():
+    calls = []
+
+    async def main():
+        lanes = Lanes(lambda items: items, load_settings(), lambda: None)
+        lanes.start()
+
+        def probe():
+            calls.append(1)
+            time.sleep(0.05)
+            return "ready"
+
+        asked = [asyncio.ensure_future(lanes.once(probe)) for _ in range(100)]
+        await asyncio.sleep(0)
+        asked[0].cancel()  # who leaves takes nothing from the others
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert answers[1:] == ["ready"] * 99
+        assert await lanes.once(probe) == "ready"
+
+        def fail():
+            raise ValueError("broken")
+
+        with pytest.raises(ValueError, match="broken"):
+            await lanes.once(fail)
+        assert await lanes.once(probe) == "ready"
+        await lanes.close()
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+    assert len(calls) == 3

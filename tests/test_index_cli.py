@@ -241,3 +241,27 @@ def test_every_real_recording_is_indexed(real_clips: Path, checkpoint: Path, tmp
         bottles = next(video for video in videos if video.path == str(real_clips / "bottles_on_table.mp4"))
         assert [(s.start_seconds, round(s.end_seconds)) for s in bottles.segments] == [(0, 30), (30, 40)]
     assert emcl("verify", "--store", store).exit_code == 0
+
+
+def test_an_empty_store_is_served_and_filled_later(tmp_path: Path, folder: Path, checkpoint: Path) -> None:
+    store = tmp_path / "empty"
+    assert "0 videos, 0 segments, 0 captions" in emcl("create", "--store", store, "--model", checkpoint).stdout
+    with StoreReader.open(store) as reader:
+        scores, ids = reader.search_videos(np.ones((1, reader.manifest.dim), np.float32), 5)
+        assert (ids == -1).all()
+        assert np.isneginf(scores).all()
+        assert reader.frozen_map.strength == 0
+    with pytest.raises(StoreError, match="holds a store already"):
+        emcl("create", "--store", store, "--model", checkpoint)
+    emcl("add", folder, "--store", store, "--workers", 1)
+    with StoreReader.open(store) as reader:
+        assert reader.manifest.counts.videos == 3
+        assert reader.manifest.frozen_map_rows == 3
+        assert reader.frozen_map.strength > 0
+
+
+def test_an_empty_store_keeps_its_settings(tmp_path: Path, folder: Path, checkpoint: Path) -> None:
+    store = tmp_path / "empty"
+    emcl("create", "--store", store, "--model", checkpoint, "--segment-seconds", 5)
+    with pytest.raises(SettingsConflict, match="segment_seconds"):
+        emcl("build", folder, "--store", store, "--segment-seconds", 7)

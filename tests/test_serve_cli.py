@@ -55,10 +55,10 @@ def test_every_setting_is_an_option_of_serve():
     assert {option_name(name) for name in Settings.model_fields} <= options
 
 
-def test_a_public_address_needs_a_decision(run, indexed):
-    code, _, err = run("serve", *indexed, "--host", "0.0.0.0")
+def test_a_public_address_needs_a_key(run, indexed, tmp_path):
+    code, _, err = run("serve", *indexed, "--host", "0.0.0.0", "--keys-file", tmp_path / "keys.json")
     assert code == 1
-    assert "--allow-public" in err
+    assert "emcl keys create" in err
     assert "Traceback" not in err
 
 

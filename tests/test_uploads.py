@@ -364,7 +364,12 @@ def upload_folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def client(clip_store, tiny_encoder, upload_folder):
     settings = load_settings(
-        {"store": clip_store / "store", "allowed_hosts": "testserver", "upload_folder": upload_folder}
+        {
+            "store": clip_store / "store",
+            "allowed_hosts": "testserver",
+            "upload_folder": upload_folder,
+            "watch_seconds": 0,
+        }
     )
     engine = Engine(
         tiny_encoder, lambda: StoreReader.open(settings.store), limits=query_limits(settings), cache_entries=0

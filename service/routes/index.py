@@ -7,28 +7,35 @@ import logging
 
 from fastapi import APIRouter, Request
 
+from service.auth import require
 from service.deps import Services, ServicesDep, unless_gone
-from service.schemas import IndexAnswer, LiveAnswer, ReadyAnswer, SourceOut, UploadLimitsOut
+from service.schemas import IndexAnswer, LiveAnswer, OverlayOut, ReadyAnswer, SourceOut, UploadLimitsOut
+from service.schemas_jobs import ReloadRequest
 
 logger = logging.getLogger(__name__)
 
 router = APIRouter()
 
 
-@router.get("/v1/index", tags=["index"], summary="Describe the index")
+@router.get("/v1/index", tags=["index"], summary="Describe the index", dependencies=[require("search")])
 async def describe(services: ServicesDep) -> IndexAnswer:
     """The generation that is served, the model, how much there is, and the limits of queries and uploads."""
     return _describe(services)
 
 
-@router.post("/v1/index/reload", tags=["index"], summary="Serve the newest generation")
-async def reload(services: ServicesDep) -> IndexAnswer:
+@router.post("/v1/index/reload", tags=["index"], summary="Serve the newest generation", dependencies=[require("admin")])
+async def reload(request: Request, services: ServicesDep, asked: ReloadRequest | None = None) -> IndexAnswer:
     """Open the generation that was published last; queries under way end on the one that they began with.
 
-    If it cannot be opened, or belongs to another model, the present one is served on and the answer is 409.
+    With `index`, serve another index, with the model that it was built with, until the service ends: the one that an
+    index job made, or the `configured` one. If it cannot be opened, the present one is served on and the answer is 409.
     """
     before = _describe(services).generation
-    await asyncio.to_thread(services.engine.reload)
+    if asked is not None and asked.index is not None:
+        await request.app.state.switch.to(asked.index)
+        services = request.app.state.services
+    else:
+        await asyncio.to_thread(services.engine.reload)
     after = _describe(services)
     logger.info("index reloaded: generation %s, before %s", after.generation, before)
     return after
@@ -43,23 +50,30 @@ async def live() -> LiveAnswer:
 @router.get("/health/ready", tags=["health"], summary="Does search work?")
 async def ready(request: Request, services: ServicesDep) -> ReadyAnswer:
     """Sends one query through encoding, search and reranking, nothing of it cached; 503 if too much waits before it."""
-    result = await unless_gone(request, services.compute(services.engine.probe))
-    return ReadyAnswer(ready=True, hits=len(result.hits), source=SourceOut.of(result.source))
+    result = await unless_gone(request, services.probe())
+    return ReadyAnswer(
+        ready=True, hits=len(result.hits), redis=services.redis.status, source=SourceOut.of(result.source)
+    )
 
 
 def _describe(services: Services) -> IndexAnswer:
     encoder, settings = services.engine.encoder, services.settings
     with services.engine.live.lease() as generation:
-        manifest = generation.reader.manifest
+        manifest, version = generation.reader.manifest, generation.version
+        revision, rows, counts = generation.reader.revision, generation.reader.overlay_rows, generation.reader.counts
+    library = services.library
     return IndexAnswer(
         generation=manifest.generation,
+        version=version,
+        revision=revision,
+        overlay=OverlayOut(rows=rows, publishing=library.writer.publishing, waiting=library.additions.waiting),
         created=manifest.created,
         fingerprint=encoder.fingerprint,
         model=encoder.config.name,
         dim=manifest.dim,
         factory=manifest.factory,
         segment_seconds=manifest.segment_seconds,
-        counts=manifest.counts.model_dump(),
+        counts=counts.model_dump(),
         sampling=manifest.sampling.model_dump(),
         emcl=encoder.config.emcl.model_dump(),
         upload_limits=UploadLimitsOut(
@@ -71,5 +85,6 @@ def _describe(services: Services) -> IndexAnswer:
             "max_texts": settings.max_texts,
             "max_text_chars": settings.max_text_chars,
             "max_candidates": settings.max_candidates,
+            "default_candidates": services.engine.limits.default_candidates,
         },
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from time import perf_counter
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
+from service.auth import require
 from service.deps import ServicesDep, unless_gone
 from service.errors import Unprocessable
 from service.query import Group, Ranking, Rerank, SearchQuery, UploadQuery
@@ -24,7 +26,7 @@ from service.schemas import (
 
 UPLOAD_PATH = "/v1/search/video"
 
-router = APIRouter(prefix="/v1", tags=["search"])
+router = APIRouter(prefix="/v1", tags=["search"], dependencies=[require("search")])
 
 # The upload's body is streamed by hand, so its form is described by hand.
 _UPLOAD_BODY = {
@@ -48,7 +50,8 @@ async def search(asked: SearchRequest, request: Request, services: ServicesDep) 
     """Rank the indexed videos for a `text`, for each of several `texts`, or for likeness to an indexed `video_id`.
 
     Stage 1 takes `candidates` segments from the index; stage 2 pools the frames of each by the query, corrects query
-    and candidates with EMCL, and ranks by cosine. `offset + k` may not exceed `candidates`.
+    and candidates with EMCL, and ranks by cosine. `offset + k` may not exceed `candidates`. `normalise: qb-norm`
+    demotes segments that are near to every text.
     """
     given = [name for name in ("text", "texts", "video_id") if getattr(asked, name) is not None]
     if len(given) != 1:
@@ -65,7 +68,10 @@ async def search(asked: SearchRequest, request: Request, services: ServicesDep) 
         limits.check_search(query)
     if asked.video_id is not None:
         await _check_indexed(services, queries[0])
-    results = await unless_gone(request, services.searches.submit_all(queries))
+    if asked.normalise != "none":
+        services.engine.check_bank()
+    work = unless_gone(request, services.search(queries))
+    results = await services.telemetry.timed(work, batched=True)
     answers = [SearchAnswer.of(result) for result in results]
     return answers[0] if asked.texts is None else ManyAnswers(results=answers)
 
@@ -81,7 +87,9 @@ async def search_video(
     services: ServicesDep,
     k: Annotated[int, Query(description="Most captions, and most videos.")] = 10,
     offset: Annotated[int, Query(description="Captions and videos to leave out before the first.")] = 0,
-    candidates: Annotated[int, Query(description="What stage 1 hands to the reranking.")] = 100,
+    candidates: Annotated[
+        int | None, Query(description="What stage 1 hands to the reranking. Default: the checkpoint's, mostly 100.")
+    ] = None,
     rerank: Annotated[Rerank, Query(description="As in `/v1/search`.")] = "emcl",
     group: Annotated[Group, Query(description="As in `/v1/search`, for the similar videos.")] = "video",
 ) -> UploadAnswer:
@@ -92,10 +100,14 @@ async def search_video(
     """
     ranking = Ranking(k=k, offset=offset, candidates=candidates, rerank=rerank, group=group)
     services.engine.limits.check_ranking(ranking)
+    received = perf_counter()
     async with services.receiver.receive(request) as upload:
-        video = await services.decode(upload.file)
+        services.telemetry.note("receive", perf_counter() - received)
+        with services.telemetry.stage("decode"):
+            video = await unless_gone(request, services.decode(upload.file))
     query = UploadQuery(frames_FSSC=video.frames_FSSC, timestamps_seconds=video.timestamps_seconds, ranking=ranking)
-    results = await unless_gone(request, services.compute(lambda: services.engine.search_uploads([query])))
+    work = unless_gone(request, services.compute(lambda: services.engine.search_uploads([query])))
+    results = await services.telemetry.timed(work)
     decoded = UploadOut(duration_seconds=video.duration_seconds, frames=len(video.frames_FSSC))
     return UploadAnswer.of(results[0], decoded)
 
@@ -105,7 +117,8 @@ async def rerank_segments(asked: RerankRequest, request: Request, services: Serv
     """Stage 2 alone: the given segments are the candidates, and all of them are hits, best first."""
     query = asked.to_query()
     services.engine.limits.check_rerank(query)
-    results = await unless_gone(request, services.compute(lambda: services.engine.rerank([query])))
+    work = unless_gone(request, services.compute_on_texts([query.text], lambda: services.engine.rerank([query])))
+    results = await services.telemetry.timed(work)
     return SearchAnswer.of(results[0])
 
 
@@ -114,5 +127,6 @@ async def embeddings(asked: EmbeddingsRequest, request: Request, services: Servi
     """The unit vectors that stage 1 compares with the index: one for each text, mapped by the frozen EMCL map."""
     texts = tuple(asked.texts)
     services.engine.limits.check_texts(texts)
-    rows_ND, source = await unless_gone(request, services.compute(lambda: services.engine.embed(texts)))
+    work = unless_gone(request, services.compute_on_texts(texts, lambda: services.engine.embed(texts)))
+    rows_ND, source = await services.telemetry.timed(work)
     return EmbeddingsAnswer(embeddings=rows_ND.tolist(), dim=rows_ND.shape[1], source=SourceOut.of(source))

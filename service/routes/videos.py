@@ -1,28 +1,74 @@
-"""Indexed videos: listed, described, streamed, pictured. What is listed is what is searchable."""
+"""Videos: added, listed, described, edited, removed, streamed, pictured. What is listed as indexed is searchable."""
 
 from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi import Path as InPath
 from starlette.responses import FileResponse, Response
 
+from service.additions import Wishes
+from service.auth import require
 from service.deps import Services, ServicesDep, unless_gone
+from service.errors import Unprocessable
 from service.media import Moment, check_range, find_file, media_type
-from service.schemas import VIDEO_ID, SegmentOut, VideoOut, VideosPage, stream_url, thumbnail_url
+from service.schemas import VIDEO_ID
+from service.schemas_library import (
+    MAX_CAPTIONS,
+    MAX_TAGS,
+    MAX_TITLE_CHARS,
+    VideoAdded,
+    VideoEdit,
+    VideoOut,
+    VideosPage,
+    check_caption,
+    check_tags,
+    check_title,
+)
 
 if TYPE_CHECKING:
-    from indexer.records import Video
+    from collections.abc import Mapping, Sequence
+
+    from indexer.records import Video, VideoState
+
+UPLOAD_PATH = "/v1/videos"
 
 # A video is named by its bytes, so what is served under its name never changes; private, for it may need a key.
 _FOREVER = "private, max-age=31536000, immutable"
 _A_DAY = "private, max-age=86400"
 _MAX_PAGE = 1000
 
-router = APIRouter(prefix="/v1/videos", tags=["videos"])
+router = APIRouter(prefix="/v1/videos", tags=["videos"], dependencies=[require("search")])
+
+StateFilter = Literal["indexed", "failed", "pending", "any"]
+_NONE: list[str] = []
+_TEXTS = ("title", "tags", "captions")
+
+# The upload's body is streamed by hand, so its form is described by hand.
+_UPLOAD_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "additionalProperties": False,
+                    "properties": {
+                        "file": {"type": "string", "format": "binary", "description": "A video."},
+                        "title": {"type": "string", "maxLength": MAX_TITLE_CHARS, "description": "What to call it."},
+                        "tags": {"type": "array", "items": {"type": "string"}, "description": "Its tags."},
+                        "captions": {"type": "array", "items": {"type": "string"}, "description": "Its captions."},
+                    },
+                }
+            }
+        },
+    }
+}
+_ADDED: dict[int | str, dict[str, Any]] = {200: {"model": VideoAdded, "description": "These bytes were known already."}}
 
 VideoId = Annotated[str, InPath(pattern=VIDEO_ID, description="SHA-256 of the video's bytes, in hexadecimal.")]
 
@@ -32,22 +78,79 @@ async def list_videos(
     services: ServicesDep,
     offset: Annotated[int, Query(ge=0, le=2**53, description="Videos to leave out before the first.")] = 0,
     limit: Annotated[int, Query(ge=1, le=_MAX_PAGE, description="Most videos.")] = 100,
+    state: Annotated[StateFilter, Query(description="`any` lists all, whatever became of them.")] = "indexed",
+    tag: Annotated[list[str], Query(max_length=MAX_TAGS, description="Only videos with all of these tags.")] = _NONE,
+    title: Annotated[
+        str | None, Query(min_length=1, max_length=MAX_TITLE_CHARS, description="Only titles that contain this.")
+    ] = None,
 ) -> VideosPage:
-    """A page of the indexed videos, in the order of their ids."""
+    """A page of videos, in the order of their ids."""
+    wanted: VideoState | None = None if state == "any" else state
 
     def read() -> VideosPage:
         with services.engine.live.lease() as generation:
-            videos = generation.reader.list_videos(offset, limit)
-            total = generation.reader.manifest.counts.videos
-        return VideosPage(videos=[_shape(video) for video in videos], total=total, offset=offset, limit=limit)
+            reader = generation.reader
+            videos = reader.list_videos(offset, limit, state=wanted, tags=tag, title=title)
+            total = reader.count_videos(state=wanted, tags=tag, title=title)
+        return VideosPage(videos=[VideoOut.of(video) for video in videos], total=total, offset=offset, limit=limit)
 
     return await asyncio.to_thread(read)
 
 
+@router.post(
+    "",
+    summary="Add a video",
+    status_code=202,
+    responses=_ADDED,
+    openapi_extra=_UPLOAD_BODY,
+    dependencies=[require("write")],
+)
+async def add_video(request: Request, response: Response, services: ServicesDep) -> VideoAdded:
+    """Keep the video in the form field `file`, and make it searchable: 202, with the job that does.
+
+    `title`, `tags` and `captions` may come with it, the latter two several times. The same bytes again are the same
+    video: 200, and nothing else happens. A video that cannot be decoded fails its job, and nothing of it is kept.
+    """
+    key = getattr(request.state, "key", None)
+    async with services.receiver.receive(request, texts=_TEXTS) as upload:
+        wishes = _wishes(services, upload.texts)
+        accept = services.library.accept
+        added = await asyncio.to_thread(accept, upload.file, wishes, key_name=None if key is None else key.name)
+    response.status_code = 202 if added.new else 200
+    job_url = None if added.job_id is None else f"/v1/jobs/{added.job_id}"
+    video_url = f"{UPLOAD_PATH}/{added.video_id}"
+    response.headers["Location"] = job_url or video_url
+    return VideoAdded(
+        video_id=added.video_id,
+        state="indexed" if added.job_id is None else "pending",
+        job_id=added.job_id,
+        video_url=video_url,
+        job_url=job_url,
+    )
+
+
+@router.patch("/{video_id}", summary="Edit a video", dependencies=[require("write")])
+async def edit_video(video_id: VideoId, asked: VideoEdit, services: ServicesDep) -> VideoOut:
+    """Change its tags or its title; searches filter by the new ones from now on."""
+    tags = None if asked.tags is None else check_tags(asked.tags)
+    title = None if asked.title is None else check_title(asked.title)
+    await asyncio.wrap_future(services.library.edit_video(video_id, tags=tags, title=title))
+    return VideoOut.of(await asyncio.to_thread(_find, services, video_id))
+
+
+@router.delete("/{video_id}", summary="Remove a video", status_code=204, dependencies=[require("write")])
+async def remove_video(video_id: VideoId, services: ServicesDep) -> None:
+    """Forget it with its captions: no search finds it any more. Its file is removed if it came over HTTP."""
+    await asyncio.wrap_future(services.library.remove_video(video_id))
+
+
 @router.get("/{video_id}", summary="Describe a video")
 async def get_video(video_id: VideoId, services: ServicesDep) -> VideoOut:
-    """One video with its segments and captions."""
-    return _shape(await asyncio.to_thread(_find, services, video_id))
+    """One video with its segments and captions; one that is still being added has none yet, and is `pending`."""
+    accepted = services.library.pending(video_id)
+    if accepted is not None:
+        return VideoOut.of_pending(accepted)
+    return VideoOut.of(await asyncio.to_thread(_find, services, video_id))
 
 
 @router.get("/{video_id}/stream", summary="Play a video", response_class=FileResponse)
@@ -90,22 +193,18 @@ def _find(services: Services, video_id: str) -> Video:
         return generation.video(video_id)
 
 
-def _shape(video: Video) -> VideoOut:
-    return VideoOut(
-        video_id=video.video_id,
-        title=Path(video.path).stem if video.path else video.video_id[:12],
-        duration_seconds=video.duration_seconds,
-        width=video.width,
-        height=video.height,
-        size_bytes=video.size_bytes,
-        tags=list(video.tags),
-        state=video.state,
-        reason=video.reason,
-        segments=[
-            SegmentOut(segment=segment.number, start=segment.start_seconds, end=segment.end_seconds)
-            for segment in video.segments
-        ],
-        captions=[caption.text for caption in video.captions],
-        thumbnail_url=thumbnail_url(video.video_id),
-        stream_url=stream_url(video.video_id),
+def _wishes(services: Services, texts: Mapping[str, Sequence[str]]) -> Wishes:
+    """What was sent with a video, checked before anything is kept."""
+    titles, captions = texts.get("title", ()), texts.get("captions", ())
+    if len(titles) > 1 or len(captions) > MAX_CAPTIONS:
+        raise Unprocessable(
+            f"the form has {len(titles)} titles and {len(captions)} captions",
+            expected=f"at most one title and {MAX_CAPTIONS} captions",
+            next_step="send fewer of them",
+        )
+    captions = [check_caption(services.engine.limits, caption) for caption in captions]
+    return Wishes(
+        title=(check_title(titles[0]) or None) if titles else None,
+        tags=check_tags(texts.get("tags", ())),
+        captions=tuple(dict.fromkeys(captions)),
     )

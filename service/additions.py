@@ -1,0 +1,382 @@
+"""Videos that come over HTTP, from their acknowledgement until they are served. Knows no web framework.
+
+    accept ──► on the disk, acknowledged ──► decoded behind the fence ──► encoded ──► committed ──► served
+
+Accepted videos are worked on one after the other in a thread of their own; the one writer thread commits them
+(``service.library_writer``). What was accepted when a service ended is finished by the next one. Each video has a job
+of kind ``add-video`` in the book.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import Conflict, NotFound, Overloaded, ServiceError, Unprocessable
+from service.fence import Fence, Leash
+from service.intake import Accepted, Intake, Received
+from service.library_writer import LibraryWriter
+from service.video_encoding import PatientEncoder, encode_video
+
+if TYPE_CHECKING:
+    from indexer.writer import EncodedVideo, StoreWriter
+    from service.engine import Engine
+    from service.jobs.book import JobBook
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Floats = NDArray[np.float32]
+
+KIND = "add-video"
+WAIT_SECONDS = 2.0
+"""How often a video whose turn cannot come yet, because another process writes, is tried again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Addition:
+    """What became of an upload: ``new`` if its bytes were not known; ``job_id`` if it is still being worked on."""
+
+    video_id: str
+    new: bool
+    job_id: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What is to be known of a video besides its bytes."""
+
+    title: str | None = None
+    tags: tuple[str, ...] = ()
+    captions: tuple[str, ...] = ()
+
+
+class Additions:
+    """Takes videos in for the store in ``path``, which ``engine`` serves. Safe from several threads.
+
+    ``compute`` runs a call of the encoder when its turn among the searches comes; ``book`` is where jobs are written
+    down; at most ``max_pending`` videos wait. ``added`` and ``failed`` count videos.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        engine: Engine,
+        writer: LibraryWriter,
+        *,
+        fence: Fence,
+        book: JobBook,
+        compute: Callable[[Callable[[], object]], object],
+        max_pending: int,
+    ) -> None:
+        self.intake = Intake(path)
+        self.added = 0
+        self.failed = 0
+        self._writer = writer
+        self._engine = engine
+        self._fence = fence
+        self._book = book
+        self._compute = compute
+        self._max_pending = max_pending
+        self._lock = threading.Lock()
+        self._pending: dict[str, Accepted] = {}  # in the order in which they were accepted
+        self._arrived = threading.Condition(self._lock)
+        self._worker: threading.Thread | None = None
+        self._starter: threading.Thread | None = None
+        self._stopping = threading.Event()
+        self._leash = Leash()
+
+    @property
+    def waiting(self) -> int:
+        """Accepted videos that are not searchable yet."""
+        return len(self._pending)
+
+    def start(self) -> None:
+        """Go on with what an earlier service accepted, as soon as this one is the one that may."""
+        if self.intake.exists:
+            self._starter = threading.Thread(target=self._begin_when_free, name="library start", daemon=True)
+            self._starter.start()
+
+    def stop(self) -> None:
+        """Stop: what was accepted and is not done is left for the next service."""
+        self._stopping.set()
+        self._leash.pull()
+        with self._arrived:
+            self._arrived.notify_all()
+        if self._starter is not None:
+            self._starter.join()
+
+    def close(self) -> None:
+        """Wait for the end of what ``stop`` ended; after the writer was closed, which may still owe a result."""
+        if self._worker is not None:
+            self._worker.join()
+        self.intake.close()
+
+    def accept(self, upload: IO[bytes], wishes: Wishes, *, key_name: str | None = None) -> Addition:
+        """Take in an upload; when this returns, it is on the disk and will be indexed, or is indexed already.
+
+        The same bytes are taken in once, whatever is wished with them the second time. Raises ``Overloaded`` if
+        another service takes in videos for this store, or if too many wait.
+        """
+        self._begin()
+        if len(self._pending) >= self._max_pending:
+            raise Overloaded(
+                f"{len(self._pending)} videos wait to be added",
+                expected=f"at most {self._max_pending} waiting",
+                next_step="try again after the seconds in Retry-After, or raise --max-jobs",
+                retry_after_seconds=10,
+            )
+        received = self.intake.receive(upload)
+        try:
+            with self._lock:
+                known = self._known(received)
+                return known or self._accept(received, wishes, key_name)
+        finally:
+            received.path.unlink(missing_ok=True)  # where it was not moved to its place
+
+    def _known(self, received: Received) -> Addition | None:
+        pending = self._pending.get(received.video_id)
+        if pending is not None:
+            return Addition(video_id=received.video_id, new=False, job_id=pending.job_id)
+        with self._engine.live.lease() as generation:
+            video = generation.reader.video(received.video_id)
+        if video is None or video.state != "indexed":
+            return None
+        return Addition(video_id=received.video_id, new=False, job_id=None)
+
+    def _accept(self, received: Received, wishes: Wishes, key_name: str | None) -> Addition:
+        video_id = received.video_id
+        parameters = {"video_id": video_id, "size_bytes": received.size_bytes, "title": wishes.title}
+        job = self._book.create(KIND, parameters, key_name=key_name, resumable=True)
+        accepted = Accepted(
+            video_id=video_id,
+            path=str(self.intake.place_of(received)),
+            size_bytes=received.size_bytes,
+            job_id=job.job_id,
+            title=wishes.title,
+            tags=wishes.tags,
+            captions=wishes.captions,
+        )
+        self.intake.accept(received, accepted)
+        self._pending[video_id] = accepted
+        self._arrived.notify_all()
+        return Addition(video_id=video_id, new=True, job_id=job.job_id)
+
+    def pending(self, video_id: str) -> Accepted | None:
+        """A video that was accepted and is not searchable yet."""
+        return self._pending.get(video_id)
+
+    def drop(self, video_id: str) -> Accepted | None:
+        """Give up a video that was accepted and is not searchable yet; None if there is none. Its bytes stay."""
+        with self._lock:
+            dropped = self._pending.pop(video_id, None)
+        if dropped is not None:
+            self.intake.done(video_id)
+            self._book_cancel(dropped.job_id)
+        return dropped
+
+    def _begin_when_free(self) -> None:
+        told = False
+        while not self._stopping.is_set():
+            try:
+                self._begin()
+            except Overloaded as error:
+                if not told:
+                    logger.warning("%s; until it ends, this one only searches", error.detail)
+                told = True
+                self._stopping.wait(WAIT_SECONDS)
+            else:
+                return
+
+    def _begin(self) -> None:
+        """Become the service that changes this store, and start to work. Raises ``Overloaded``."""
+        with self._lock:
+            if self._worker is not None:
+                return
+            if self._stopping.is_set():
+                raise Overloaded("the service is shutting down", expected="a running one", next_step="try again later")
+            self.intake.own()
+            for accepted in self.intake.pending():
+                self._pending[accepted.video_id] = accepted
+            self._end_jobs_of_nothing()
+            leftovers = self.intake.leftovers()
+            self._worker = threading.Thread(target=self._work, args=(leftovers,), name="library", daemon=True)
+            self._worker.start()
+
+    def _clean(self, writer: StoreWriter, leftovers: Sequence[Path]) -> None:
+        known = {location.path for location in writer.catalogue.locations()}
+        with self._lock:
+            known |= {accepted.path for accepted in self._pending.values()}
+            for path in leftovers:
+                if str(path) not in known:
+                    path.unlink(missing_ok=True)
+
+    def _end_jobs_of_nothing(self) -> None:
+        """Jobs that were written down before their video was accepted, by a service that was killed in between."""
+        self._book.find_lost()
+        wanted = {accepted.job_id for accepted in self._pending.values()}
+        for job in self._book.queued([KIND]):
+            if job.job_id not in wanted:
+                self._book_cancel(job.job_id)
+
+    def _work(self, leftovers: Sequence[Path]) -> None:
+        if leftovers:
+            try:
+                self._writer.run(lambda writer: self._clean(writer, leftovers)).result()
+            except Exception as error:
+                logger.warning("files of uploads that were cut short stay until the next start: %s", error)
+        while not self._stopping.is_set():
+            with self._arrived:
+                accepted = next(iter(self._pending.values()), None)
+                if accepted is None:
+                    self._arrived.wait()
+                    continue
+            self._work_on(accepted)
+
+    def _work_on(self, accepted: Accepted) -> None:
+        try:
+            if self._start_job(accepted):
+                self._add(accepted)
+        except Exception as error:
+            if self._stopping.is_set():
+                self._book.requeue(accepted.job_id)
+                return
+            if isinstance(error, ServiceError):
+                logger.info("video %s cannot be added: %s", accepted.video_id[:12], error.detail)
+            else:
+                logger.exception("video %s could not be added", accepted.video_id[:12])
+            self._fail(accepted, error)
+
+    def _start_job(self, accepted: Accepted) -> bool:
+        """Start its job; False if that was cancelled, and the video with it, or had been done already."""
+        job = self._book.get(accepted.job_id)
+        if job.state == "succeeded":  # and the service was killed right then
+            self._forget(accepted)
+            return False
+        if job.state in ("lost", "failed"):
+            self._book.resume(job.job_id)
+        if self._book.claim(job.job_id, pid=os.getpid(), host=socket.gethostname()) is None:
+            self._drop(accepted)
+            return False
+        return True
+
+    def _add(self, accepted: Accepted) -> None:
+        with self._engine.live.lease() as generation:
+            manifest = generation.reader.manifest
+
+        def progress(done: int, total: int) -> None:
+            self._book.progress(accepted.job_id, done, total, "segments decoded and encoded")
+            if self._book.get(accepted.job_id).stopping or accepted.video_id not in self._pending:
+                raise _CancelledError
+
+        try:
+            with Path(accepted.path).open("rb") as file:
+                encoder = PatientEncoder(self._engine.encoder, self._when_its_turn)
+                video = encode_video(accepted, file, manifest, self._fence, encoder, progress, self._leash)
+            texts_ND = encoder.encode_texts(accepted.captions)
+            self._commit(accepted, lambda writer: self._store(writer, accepted, video, texts_ND))
+        except _CancelledError:
+            self._drop(accepted)
+            return
+        with self._lock:
+            self._pending.pop(accepted.video_id, None)
+        self._book.succeed(accepted.job_id, {"video_id": accepted.video_id})
+        self.intake.done(accepted.video_id)  # last: a service killed before this does the rest again
+        self.added += 1
+
+    def _when_its_turn(self, call: Callable[[], T]) -> T:
+        """Run a call of the encoder, however often its turn does not come because searches fill the queue."""
+        while True:
+            try:
+                return self._compute(call)  # type: ignore[return-value]  # what the call returns
+            except Overloaded:
+                if self._stopping.wait(WAIT_SECONDS):
+                    raise
+
+    def _commit(self, accepted: Accepted, work: Callable[[StoreWriter], None]) -> None:
+        """Have the writer do it, when nobody else writes any more."""
+        while True:
+            try:
+                return self._writer.run(work).result()
+            except Overloaded as error:
+                self._book.progress(accepted.job_id, 1, 1, f"waiting: {error.detail}")
+                if self._book.get(accepted.job_id).stopping:
+                    raise _CancelledError from None
+                if self._stopping.wait(WAIT_SECONDS):
+                    raise
+
+    def _store(self, writer: StoreWriter, accepted: Accepted, video: EncodedVideo, texts_ND: Floats) -> None:
+        from indexer.rows import Location
+
+        if accepted.video_id not in self._pending:
+            raise _CancelledError  # deleted in the meantime
+        path = Path(accepted.path)
+        place = Location(
+            path=accepted.path,
+            video_id=accepted.video_id,
+            size_bytes=accepted.size_bytes,
+            modified_ns=path.stat().st_mtime_ns,
+        )
+        writer.add_locations([place])
+        if writer.catalogue.state(accepted.video_id) != "indexed":
+            failures = writer.add_videos([video])
+            if failures:
+                raise Unprocessable(
+                    failures[accepted.video_id], expected="features that can be stored", next_step="report this video"
+                )
+        add_captions(writer, [(accepted.video_id, text) for text in accepted.captions], texts_ND)
+        writer.add_tags({accepted.video_id: accepted.tags})
+        if accepted.title is not None:
+            writer.edit_video(accepted.video_id, title=accepted.title)
+
+    def _fail(self, accepted: Accepted, error: Exception) -> None:
+        self._forget(accepted)
+        self.intake.remove([accepted.path])
+        self.failed += 1
+        reason = error.detail if isinstance(error, ServiceError) else "the service failed; its log says more"
+        try:
+            self._book.fail(accepted.job_id, reason)
+        except ServiceError as trouble:  # its book was lost
+            logger.warning("job %s cannot be ended: %s", accepted.job_id, trouble)
+
+    def _drop(self, accepted: Accepted) -> None:
+        self._forget(accepted)
+        self.intake.remove([accepted.path])
+        if self._book.get(accepted.job_id).state == "running":
+            self._book.end_cancelled(accepted.job_id)
+
+    def _forget(self, accepted: Accepted) -> None:
+        self.intake.done(accepted.video_id)
+        with self._lock:
+            self._pending.pop(accepted.video_id, None)
+
+    def _book_cancel(self, job_id: str) -> None:
+        try:
+            self._book.cancel(job_id)
+        except (Conflict, NotFound) as error:
+            logger.debug("job %s had ended: %s", job_id, error)
+
+
+class _CancelledError(Exception):
+    """The video is not wanted any more."""
+
+
+def add_captions(writer: StoreWriter, captions: Sequence[tuple[str | None, str]], rows_ND: Floats) -> list[int]:
+    """Store those that are not there; the ids of all."""
+    new = {
+        caption: row_D
+        for caption, row_D, known in zip(captions, rows_ND, writer.catalogue.caption_ids(captions), strict=True)
+        if known is None
+    }
+    if new:
+        writer.add_captions(list(new), np.stack(list(new.values())))
+    return [number for number in writer.catalogue.caption_ids(captions) if number is not None]

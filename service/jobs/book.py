@@ -1,0 +1,331 @@
+"""The book of jobs: a SQLite file that is the truth, and a folder for each job with its log and outputs.
+
+    FOLDER/jobs.db        every job with its state
+    FOLDER/<job id>/      log.txt, alive (the lock that proves it runs), and what the job writes
+
+Safe for several threads and processes. What ``create`` returned is on the disk. Who starts a job holds its lock
+(``service.jobs.liveness``) until it ends; a running job whose lock is free is lost, whatever the clocks say.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+from model.durable import write_atomically
+from service.errors import Conflict, NotFound
+from service.jobs.database import job_of, open_database
+from service.jobs.liveness import AliveLock
+from service.jobs.record import JOB_ID, STATES, Job, JobState
+
+LOST = "the processes of this job ended without saying how; its worker was probably killed"
+
+
+class JobBook:
+    """All jobs. Nothing is made on the disk before the first job is."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock = RLock()
+        self._connection: sqlite3.Connection | None = None
+        self._held: dict[str, AliveLock] = {}
+
+    @property
+    def exists(self) -> bool:
+        """Whether there ever was a job."""
+        return (self.folder / "jobs.db").exists()
+
+    @property
+    def name(self) -> str:
+        """16 hexadecimal digits that no other book has: several may share a Redis. Makes the book if need be."""
+        with self._lock:
+            return str(self._database().execute("SELECT name FROM book").fetchone()[0])
+
+    def create(
+        self,
+        kind: str,
+        parameters: Mapping[str, Any],
+        *,
+        key_name: str | None = None,
+        resumable: bool = False,
+        files: Mapping[str, bytes] | None = None,
+    ) -> Job:
+        """Write down a new job, queued, with ``files`` in its folder.
+
+        ``resumable`` ones can be run again after they failed, were cancelled or lost.
+        """
+        job_id = secrets.token_hex(8)
+        folder = self.job_folder(job_id)
+        try:
+            with self._transaction() as database:
+                folder.mkdir()
+                for name, content in (files or {}).items():
+                    write_atomically(folder / name, content)
+                database.execute(
+                    "INSERT INTO jobs (job_id, kind, state, parameters, created, resumable, key_name)"
+                    " VALUES (?, ?, 'queued', ?, ?, ?, ?)",
+                    (job_id, kind, json.dumps(dict(parameters)), time.time(), resumable, key_name),
+                )
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return self.get(job_id)
+
+    def get(self, job_id: str) -> Job:
+        """One job. Raises ``NotFound``."""
+        found = self._select("job_id = ?", (job_id,)) if self.exists and re.fullmatch(JOB_ID, job_id) else []
+        if not found:
+            raise NotFound(
+                f"there is no job {job_id[:80]!r}",
+                expected="the id of a job, as POST /v1/jobs answered it",
+                next_step="list the jobs with GET /v1/jobs",
+            )
+        return found[0]
+
+    def list(
+        self, *, state: JobState | None = None, kind: str | None = None, offset: int = 0, limit: int = 100
+    ) -> Sequence[Job]:
+        """A page of the jobs, newest first."""
+        where, values = _filter(state, kind)
+        return self._select(f"{where} ORDER BY number DESC LIMIT ? OFFSET ?", (*values, limit, offset))
+
+    def count(self, *, state: JobState | None = None, kind: str | None = None) -> int:
+        """How many jobs there are."""
+        where, values = _filter(state, kind)
+        rows = self._query(f"SELECT count(*) FROM jobs WHERE {where}", values)  # noqa: S608 - where is ours
+        return int(rows[0][0]) if rows else 0
+
+    def counts(self) -> dict[str, int]:
+        """Jobs by state, also those of which there are none."""
+        rows = self._query("SELECT state, count(*) FROM jobs GROUP BY state", ())
+        return dict.fromkeys(STATES, 0) | {str(state): int(number) for state, number in rows}
+
+    def queued(self, kinds: Sequence[str]) -> Sequence[Job]:
+        """All queued jobs of these kinds, oldest first."""
+        marks = ", ".join("?" * len(kinds))
+        return self._select(f"state = 'queued' AND kind IN ({marks}) ORDER BY number", tuple(kinds))
+
+    def unfinished(self, kinds: Sequence[str]) -> bool:
+        """Whether a job of these kinds is queued, or counts as running."""
+        marks = ", ".join("?" * len(kinds))
+        return bool(self._select(f"state IN ('queued', 'running') AND kind IN ({marks}) LIMIT 1", tuple(kinds)))
+
+    # A job's life.
+
+    def claim(self, job_id: str, *, pid: int, host: str) -> Job | None:
+        """Start a queued job, unless it is not queued (any more): of several callers one gets it."""
+        lock = AliveLock.take(self._alive(job_id), while_=lambda: self.get(job_id).state == "queued")
+        if lock is None:
+            return None
+        claimed = self._change(
+            job_id,
+            "state = 'running', attempts = attempts + 1, started = ?, ended = NULL, error = NULL, result = NULL,"
+            " pid = ?, host = ?, done = 0, total = 0, note = ''",
+            (time.time(), pid, host),
+            only="state = 'queued'",
+        )
+        if not claimed:
+            lock.release()
+            return None
+        self._held[job_id] = lock
+        return self.get(job_id)
+
+    def start(self, job_id: str, *, pid: int, host: str) -> Job:
+        """Start a queued job in this process. Raises ``Conflict`` if it is not queued."""
+        job = self.claim(job_id, pid=pid, host=host)
+        if job is None:
+            raise _conflict(self.get(job_id), "started", "queued")
+        return job
+
+    def alive_descriptor(self, job_id: str) -> int:
+        """The lock of a job that this process started, for a child process to inherit."""
+        return self._held[job_id].descriptor
+
+    def progress(self, job_id: str, done: int, total: int, note: str = "") -> None:
+        """Say how far a running job is."""
+        self._change(job_id, "done = ?, total = ?, note = ?", (done, total, note[:500]), only="state = 'running'")
+
+    def succeed(self, job_id: str, result: Mapping[str, Any]) -> None:
+        """End a job well."""
+        self._end(job_id, "succeeded", result=result)
+
+    def fail(self, job_id: str, error: str) -> None:
+        """End a job, saying why it failed."""
+        self._end(job_id, "failed", error=error)
+
+    def end_cancelled(self, job_id: str) -> None:
+        """End a running job because somebody asked for it."""
+        self._end(job_id, "cancelled", error="cancelled on request")
+
+    def requeue(self, job_id: str) -> None:
+        """Put a running job back: its worker is being stopped, another one goes on with it."""
+        self._change(job_id, "state = 'queued', pid = NULL, host = NULL", (), only="state = 'running'")
+        self.let_go(job_id)
+
+    def cancel(self, job_id: str) -> Job:
+        """Cancel a queued job at once; ask whoever runs it to stop a running one. Raises ``Conflict`` if it ended."""
+        self._change(
+            job_id,
+            "state = 'cancelled', ended = ?, error = 'cancelled before it started'",
+            (time.time(),),
+            only="state = 'queued'",
+        )
+        self._change(job_id, "stopping = 1", (), only="state = 'running'")
+        job = self.get(job_id)
+        if job.finished and job.state != "cancelled":
+            raise _conflict(job, "cancelled", "queued or running")
+        return job
+
+    def resume(self, job_id: str) -> Job:
+        """Queue a job again that failed, was cancelled or lost. Raises ``Conflict`` if it is none of these."""
+        changed = self._change(
+            job_id,
+            "state = 'queued', stopping = 0, ended = NULL, error = NULL, pid = NULL, host = NULL",
+            (),
+            only="resumable AND state IN ('failed', 'cancelled', 'lost')",
+        )
+        job = self.get(job_id)
+        if not changed:
+            raise _conflict(job, "resumed", "failed, cancelled or lost, and of a kind that can be continued")
+        return job
+
+    def referring(self, job_id: str) -> Sequence[Job]:
+        """Jobs whose parameters name this one: they use what it made."""
+        return self._select("job_id != ? AND instr(parameters, ?) ORDER BY number", (job_id, json.dumps(job_id)))
+
+    def forget(self, job_id: str) -> None:
+        """Remove a finished job with its folder. Raises ``Conflict`` if it has not ended."""
+        job = self.get(job_id)
+        with self._transaction() as database:
+            done = database.execute(
+                "DELETE FROM jobs WHERE job_id = ? AND state NOT IN ('queued', 'running')", (job_id,)
+            )
+            if done.rowcount == 0:
+                raise _conflict(job, "forgotten", "ended")
+        shutil.rmtree(self.job_folder(job_id), ignore_errors=True)
+
+    def find_lost(self) -> Sequence[Job]:
+        """Mark every running job as lost that no process works on, and return those."""
+        lost = []
+        for job in self._select("state = 'running'", ()):
+            if not self.job_folder(job.job_id).is_dir():
+                lock = None
+            elif (lock := AliveLock.look(self._alive(job.job_id))) is None:
+                continue
+            changed = self._change(
+                job.job_id,
+                "state = 'lost', ended = ?, error = ?, stopping = 0",
+                (time.time(), LOST),
+                only="state = 'running'",
+            )
+            if lock is not None:
+                lock.release()
+            if changed:
+                lost.append(self.get(job.job_id))
+        return lost
+
+    def let_go(self, job_id: str) -> None:
+        """Stop proving that this process works on a job: if it still counts as running, it is lost."""
+        with self._lock:
+            lock = self._held.pop(job_id, None)
+        if lock is not None:
+            lock.release()
+
+    # Files.
+
+    def job_folder(self, job_id: str) -> Path:
+        """The folder of a job."""
+        assert re.fullmatch(JOB_ID, job_id), "an id that is not ours is never made a path"
+        return self.folder / job_id
+
+    def log_path(self, job_id: str) -> Path:
+        """The log of a job. Raises ``NotFound``; the file may not be there yet."""
+        return self.job_folder(self.get(job_id).job_id) / "log.txt"
+
+    def append_log(self, job_id: str, line: str) -> None:
+        """Add a line to a job's log."""
+        with self.log_path(job_id).open("a", encoding="utf-8") as file:
+            file.write(line.rstrip("\n") + "\n")
+
+    def close(self) -> None:
+        """Close the book; jobs that this process started and did not end are lost from now on."""
+        with self._lock:
+            for job_id in tuple(self._held):
+                self.let_go(job_id)
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    def _alive(self, job_id: str) -> Path:
+        return self.job_folder(job_id) / "alive"
+
+    def _end(
+        self, job_id: str, state: JobState, *, result: Mapping[str, Any] | None = None, error: str | None = None
+    ) -> None:
+        changed = self._change(
+            job_id,
+            "state = ?, ended = ?, result = ?, error = ?, stopping = 0",
+            (state, time.time(), None if result is None else json.dumps(dict(result)), error),
+            only="state = 'running'",
+        )
+        self.let_go(job_id)
+        if not changed:
+            raise _conflict(self.get(job_id), "ended", "running")
+
+    def _change(self, job_id: str, changes: str, values: tuple[Any, ...], *, only: str) -> bool:
+        if not self.exists:
+            return False
+        with self._transaction() as database:
+            statement = f"UPDATE jobs SET {changes} WHERE job_id = ? AND {only}"  # noqa: S608 - both are ours
+            return database.execute(statement, (*values, job_id)).rowcount == 1
+
+    def _select(self, where: str, values: tuple[Any, ...]) -> Sequence[Job]:
+        return [job_of(row) for row in self._query(f"SELECT * FROM jobs WHERE {where}", values)]  # noqa: S608
+
+    def _query(self, statement: str, values: tuple[Any, ...]) -> Sequence[sqlite3.Row]:
+        if not self.exists:
+            return []
+        with self._lock:
+            return self._database().execute(statement, values).fetchall()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            database = self._database()
+            database.execute("BEGIN IMMEDIATE")
+            try:
+                yield database
+                database.execute("COMMIT")
+            except BaseException:
+                if database.in_transaction:  # a full disk has ended it already
+                    database.execute("ROLLBACK")
+                raise
+
+    def _database(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._connection = open_database(self.folder / "jobs.db")
+        return self._connection
+
+
+def _filter(state: JobState | None, kind: str | None) -> tuple[str, tuple[str, ...]]:
+    given = {"state": state, "kind": kind}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return " AND ".join(["1", *(f"{name} = ?" for name in chosen)]), tuple(chosen.values())
+
+
+def _conflict(job: Job, action: str, wanted: str) -> Conflict:
+    return Conflict(
+        f"job {job.job_id} is {job.state} and cannot be {action}",
+        expected=f"a job that is {wanted}",
+        next_step=f"look at it with GET /v1/jobs/{job.job_id}",
+    )

@@ -1,0 +1,190 @@
+"""From a job to the command line that does it, and from what that leaves behind to the job's result.
+
+The command is the one that a person would type. Everything it writes lies in the job's folder, but for an index job
+that adds to a store. Running it again continues what an earlier attempt began.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from service.errors import Conflict
+from service.jobs.book import JobBook
+from service.jobs.progress import NoProgress, PhaseProgress, TrainingProgress, read_lines
+from service.jobs.record import Job, JobProgress
+from service.settings import Settings
+
+CONFIG = "config.json"
+STORE = "store"
+RUN = "run"
+REPORT = "report.json"
+_PROGRESS = "progress.jsonl"
+
+INCOMPLETE = 3
+"""Exit code of `emcl index`: done, but some files or captions could not be used."""
+
+
+class ProgressSource(Protocol):
+    """Where the progress of a running command can be read."""
+
+    def latest(self) -> JobProgress | None:
+        """The newest progress; ``None`` if there is nothing new."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """What to run: arguments of ``emcl``, where its progress appears, exit codes that mean success.
+
+    ``stale`` are files that an earlier attempt may have left and that the command would refuse to replace.
+    """
+
+    arguments: list[str]
+    progress: ProgressSource
+    program: tuple[str, ...] = (sys.executable, "-u", "-m", "service.cli")  # emcl; -u for a log that is live
+    good_exits: tuple[int, ...] = (0,)
+    stale: tuple[Path, ...] = ()
+
+
+def command_of(job: Job, book: JobBook, settings: Settings) -> Command:
+    """The command of a job. Raises ``ValueError`` if another job that it needs is gone."""
+    return {"index": _index, "train": _train, "evaluate": _evaluate, "calibrate": _calibrate}[job.kind](
+        job, book, settings
+    )
+
+
+def result_of(job: Job, book: JobBook, settings: Settings, exit_code: int) -> dict[str, Any]:
+    """The result of a job whose command ended well. Raises ``ValueError`` or ``OSError`` if it left none."""
+    folder = book.job_folder(job.job_id)
+    if job.kind == "index":
+        return _index_result(store_of(job, book, settings), complete=exit_code != INCOMPLETE)
+    if job.kind == "train":
+        return _checkpoint_result(folder, Path(RUN) / "model.safetensors") | _last_validation(folder / RUN)
+    report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    if job.kind == "evaluate":
+        return {"report": report}
+    return _checkpoint_result(folder, Path("model.safetensors")) | {"report": report}
+
+
+def store_of(job: Job, book: JobBook, settings: Settings) -> Path:
+    """The store that an index job writes. Raises ``NotFound`` if it belongs to a job that is gone."""
+    named = str(job.parameters["store"])
+    if named == "served":
+        return settings.store
+    return book.job_folder(job.job_id if named == "new" else book.get(named).job_id) / STORE
+
+
+def model_arguments(named: str, book: JobBook, settings: Settings, *, option: str) -> list[str]:
+    """The options that name a model: ``demo``, ``served`` or a job's checkpoint."""
+    if named == "demo":
+        return [option, "demo"]
+    if named == "served":
+        return _served_model(settings, option)
+    return [option, str(checkpoint_of(book.get(named), book).absolute())]
+
+
+def checkpoint_of(job: Job, book: JobBook) -> Path:
+    """The checkpoint that a job made. Raises ``Conflict`` if it made none."""
+    made = (job.result or {}).get("checkpoint")
+    if job.state != "succeeded" or not isinstance(made, str):
+        raise Conflict(
+            f"job {job.job_id} ({job.kind}, {job.state}) has no checkpoint",
+            expected="a train or calibrate job that succeeded",
+            next_step="wait until it has, or name another one; GET /v1/jobs?kind=train lists them",
+        )
+    return book.job_folder(job.job_id) / made
+
+
+def _served_model(settings: Settings, option: str) -> list[str]:
+    from indexer.options import recorded_settings
+
+    name, pretrained = settings.model, settings.pretrained
+    if name is None:
+        recorded = recorded_settings(settings.store)
+        if recorded is not None:
+            name, pretrained = recorded.model_spec.model, pretrained or recorded.model_spec.pretrained
+    return ([] if name is None else [option, name]) + ([] if pretrained is None else ["--pretrained", pretrained])
+
+
+def _index(job: Job, book: JobBook, settings: Settings) -> Command:
+    asked, folder = job.parameters, book.job_folder(job.job_id).absolute()
+    store = store_of(job, book, settings).absolute()
+    command = ["index", "build" if asked["paths"] else "add", "--store", str(store), "--device", asked["device"]]
+    command += ["--progress-file", str(folder / _PROGRESS)]
+    if asked["store"] == "new" and not (store / "catalogue.db").exists():
+        command += model_arguments(asked["model"] or "served", book, settings, option="--model")
+    for name in ("captions", "workers", "segment_seconds"):
+        if asked[name] is not None:
+            command += [f"--{name.replace('_', '-')}", str(asked[name])]
+    if asked["prune"]:
+        command.append("--prune")
+    return Command(
+        arguments=[*command, "--", *asked["paths"]],
+        progress=PhaseProgress(folder / _PROGRESS),
+        good_exits=(0, INCOMPLETE),
+    )
+
+
+def _train(job: Job, book: JobBook, settings: Settings) -> Command:
+    folder = book.job_folder(job.job_id).absolute()
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    command = ["train", "--config", str(folder / CONFIG), "--output", str(folder / RUN), "--resume"]
+    return Command(
+        arguments=[*command, "--device", job.parameters["device"]],
+        progress=TrainingProgress(folder / RUN / "log.jsonl", config.get("steps") or 0),
+    )
+
+
+def _evaluate(job: Job, book: JobBook, settings: Settings) -> Command:
+    asked, report = job.parameters, book.job_folder(job.job_id).absolute() / REPORT
+    command = ["evaluate", *_measured(asked), "--json", str(report)]
+    if asked["candidates"] is not None:
+        command += ["--candidates", str(asked["candidates"])]
+    command += model_arguments(asked["model"], book, settings, option="--checkpoint")
+    return Command(arguments=command, progress=NoProgress())
+
+
+def _calibrate(job: Job, book: JobBook, settings: Settings) -> Command:
+    asked, folder = job.parameters, book.job_folder(job.job_id).absolute()
+    made = folder / "model.safetensors"
+    command = ["calibrate", *_measured(asked), "--output", str(made), "--json", str(folder / REPORT)]
+    command += ["--mode", asked["mode"]] + (["--only-if-significant"] if asked["only_if_significant"] else [])
+    command += model_arguments(asked["model"], book, settings, option="--model")
+    return Command(arguments=command, progress=NoProgress(), stale=(made, made.with_suffix(".json")))
+
+
+def _measured(asked: Mapping[str, Any]) -> list[str]:
+    options = ["--data", asked["data"], "--split", asked["split"], "--device", asked["device"]]
+    return options + (["--allow-missing"] if asked["allow_missing"] else [])
+
+
+def _index_result(store: Path, *, complete: bool) -> dict[str, Any]:
+    from indexer.errors import NotAStore
+    from indexer.generation import read_current
+
+    try:
+        manifest = read_current(store)
+    except NotAStore:  # nothing that was named could be read
+        return {"complete": complete, "generation": None}
+    return {
+        "complete": complete,
+        "generation": manifest.generation,
+        "fingerprint": manifest.fingerprint,
+        "counts": manifest.counts.model_dump(),
+    }
+
+
+def _checkpoint_result(folder: Path, checkpoint: Path) -> dict[str, Any]:
+    from model.config import load_mapping
+
+    described = load_mapping((folder / checkpoint).with_suffix(".json"))
+    return {"checkpoint": str(checkpoint), "fingerprint": described["fingerprint"]}
+
+
+def _last_validation(run: Path) -> dict[str, Any]:
+    found: list[Mapping[str, Any]] = [line for line in read_lines(run / "log.jsonl") if "validation" in line]
+    return {"validation": found[-1]["validation"]} if found else {}

@@ -1,0 +1,114 @@
+"""Log lines of the service: as text for people or as JSON for machines, each with the id of its request.
+
+In: records of ``logging``, uvicorn's among them. Out: one line for each on standard error (text adds the lines of a
+traceback, indented). Nothing that a client sends can begin a line of its own: control characters become escapes.
+Query texts, bodies, query strings, keys and passwords are never logged by the access line.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from service.telemetry_context import current
+
+LogFormat = Literal["text", "json"]
+
+access_logger = logging.getLogger("service.access")
+"""One line for each request, with the attribute ``fields``."""
+
+_TRACEBACK_INDENT = "    | "
+
+
+class TextFormatter(logging.Formatter):
+    """``2026-01-31 12:00:00,000 INFO service.access: … [request-id]``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, and indented lines for a traceback."""
+        request_id = _request_id(record)
+        mark = f" [{request_id}]" if request_id else ""
+        line = f"{self.formatTime(record)} {record.levelname} {record.name}: {escape(record.getMessage())}{mark}"
+        trace = _trace(self, record)
+        return "\n".join([line, *(_TRACEBACK_INDENT + escape(part) for part in trace.splitlines())])
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: ``time``, ``level``, ``logger``, ``message``, ``request_id``, the record's ``fields``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line; everything outside of ASCII is escaped."""
+        entry: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if request_id := _request_id(record):
+            entry["request_id"] = request_id
+        entry.update(getattr(record, "fields", {}))
+        if trace := _trace(self, record):
+            entry["exception"] = trace
+        return json.dumps(entry, default=str)
+
+
+def escape(text: str) -> str:
+    """The text with everything that is not printable (line ends, control, direction marks, surrogates) as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def _request_id(record: logging.LogRecord) -> str | None:
+    observation = current()
+    named: str | None = getattr(record, "request_id", None)
+    return named or (observation.request_id if observation else None)
+
+
+def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    parts = [formatter.formatException(record.exc_info)] if record.exc_info else []
+    if record.stack_info:
+        parts.append(formatter.formatStack(record.stack_info))
+    return "\n".join(parts)
+
+
+class _ToStandardError(logging.StreamHandler[Any]):
+    """Writes to what ``sys.stderr`` is at that moment."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+
+@contextmanager
+def logging_to_stderr(log_format: LogFormat, level: str) -> Iterator[None]:
+    """All logs of the process in one format while the context lasts; uvicorn must be started with ``log_config=None``.
+
+    ``level`` is the least severe level shown. What had been set up before is back afterwards.
+    """
+    root = logging.getLogger()
+    handlers, old_level = root.handlers[:], root.level
+    handler = _ToStandardError()
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    for other in [other for other in root.handlers if type(other) is logging.StreamHandler]:
+        root.removeHandler(other)  # what `logging.basicConfig` of another command left would write each line again
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(old_level)
+
+
+def log_access(fields: dict[str, Any]) -> None:
+    """One line for a request that was answered. ``fields`` hold method, route, path, status, duration, bytes, key."""
+    line = "%(method)s %(path)s %(status)s %(duration_ms).1f ms %(bytes)d bytes key=%(key)s"
+    access_logger.info(line, fields, extra={"fields": fields})

@@ -1,0 +1,190 @@
+"""Who is let in: keys in headers, scopes of routes, open paths, and that a forgotten route is closed."""
+
+import re
+
+import pytest
+from fastapi.testclient import TestClient
+from service_support import bearer, make_app, make_keys, serving
+
+from service.auth import OPEN_FOLDERS, OPEN_PATHS, is_open
+from service.keys import KeyBook
+from service.settings import load_settings
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("auth")
+
+
+@pytest.fixture(scope="module")
+def tokens(folder):
+    return make_keys(folder)[1]
+
+
+@pytest.fixture(scope="module")
+def client(clip_store, tiny_encoder, folder, tokens):
+    with serving(clip_store, tiny_encoder, folder, require_keys=True, rate_limit=0) as made:
+        yield made
+
+
+def problem_of(response, status, slug):
+    assert response.status_code == status, response.text
+    problem = response.json()
+    assert problem["type"] == f"/docs#problem-{slug}"
+    assert problem["next_step"]
+    return problem
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "scope"),
+    [
+        ("POST", "/v1/search", "search"),
+        ("POST", "/v1/search/video", "search"),
+        ("POST", "/v1/rerank", "search"),
+        ("POST", "/v1/embeddings", "search"),
+        ("GET", "/v1/videos", "search"),
+        ("GET", "/v1/videos/" + "0" * 64, "search"),
+        ("GET", "/v1/videos/" + "0" * 64 + "/stream", "search"),
+        ("GET", "/v1/videos/" + "0" * 64 + "/thumbnail", "search"),
+        ("GET", "/v1/index", "search"),
+        ("POST", "/v1/session", "search"),
+        ("POST", "/v1/index/reload", "admin"),
+    ],
+)
+def test_routes_take_keys_of_their_scope_and_no_others(client, tokens, method, path, scope):
+    refused = client.request(method, path)
+    problem_of(refused, 401, "unauthorised")
+    assert refused.headers["www-authenticate"].startswith("Bearer")
+    order = ["search", "write", "admin"]
+    for held in order:
+        response = client.request(method, path, headers=bearer(tokens[held]))
+        client.cookies.clear()
+        if order.index(held) < order.index(scope):
+            problem = problem_of(response, 403, "forbidden")
+            assert scope in problem["expected"]
+            assert f"--scope {scope}" in problem["next_step"]
+        else:
+            assert response.status_code not in (401, 403), response.text
+
+
+def test_every_operation_is_open_on_purpose_or_says_that_it_needs_a_key(client):
+    for path, operations in client.get("/openapi.json").json()["paths"].items():
+        for method, operation in operations.items():
+            open_on_purpose = is_open(path) and (path, method) != ("/v1/session", "post")
+            assert operation.get("security") == (None if open_on_purpose else [{"key": []}]), f"{method} {path}"
+
+
+READS = {"/v1/search", "/v1/search/video", "/v1/rerank", "/v1/embeddings", "/knn-service", "/metadata", "/v1/session"}
+
+
+def test_a_key_that_may_search_changes_nothing(client, tokens):
+    refused = 0
+    for path, operations in client.get("/openapi.json").json()["paths"].items():
+        for method in set(operations) - {"get", "head"}:
+            if path not in READS:
+                filled = re.sub(r"\{[^}]+\}", "0" * 64, path)
+                response = client.request(method, filled, headers=bearer(tokens["search"]))
+                problem_of(response, 403, "forbidden")
+                refused += 1
+    assert refused >= 1
+
+
+def test_a_route_without_a_scope_is_closed_all_the_same(clip_store, tiny_encoder, folder, tokens):
+    app = make_app(clip_store, tiny_encoder, folder, require_keys=True)
+
+    @app.get("/forgotten")
+    def forgotten() -> str:
+        return "secret"
+
+    with TestClient(app) as client:
+        problem_of(client.get("/forgotten"), 401, "unauthorised")
+        problem_of(client.get("/no/such/path"), 401, "unauthorised")  # what there is, is not for everybody to know
+        assert client.get("/forgotten", headers=bearer(tokens["search"])).json() == "secret"
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/openapi.json", "/web/app.js", "/health/live", "/health/ready"])
+def test_pages_and_health_are_open_whatever_key_is_shown(client, path):
+    assert is_open(path)
+    assert client.get(path).status_code == 200
+    assert client.get(path, headers=bearer("emcl_nonsense")).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/webx", "/health", "/docs/x", "/v1/session/x", "/web", "/WEB/app.js", "/v1"])
+def test_paths_that_only_look_open_are_not(client, path):
+    assert not is_open(path)
+    assert client.get(path, follow_redirects=False).status_code == 401
+
+
+def test_open_is_a_short_list():
+    assert {"/", "/docs", "/openapi.json", "/v1/session"} == OPEN_PATHS
+    assert OPEN_FOLDERS == ("/web/", "/health/")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Authorization": "Bearer emcl_000000000000_" + "0" * 64},
+        {"Authorization": "Bearer "},
+        {"Authorization": "Basic YTpi"},
+        {"X-API-Key": "wrong"},
+        {"X-API-Key": ""},
+        {"Authorization": "Bearer " + "x" * 10_000},
+        {"Authorization": "Bearer \xff\xfe"},
+    ],
+)
+def test_wrong_keys_are_refused(client, headers):
+    raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+    problem_of(client.get("/v1/index", headers=raw), 401, "unauthorised")
+
+
+def test_a_key_may_come_in_either_header_and_any_case(client, tokens):
+    assert client.get("/v1/index", headers={"X-API-Key": tokens["search"]}).status_code == 200
+    assert client.get("/v1/index", headers={"authorization": f"bEARER {tokens['search']}"}).status_code == 200
+
+
+def test_a_key_in_the_address_is_no_key(client, tokens):
+    assert client.get("/v1/index", params={"key": tokens["admin"], "api_key": tokens["admin"]}).status_code == 401
+
+
+def test_an_unknown_key_is_refused_before_its_body_is_read(client):
+    huge = (b"x" * 65536 for _ in range(1 << 20))  # 64 GiB, were it read
+    response = client.post("/v1/search", content=huge, headers=bearer("emcl_wrong"))
+    problem_of(response, 401, "unauthorised")
+
+
+def test_new_and_revoked_keys_count_without_a_restart(client, folder):
+    book = KeyBook(folder / "keys.json")
+    token = book.create("temporary", "search")[1]
+    assert client.get("/v1/index", headers=bearer(token)).status_code == 200
+    book.revoke("temporary")
+    problem_of(client.get("/v1/index", headers=bearer(token)), 401, "unauthorised")
+
+
+def test_on_loopback_no_key_is_needed_and_a_shown_one_does_no_harm(clip_store, tiny_encoder, tmp_path):
+    with serving(clip_store, tiny_encoder, tmp_path) as client:
+        assert client.get("/v1/index").status_code == 200
+        assert client.get("/v1/index", headers=bearer("emcl_wrong")).status_code == 200
+        assert client.post("/v1/index/reload").status_code == 200
+
+
+def test_a_public_address_needs_a_key(clip_store, tiny_encoder, tmp_path):
+    app = make_app(clip_store, tiny_encoder, tmp_path, host="0.0.0.0")
+    with pytest.raises(ValueError, match="emcl keys create"), TestClient(app):
+        pass
+    book, tokens = make_keys(tmp_path)
+    with serving(clip_store, tiny_encoder, tmp_path, host="0.0.0.0") as client:
+        assert client.get("/v1/index").status_code == 401
+        assert client.get("/v1/index", headers=bearer(tokens["search"])).status_code == 200
+    for key in book.all_keys():
+        book.revoke(key.key_id)
+    with pytest.raises(ValueError, match="no valid key"), serving(clip_store, tiny_encoder, tmp_path, host="0.0.0.0"):
+        pass
+
+
+def test_keys_cannot_be_off_on_a_public_address():
+    with pytest.raises(ValueError, match="keys cannot be off"):
+        load_settings({"host": "192.168.1.5", "require_keys": False})
+    assert load_settings({"host": "192.168.1.5"}).keys_required
+    assert load_settings({"host": "192.168.1.5", "require_keys": True}).keys_required
+    assert load_settings({"require_keys": True}).keys_required
+    assert not load_settings({}).keys_required

@@ -1,0 +1,92 @@
+"""A service killed while it adds and deletes videos: what it acknowledged is there, or gone, when the next one runs."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from indexer.verify import verify
+from model.synthetic import make_scene, write_clip
+
+KILLS = 2
+SEED = 12
+PATIENCE_SECONDS = 120
+
+
+class Client(threading.Thread):
+    """Adds, captions and deletes videos until the service dies under it, and remembers what was acknowledged."""
+
+    def __init__(self, url: str, clip: bytes, number: int, kept: set[str], deleted: set[str]) -> None:
+        super().__init__(daemon=True)
+        self._http = httpx.Client(base_url=url, timeout=30)
+        self._clip, self._number = clip, number
+        self.kept, self.deleted = kept, deleted
+
+    def run(self) -> None:
+        try:
+            for step in range(12):
+                # Other bytes, the same pictures: a free box with a number in it.
+                content = self._clip + b"\0\0\0\x10free" + bytes(7) + bytes([16 * self._number + step])
+                answer = self._http.post("/v1/videos", files={"file": content}, data={"tags": "live"})
+                if answer.status_code == 202:
+                    self.kept.add(answer.json()["video_id"])
+                if step % 3 == 2 and self.kept:
+                    self._take_back(random.Random(step).choice(sorted(self.kept)))
+        except httpx.TransportError:
+            pass  # killed
+        finally:
+            self._http.close()
+
+    def _take_back(self, video_id: str) -> None:
+        self.kept.discard(video_id)  # from now on it may be there or not, until that is acknowledged
+        if self._http.delete(f"/v1/videos/{video_id}").status_code == 204:
+            self.deleted.add(video_id)
+
+
+@pytest.mark.slow
+def test_a_killed_service_loses_nothing_that_it_acknowledged(clip_store, tiny_checkpoint, tmp_path: Path, start_server):
+    store = tmp_path / "store"
+    shutil.copytree(clip_store / "store", store)
+    write_clip(make_scene(1, "test", 0), tmp_path / "clip.mp4")
+    clip = (tmp_path / "clip.mp4").read_bytes()
+    options = ("--store", store, "--model", tiny_checkpoint, "--jobs-folder", tmp_path / "jobs", "--rate-limit", 0)
+    options += ("--embedded-worker", "off", "--overlay-max-rows", 5, "--upload-rate-per-minute", 0)
+    chance = random.Random(SEED)
+    kept: set[str] = set()
+    deleted: set[str] = set()
+    for number in range(KILLS):
+        server = start_server(*options)
+        client = Client(server.url, clip, number, kept, deleted)
+        client.start()
+        time.sleep(chance.uniform(1, 3))
+        server.process.kill()
+        server.process.wait()
+        server._log.join(10)
+        server.process.stderr.close()
+        client.join(60)
+        assert not client.is_alive()
+    assert kept
+    assert deleted
+    server = start_server(*options)
+    with httpx.Client(base_url=server.url, timeout=60) as http:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while http.get("/v1/index").json()["overlay"]["waiting"] and time.monotonic() < deadline:
+            time.sleep(0.1)
+        videos = http.get("/v1/videos", params={"tag": "live", "limit": 1000}).json()["videos"]
+        listed = {video["video_id"] for video in videos}
+        assert kept <= listed
+        assert not deleted & listed
+        found = http.post("/v1/search", json={"text": "a", "k": 1000, "candidates": 1000}).json()["hits"]
+        assert kept <= {hit["video_id"] for hit in found}
+        assert not deleted & {hit["video_id"] for hit in found}
+        assert all(http.head(video["stream_url"]).status_code == 200 for video in videos)
+    server.stop()
+    assert verify(store).problems == []
+    files = {path.name[:64] for path in (store / "media").iterdir()}
+    assert files == listed
