@@ -1,0 +1,199 @@
+"""What the service answers under load, beside what the bare model and index take for the same queries.
+
+    python -m benchmarks.load                        1, 10, 50 and 200 clients, without and with caches, 20 s each
+    python -m benchmarks.load --soak 600             50 clients for ten minutes: errors, and memory over time
+
+Load comes from wrk (Debian's package), another process; the service is `emcl serve` over the demo's store. Every
+request is a full search (100 candidates, EM pass, 10 hits). Queries are captions that the generator writes, thousands
+of different ones without caches, 200 with them. "Bare" calls `service.engine.Engine.search` in this process with the
+same queries, one by one and 32 at a time; its text cache is off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+CLIENTS = (1, 10, 50, 200)
+COLD, WARM = 20_000, 200
+BATCH = 32
+LUA = Path(__file__).with_name("load.lua")
+NO_CACHES = ("--cache-entries", "0", "--result-cache-bytes", "0")
+
+
+def write_queries(folder: Path) -> dict[str, Path]:
+    """Files of request bodies, one a line: many different texts, and few."""
+    from model.synthetic import make_scene
+    from model.synthetic_captions import captions_of
+
+    texts = [captions_of(make_scene(1, "test", index), 1, index)[0] for index in range(COLD)]
+    files = {}
+    for name, some in (("cold", texts), ("warm", texts[:WARM])):
+        files[name] = folder / f"{name}.jsonl"
+        files[name].write_text("".join(json.dumps({"text": text}) + "\n" for text in some), encoding="utf-8")
+    return files
+
+
+class Server:
+    """`emcl serve` in a process of its own."""
+
+    def __init__(self, store: Path, *options: str) -> None:
+        command = [sys.executable, "-m", "service.cli", "serve", "--store", str(store), "--port", "0", *options]
+        self._log = tempfile.NamedTemporaryFile("w+", suffix=".log")  # noqa: SIM115 - it lives as long as the server
+        self.process = subprocess.Popen([*command, "--log-level", "info"], stdout=self._log, stderr=self._log)
+        self.url = self._wait()
+
+    def _wait(self) -> str:
+        for _ in range(1200):
+            text = Path(self._log.name).read_text(encoding="utf-8")
+            found = re.search(r"running on (http://[0-9.:]+)", text)
+            if found and _answers(f"{found[1]}/health/ready"):
+                return found[1]
+            if self.process.poll() is not None:
+                raise SystemExit(f"the service ended:\n{text}")
+            time.sleep(0.1)
+        raise SystemExit(f"the service did not get ready:\n{text}")
+
+    def memory_mib(self) -> float:
+        """Resident memory of the serving process."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
+        return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def wrk(url: str, queries: Path, clients: int, seconds: float) -> dict[str, Any]:
+    """Load from wrk's own process; its latencies count from before the request is sent."""
+    threads = min(2, clients)
+    command = ["wrk", f"-t{threads}", f"-c{clients}", f"-d{int(seconds)}s", "--timeout", "30s", "-s", str(LUA), url]
+    output = subprocess.run([*command, "--", str(queries)], check=True, capture_output=True, text=True).stdout
+    found = json.loads(output.splitlines()[-1])
+    return {"clients": clients, "per_second": round(found["requests"] / found["seconds"], 1), **found}
+
+
+def bare(store: Path, queries: Path, seconds: float) -> dict[str, float]:
+    """Milliseconds a query of the engine alone: one by one, and in batches."""
+    from service.deps import build_engine
+    from service.query import Ranking, SearchQuery
+    from service.settings import load_settings
+
+    texts = [json.loads(line)["text"] for line in queries.read_text(encoding="utf-8").splitlines()]
+    engine = build_engine(load_settings({"store": store, "cache_entries": 0}))
+    try:
+        found = {}
+        for name, size in (("one", 1), ("batch", BATCH)):
+            taken, at, end = [], 0, time.monotonic() + seconds
+            while time.monotonic() < end:
+                batch = [SearchQuery(text=texts[(at + n) % len(texts)], ranking=Ranking()) for n in range(size)]
+                at += size
+                started = time.perf_counter()
+                engine.search(batch)
+                taken.append((time.perf_counter() - started) * 1000 / size)
+            found[name] = round(statistics.median(taken), 2)
+        return found
+    finally:
+        engine.close()
+
+
+def ladder(store: Path, files: dict[str, Path], seconds: float) -> dict[str, Any]:
+    """Every number of clients, without caches and with warm ones."""
+    rows = []
+    for caches, options in (("off", NO_CACHES), ("on", ())):
+        server = Server(store, *options)
+        try:
+            queries = files["cold" if caches == "off" else "warm"]
+            wrk(server.url, queries, 10, 5)  # warm up
+            for clients in CLIENTS:
+                row = {"caches": caches, **wrk(server.url, queries, clients, seconds)}
+                rows.append({**row, "memory_mib": round(server.memory_mib())})
+                print(json.dumps(rows[-1]), flush=True)
+        finally:
+            server.stop()
+    return {"bare_ms_per_query": bare(store, files["cold"], seconds / 2), "rows": rows}
+
+
+def soak(store: Path, files: dict[str, Path], seconds: float, clients: int) -> dict[str, Any]:
+    """One load for long, in ten parts; memory after each."""
+    server = Server(store, *NO_CACHES)
+    try:
+        wrk(server.url, files["cold"], clients, 10)
+        parts = []
+        for _ in range(10):
+            part = wrk(server.url, files["cold"], clients, seconds / 10)
+            parts.append({**part, "memory_mib": round(server.memory_mib())})
+            print(json.dumps(parts[-1]), flush=True)
+        return {"soak": parts}
+    finally:
+        server.stop()
+
+
+def table(report: dict[str, Any]) -> str:
+    """Markdown."""
+    lines = ["| caches | clients | requests/s | p50 ms | p95 ms | p99 ms | errors | MiB |", "|---" * 8 + "|"]
+    for row in report["rows"]:
+        errors = row["status_errors"] + row["timeouts"] + row["socket_errors"]
+        latencies = " | ".join(f"{row[name]:.1f}" for name in ("p50_ms", "p95_ms", "p99_ms"))
+        lines.append(
+            f"| {row['caches']} | {row['clients']} | {row['per_second']:.0f} | {latencies} | {errors} | "
+            f"{row['memory_mib']} |"
+        )
+    alone = next(row for row in report["rows"] if row["caches"] == "off" and row["clients"] == 1)
+    busy = max((row for row in report["rows"] if row["caches"] == "off"), key=lambda row: row["per_second"])
+    one, batch = report["bare_ms_per_query"]["one"], report["bare_ms_per_query"]["batch"]
+    lines += [
+        "",
+        f"bare engine: {one:.1f} ms a query one by one, {batch:.1f} ms in batches of {BATCH}; one client over HTTP "
+        f"{alone['p50_ms']:.1f} ms: HTTP and batching add {alone['p50_ms'] - one:.1f} ms. Best throughput "
+        f"{busy['per_second']:.0f}/s is {busy['per_second'] * batch / 1000:.2f} of the bare engine's in batches.",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("var/demo"), help="of `emcl demo`")
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--soak", type=float, metavar="SECONDS", help="one load for this long instead")
+    parser.add_argument("--clients", type=int, default=50, help="of the soak")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    arguments = parser.parse_args()
+    if shutil.which("wrk") is None:
+        raise SystemExit("wrk is not installed (Debian: apt-get install wrk)")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from service.demo import prepare
+
+    store = prepare(arguments.folder, 300, say=print)
+    with tempfile.TemporaryDirectory() as folder:
+        files = write_queries(Path(folder))
+        if arguments.soak:
+            report = soak(store, files, arguments.soak, arguments.clients)
+        else:
+            report = ladder(store, files, arguments.seconds)
+            print(table(report))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
