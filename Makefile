@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: help demo test lint check-types tests docs format clean
+.PHONY: help demo test lint check-types audit tests docs format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -18,7 +18,7 @@ help: ## Show this list
 demo: $(VENV)/.installed ## Set up, index a small corpus and serve it at http://127.0.0.1:8000
 	@$(BIN)/emcl demo --host $(HOST) --port $(PORT)
 
-test: $(VENV)/.installed-dev system-packages lint check-types tests ## Set up and pass every check: lint, types, import floors, tests
+test: $(VENV)/.installed-dev system-packages lint check-types audit tests ## Set up and pass every check: lint, types, import floors, audit, tests
 	@echo "==> all checks passed"
 
 lint: $(VENV)/.installed-dev
@@ -30,6 +30,10 @@ lint: $(VENV)/.installed-dev
 check-types: $(VENV)/.installed-dev
 	@echo "==> mypy --strict"
 	@$(BIN)/mypy
+
+audit: $(VENV)/.installed-dev
+	@echo "==> pip-audit: known vulnerabilities of what is installed"
+	@$(BIN)/python tests/audit_dependencies.py
 
 # One thread per operation: the tests start servers and workers of their own, and two pools would fight for the cores.
 tests: $(VENV)/.installed-dev
