@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import IO, TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from service import disk
 from service.errors import Conflict, NotFound, Overloaded, ServiceError, Unprocessable
 from service.fence import Fence, Leash
 from service.intake import Accepted, Intake, Received
@@ -250,11 +252,25 @@ class Additions:
             if self._stopping.is_set():
                 self._book.requeue(accepted.job_id)
                 return
+            if disk.is_full(error):
+                logger.warning("video %s waits for space on a disk: %s", accepted.video_id[:12], error)
+                self._wait_for_space(accepted)
+                return
             if isinstance(error, ServiceError):
                 logger.info("video %s cannot be added: %s", accepted.video_id[:12], error.detail)
             else:
                 logger.exception("video %s could not be added", accepted.video_id[:12])
             self._fail(accepted, error)
+
+    def _wait_for_space(self, accepted: Accepted) -> None:
+        """Put its job back, as soon as that can be written down: it stays the next one to work on."""
+        while not self._stopping.wait(WAIT_SECONDS):
+            try:
+                self._book.requeue(accepted.job_id)
+                return
+            except (OSError, sqlite3.Error) as error:
+                if not disk.is_full(error):
+                    raise
 
     def _start_job(self, accepted: Accepted) -> bool:
         """Start its job; False if that was cancelled, and the video with it, or had been done already."""

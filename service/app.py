@@ -13,7 +13,7 @@ from starlette.staticfiles import StaticFiles
 from service import middleware, problems
 from service.deps import Services
 from service.engine import Engine
-from service.routes import captions, clip_retrieval, index, jobs, metrics, pages, search, session, videos
+from service.routes import captions, clip_retrieval, index, jobs, metrics, pages, previews, search, session, videos
 from service.schemas import Problem
 from service.settings import Settings
 from service.switch import Switch
@@ -68,7 +68,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         redoc_url=None,
         responses=_ERRORS,
     )
-    for part in (search, videos, captions, index, jobs, clip_retrieval, metrics, session, pages):
+    for part in (search, videos, previews, captions, index, jobs, clip_retrieval, metrics, session, pages):
         app.include_router(part.router)
     app.mount("/web", StaticFiles(directory=pages.WEB), name="web")
     problems.register(app)

@@ -28,6 +28,7 @@ from service.lanes import Lanes
 from service.library import Library
 from service.live import Watcher
 from service.media import Thumbnails
+from service.previews import PreviewLimits, Previews
 from service.query import QueryLimits, SearchQuery, SearchResult
 from service.ratelimit import build_rate_limiter
 from service.redis_link import build_redis_link
@@ -70,6 +71,7 @@ class Services:
             fence=self.fence,
             uploads=settings.store.absolute() / MEDIA,
         )
+        self.previews = Previews(settings.preview_folder.absolute(), preview_limits(settings))
         self.jobs = jobs or JobDesk(settings)
         self.requests = 0  # that are being answered
         self._decoders = ThreadPoolExecutor(settings.upload_workers, thread_name_prefix="decode")
@@ -101,6 +103,7 @@ class Services:
         self.redis.start()
         self.lanes.start()
         self.thumbnails.start()
+        self.previews.start()
         self.jobs.start()
         self.library.start()
         self.watcher.start()
@@ -109,7 +112,7 @@ class Services:
         """Stop taking work, let what is being computed end, and close the index; jobs too, unless others have them."""
         await asyncio.to_thread(self.library.close)  # it computes until it has stopped
         await asyncio.to_thread(self.watcher.close)
-        await asyncio.gather(self.lanes.close(), self.thumbnails.close(), self.shared.close())
+        await asyncio.gather(self.lanes.close(), self.thumbnails.close(), self.previews.close(), self.shared.close())
         await self.redis.close()
         self._decoders.shutdown(wait=False, cancel_futures=True)
         if not keep_jobs:
@@ -119,7 +122,7 @@ class Services:
     @property
     def queues(self) -> dict[str, Batcher[Any, Any]]:
         """Everything that makes requests wait, by name."""
-        return {**self.lanes.queues, "thumbnail": self.thumbnails.batcher}
+        return {**self.lanes.queues, "thumbnail": self.thumbnails.batcher, "preview": self.previews.batcher}
 
     async def search(self, queries: Sequence[SearchQuery]) -> list[SearchResult]:
         """The results of some queries: those that are known at once, the others when their turn comes.
@@ -182,6 +185,17 @@ def fence_limits(settings: Settings) -> FenceLimits:
         cpu_seconds=settings.decode_cpu_seconds,
         memory_bytes=settings.decode_memory_bytes,
         max_bytes=settings.upload_max_bytes,
+        max_seconds=settings.upload_max_seconds,
+        max_pixels=settings.upload_max_pixels,
+    )
+
+
+def preview_limits(settings: Settings) -> PreviewLimits:
+    """The limits of previews, of the settings; memory and pixels are those of the decoding process."""
+    return PreviewLimits(
+        cache_bytes=settings.preview_cache_bytes,
+        seconds=settings.preview_seconds,
+        memory_bytes=settings.decode_memory_bytes,
         max_seconds=settings.upload_max_seconds,
         max_pixels=settings.upload_max_pixels,
     )

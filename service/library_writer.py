@@ -10,7 +10,6 @@ through a connection of its own while this thread goes on writing; what is writt
 
 from __future__ import annotations
 
-import errno
 import logging
 import queue
 import sqlite3
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from indexer.errors import StoreError, StoreLocked
+from service import disk
 from service.errors import Overloaded, ServiceError
 
 if TYPE_CHECKING:
@@ -190,17 +190,11 @@ def _told(error: BaseException) -> BaseException:
     """What a caller can do something about, as such; everything else as it is."""
     if isinstance(error, StoreLocked):
         expected, next_step = "no other process that writes to the store", "try again after the seconds in Retry-After"
-    elif _disk_full(error):
-        expected, next_step = "space on the disk of the store", "make space there, then try again"
+    elif disk.is_full(error):
+        return disk.refusal()
     else:
         return error
     return Overloaded(str(error), expected=expected, next_step=next_step, retry_after_seconds=RETRY_SECONDS)
-
-
-def _disk_full(error: BaseException) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return isinstance(error, sqlite3.Error) and error.sqlite_errorcode == sqlite3.SQLITE_FULL
 
 
 def _closing() -> Overloaded:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sqlite3
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -20,6 +21,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match, Mount
 
+from service import disk
 from service.errors import ServiceError, UnsupportedMedia
 from service.telemetry_context import CLIENT_LEFT, current
 
@@ -120,6 +122,14 @@ def register(app: FastAPI) -> None:
     @app.exception_handler(ServiceError)
     async def service_error(request: Request, error: ServiceError) -> Response:
         return from_error(error)
+
+    @app.exception_handler(OSError)
+    @app.exception_handler(sqlite3.Error)
+    async def disk_trouble(request: Request, error: Exception) -> Response:
+        if not disk.is_full(error):
+            raise error
+        logger.error("%s %s: %s", request.method, request.url.path, error)
+        return from_error(disk.refusal())
 
     @app.exception_handler(ClientDisconnect)
     async def client_left(request: Request, error: ClientDisconnect) -> Response:

@@ -173,6 +173,14 @@ class Settings(BaseSettings):
     thumbnail_width: int = Field(320, ge=16, le=1920, description="Width of thumbnails, in pixels.")
     thumbnail_cache_bytes: ByteSize = Field(ByteSize(32 * MEBIBYTE), ge=0, description="Thumbnails kept in memory.")
 
+    preview_folder: Path = Field(
+        Path("var/previews"), description="Folder of H.264 previews of videos that browsers do not play."
+    )
+    preview_cache_bytes: ByteSize = Field(
+        ByteSize(1024 * MEBIBYTE), ge=0, description="Previews kept on the disk; 0 makes none."
+    )
+    preview_seconds: float = Field(300.0, gt=0, description="Longest time that making one preview may take.")
+
     @field_validator("jobs_inputs", mode="before")
     @classmethod
     def _split_folders(cls, value: Any) -> Any:

@@ -20,6 +20,7 @@ def make_app(clip_store, encoder, folder, **options):
             "allowed_hosts": "testserver",
             "keys_file": folder / "keys.json",
             "jobs_folder": folder / "jobs",
+            "preview_folder": folder / "previews",
             "embedded_worker": "off",
             **options,
         }

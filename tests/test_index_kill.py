@@ -22,7 +22,7 @@ from indexer.verify import verify
 from indexer.writer import StoreWriter
 
 SUPPORT = Path(__file__).with_name("index_support.py")
-KILLS = 10
+KILLS = 19
 SEED = 20
 
 
@@ -97,7 +97,7 @@ def states(store: Path) -> dict[str, str]:
         catalogue.close()
 
 
-def test_killed_at_ten_random_moments_and_continued(tmp_path: Path, corpus: Path) -> None:
+def test_killed_at_random_moments_and_continued(tmp_path: Path, corpus: Path) -> None:
     chance = random.Random(SEED)
     store = tmp_path / "killed"
     committed: set[str] = set()

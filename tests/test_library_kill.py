@@ -14,7 +14,7 @@ import pytest
 from indexer.verify import verify
 from model.synthetic import make_scene, write_clip
 
-KILLS = 2
+KILLS = 5
 SEED = 12
 PATIENCE_SECONDS = 120
 

@@ -126,13 +126,17 @@ class JobBook:
         lock = AliveLock.take(self._alive(job_id), while_=lambda: self.get(job_id).state == "queued")
         if lock is None:
             return None
-        claimed = self._change(
-            job_id,
-            "state = 'running', attempts = attempts + 1, started = ?, ended = NULL, error = NULL, result = NULL,"
-            " pid = ?, host = ?, done = 0, total = 0, note = ''",
-            (time.time(), pid, host),
-            only="state = 'queued'",
-        )
+        try:
+            claimed = self._change(
+                job_id,
+                "state = 'running', attempts = attempts + 1, started = ?, ended = NULL, error = NULL, result = NULL,"
+                " pid = ?, host = ?, done = 0, total = 0, note = ''",
+                (time.time(), pid, host),
+                only="state = 'queued'",
+            )
+        except BaseException:
+            lock.release()  # it is still queued, and may be claimed again
+            raise
         if not claimed:
             lock.release()
             return None

@@ -142,6 +142,7 @@ async def edit_video(video_id: VideoId, asked: VideoEdit, services: ServicesDep)
 async def remove_video(video_id: VideoId, services: ServicesDep) -> None:
     """Forget it with its captions: no search finds it any more. Its file is removed if it came over HTTP."""
     await asyncio.wrap_future(services.library.remove_video(video_id))
+    await asyncio.to_thread(services.previews.forget, video_id)
 
 
 @router.get("/{video_id}", summary="Describe a video")

@@ -1,6 +1,6 @@
 // Draws /openapi.json: every route with its parameters and bodies, a form to try it, and every kind of problem.
 
-/** Make an element. @param {string} name @param {object} properties @param {(Node | string)[]} children */
+/** Make an element. @param {string} name @param {object} properties @param {(Node | string)[]} children @returns {any} */
 function make(name, properties = {}, ...children) {
   const element = Object.assign(document.createElement(name), properties);
   element.append(...children);
@@ -12,7 +12,7 @@ function marked(text) {
   return text.split("`").map((part, number) => (number % 2 ? make("code", {}, part) : part));
 }
 
-/** Follow references, so that a schema stands for itself. @param {any} schema @param {any} api */
+/** Follow references, so that a schema stands for itself. @param {any} schema @param {any} api @returns {any} */
 function resolve(schema, api) {
   return schema?.$ref ? resolve(api.components.schemas[schema.$ref.split("/").pop()], api) : schema ?? {};
 }

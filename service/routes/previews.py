@@ -1,0 +1,43 @@
+"""Previews of videos that a browser does not play."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Request
+from fastapi import Path as InPath
+from starlette.responses import FileResponse, Response
+
+from service.auth import require
+from service.deps import ServicesDep, unless_gone
+from service.media import check_range, find_file
+from service.previews import Wanted
+from service.schemas import VIDEO_ID
+
+_A_DAY = "private, max-age=86400"
+
+router = APIRouter(prefix="/v1/videos", tags=["videos"], dependencies=[require("search")])
+
+
+@router.get("/{video_id}/preview", summary="Play a video that browsers cannot", response_class=FileResponse)
+@router.head("/{video_id}/preview", include_in_schema=False)
+async def preview(
+    video_id: Annotated[str, InPath(pattern=VIDEO_ID, description="SHA-256 of the video's bytes, in hexadecimal.")],
+    request: Request,
+    services: ServicesDep,
+) -> Response:
+    """The video's pictures as small H.264 in MP4, with the same times, without sound; whole or in ranges.
+
+    It is made when it is first asked for, which takes a while. 413 if that would take too much.
+    """
+
+    def find() -> Wanted:
+        with services.engine.live.lease() as generation:
+            return Wanted(video_id=video_id, path=find_file(generation.video(video_id)))
+
+    wanted = await asyncio.to_thread(find)
+    path = await unless_gone(request, services.previews.file(wanted))
+    if "if-range" not in request.headers:
+        check_range(request.headers.get("range"), path.stat().st_size)
+    return FileResponse(path, media_type="video/mp4", headers={"Cache-Control": _A_DAY})

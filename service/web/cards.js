@@ -1,0 +1,104 @@
+// One card for each hit: a moving preview that starts at the best moment, and what is known about it.
+import { streamUrl } from "./api.js";
+import { go, read, write } from "./address.js";
+import { isCalm, make } from "./dom.js";
+import { clock, range, score } from "./format.js";
+import { picture } from "./pictures.js";
+import { playable } from "./playable.js";
+import { strip } from "./strip.js";
+
+/** @typedef {import("./api.js").Hit} Hit @typedef {import("./api.js").Video} Video */
+
+const HOVER_MS = 120;
+const SHORTEST_LOOP = 1.5;
+const TAGS = 3;
+
+/** A video of the library as a card shows it: without score and weights. @param {Video} video @returns {Hit} */
+export const asHit = (video) => ({
+  ...video, segment: 0, start: 0, end: video.duration_seconds ?? 0, score: NaN, stage1_score: NaN,
+  moment: (video.duration_seconds ?? 0) / 2, frame_weights: [], duration_seconds: video.duration_seconds ?? 0,
+});
+
+/** The address of a hit in the player. @param {Hit} hit */
+export const placeOf = (hit) => ({ play: hit.video_id, part: hit.segment, t: Math.round(hit.moment * 1000) / 1000 });
+
+/** Open a hit in the player. @param {Hit} hit */
+export const open = (hit) => go(placeOf(hit), { opened: true });
+
+/** A card in a list. @param {Hit} hit @param {number} place how good it is, from 1 */
+export function card(hit, place) {
+  const scored = !Number.isNaN(hit.score);
+  const link = make("a", { className: "cover-link", href: write({ ...read(), ...placeOf(hit) }), onclick: (/** @type {MouseEvent} */ event) => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return; // the browser opens it elsewhere
+    event.preventDefault();
+    open(hit);
+  } }, hit.title);
+  const front = picture(hit.thumbnail_url, "", "front");
+  const back = make("img", { alt: "", className: "back" }); // the same, blurred, fills what another shape leaves
+  front.addEventListener("load", () => { back.src = front.src; });
+  const screen = make("div", { className: "screen" }, back, front,
+    make("span", { className: "badge at" }, clock(hit.moment)));
+  const tags = hit.tags.slice(0, TAGS).map((tag) => make("button", { type: "button", className: "tag", title: `Only videos with the tag ${tag}`,
+    onclick: () => go({ tags: [...new Set([...read().tags, tag])] }) }, tag));
+  const article = make("article", { className: "card" }, screen,
+    scored && strip(hit.video_id, hit.frame_weights),
+    make("div", { className: "words" },
+      make("h3", { className: "title", title: hit.title }, link),
+      make("p", { className: "facts" },
+        make("span", {}, scored ? range(hit.start, hit.end) : clock(hit.duration_seconds)),
+        scored && make("span", { className: "score", title: `number ${place}; stage 1 gave ${score(hit.stage1_score)}` }, score(hit.score))),
+      make("div", { className: "tags" }, ...tags, hit.tags.length > TAGS && make("span", { className: "quiet" }, `+${hit.tags.length - TAGS}`))));
+  movable(article, screen, hit);
+  return make("li", {}, article);
+}
+
+/** Cards without content, in the shape of those that come. @param {number} count */
+export const skeletons = (count) => Array.from({ length: count }, () => make("li", { "aria-hidden": "true" },
+  make("div", { className: "card skeleton" }, make("div", { className: "screen" }), make("div", { className: "strip" }),
+    make("div", { className: "words" }, make("p", { className: "title" }, "\u00a0"), make("p", { className: "facts" }, "\u00a0"), make("div", { className: "tags" })))));
+
+/** Play the moment while a card is pointed at or has the focus. @param {HTMLElement} article @param {HTMLElement} screen @param {Hit} hit */
+function movable(article, screen, hit) {
+  let timer = 0;
+  /** @type {HTMLVideoElement | null} */
+  let moving = null;
+  const start = () => {
+    if (isCalm() || moving) return;
+    clearTimeout(timer);
+    timer = setTimeout(() => { moving = preview(screen, hit); }, HOVER_MS);
+  };
+  const stop = () => {
+    if (article.matches(":hover") || article.contains(document.activeElement)) return;
+    clearTimeout(timer);
+    quit(moving);
+    moving = null;
+  };
+  article.addEventListener("pointerenter", (event) => event.pointerType !== "touch" && start());
+  article.addEventListener("pointerleave", stop);
+  article.addEventListener("focusin", start);
+  article.addEventListener("focusout", () => setTimeout(stop));
+}
+
+/** @param {HTMLElement} screen @param {Hit} hit */
+function preview(screen, hit) {
+  const video = make("video", { muted: true, playsInline: true, preload: "auto", tabindex: "-1", "aria-hidden": "true", disablePictureInPicture: true });
+  const end = hit.end - hit.moment > SHORTEST_LOOP ? hit.end : Infinity;
+  const again = () => { video.currentTime = end === Infinity ? hit.start : hit.moment; video.play().catch(() => {}); };
+  video.addEventListener("timeupdate", () => video.currentTime >= end && again());
+  video.addEventListener("ended", again);
+  video.addEventListener("playing", () => video.classList.add("playing"));
+  video.addEventListener("gone", () => video.remove());
+  playable(video, streamUrl(hit.video_id), hit.video_id, hit.moment);
+  screen.append(video);
+  video.play().catch(() => {}); // stopped before it began
+  return video;
+}
+
+/** @param {HTMLVideoElement | null} video */
+function quit(video) {
+  if (!video) return;
+  video.pause();
+  video.removeAttribute("src");
+  video.load();
+  video.remove();
+}

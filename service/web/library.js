@@ -1,0 +1,96 @@
+// The library: its videos and captions, what is being done to it, and how the service is.
+import * as api from "./api.js";
+import { go, TABS, write } from "./address.js";
+import { addDialog } from "./adding.js";
+import { openEditor } from "./editing.js";
+import { captionsTab } from "./captions.js";
+import { debounced, find, icon, make } from "./dom.js";
+import { clock, plural, size } from "./format.js";
+import { jobsTab } from "./jobs.js";
+import { emptyPanel, problemPanel } from "./notice.js";
+import { picture } from "./pictures.js";
+import { longList } from "./rows.js";
+import { may } from "./session.js";
+import { statusTab } from "./status.js";
+
+/** @typedef {import("./address.js").Place} Place @typedef {import("./api.js").Video} Video */
+
+const FILTER_MS = 200;
+const NAMES = { videos: "Videos", captions: "Captions", jobs: "Jobs", status: "Status" };
+const view = find("#library-view");
+/** @type {AbortController | null} */
+let current = null;
+let shown = "";
+
+/** Leave the view: nothing of it goes on. */
+export function leave() {
+  current?.abort();
+  shown = "";
+}
+
+/** @param {Place} place */
+export function show(place) {
+  const key = `${place.tab} ${place.job}`;
+  if (key === shown) return;
+  leave();
+  shown = key;
+  current = new AbortController();
+  const tabs = make("nav", { className: "tabs", "aria-label": "Library" }, ...TABS.map((tab) =>
+    make("a", { href: write({ view: "library", tab }), "aria-current": tab === place.tab ? "page" : null }, NAMES[/** @type {keyof NAMES} */ (tab)])));
+  const panel = make("div", { className: "panel" });
+  view.replaceChildren(make("div", { className: "view-head" }, make("h1", { className: "view-title" }, "Library"),
+    may("write") && make("button", { type: "button", className: "primary", id: "add", onclick: () => addDialog([]) }, icon("plus"), "Add videos")), tabs, panel);
+  const draw = { videos: videosTab, captions: captionsTab, jobs: jobsTab, status: statusTab }[place.tab];
+  draw?.(panel, place, current.signal, () => { shown = ""; show(place); });
+}
+
+/** @param {HTMLElement} panel @param {Place} _place @param {AbortSignal} signal */
+function videosTab(panel, _place, signal) {
+  const title = make("input", { type: "search", placeholder: "Title contains…", "aria-label": "Title contains" });
+  const tag = make("input", { type: "search", placeholder: "Tag", "aria-label": "Has the tag" });
+  const state = make("select", { "aria-label": "State" }, ...[["indexed", "Searchable"], ["failed", "Failed"], ["any", "All"]].map(([value, name]) => make("option", { value }, name)));
+  const total = make("p", { className: "status", role: "status" }, "\u00a0");
+  const place = make("div", {});
+  /** @type {AbortController} */
+  let listing;
+  const list = () => {
+    listing?.abort();
+    listing = new AbortController();
+    signal.addEventListener("abort", () => listing.abort());
+    const wanted = new URLSearchParams({ state: state.value });
+    if (title.value.trim()) wanted.set("title", title.value.trim());
+    if (tag.value.trim()) wanted.append("tag", tag.value.trim());
+    place.replaceChildren(longList({
+      name: "Videos", signal: listing.signal, makeRow: videoRow,
+      fetchPage: async (offset, limit) => {
+        const page = await api.ask(`/v1/videos?${wanted}&offset=${offset}&limit=${limit}`, { signal: listing.signal });
+        return { items: page.videos, total: page.total };
+      },
+      onfail: (error) => place.replaceChildren(problemPanel(error, list)),
+      ontotal: (number) => { total.textContent = plural(number, "video"); },
+      onempty: () => place.replaceChildren(wanted.size > 1 || state.value !== "indexed" ? emptyPanel("Nothing fits", "No video is like this.")
+        : emptyPanel("The library is empty", "Add videos here or with “emcl index”, and they can be found.")),
+    }));
+  };
+  const soon = debounced(FILTER_MS, list);
+  title.addEventListener("input", soon);
+  tag.addEventListener("input", soon);
+  state.addEventListener("change", list);
+  document.addEventListener("library-changed", list, { signal });
+  panel.replaceChildren(make("div", { className: "row filters-row" }, title, tag, state), total, place);
+  list();
+}
+
+/** @param {Video} video */
+function videoRow(video) {
+  const good = video.state === "indexed";
+  return make("div", { className: "video-row" },
+    make("button", { type: "button", className: "thumb", disabled: !good, "aria-label": `Play ${video.title}`,
+      onclick: () => go({ play: video.video_id, part: null, t: null }, { opened: true }) }, good && picture(video.thumbnail_url)),
+    make("div", { className: "row-words" },
+      make("p", { className: "title", title: video.title }, video.title),
+      make("p", { className: "quiet one-line" }, [clock(video.duration_seconds ?? 0), size(video.size_bytes), video.segments.length > 1 && plural(video.segments.length, "segment"), plural(video.captions.length, "caption")].filter(Boolean).join(" · ")),
+      make("p", { className: "tags" }, ...(video.reason ? [make("span", { className: "reason" }, video.reason)] : video.tags.map((tag) => make("span", { className: "tag" }, tag))))),
+    make("div", { className: "row" },
+      good && may("write") && make("button", { type: "button", className: "small", "aria-label": `Edit ${video.title}`, onclick: () => openEditor(video.video_id) }, icon("pen"), make("span", {}, "Edit"))));
+}

@@ -1,0 +1,136 @@
+// The player: the moment, the frames around it, the other moments of the same video, and what is like it.
+import * as api from "./api.js";
+import { go, read } from "./address.js";
+import { find, icon, make } from "./dom.js";
+import { clock, range, score } from "./format.js";
+import { sentence, toast } from "./notice.js";
+import { picture } from "./pictures.js";
+import { playable } from "./playable.js";
+import { chooser, weightBars } from "./strip.js";
+
+/** @typedef {import("./address.js").Place} Place @typedef {import("./api.js").Hit} Hit @typedef {import("./api.js").Video} Video */
+
+const MOST_SEGMENTS = 100;
+const dialog = find("#player");
+const part = { title: find("#player-title"), video: find("#player video"), note: find("#player-note"), strip: find("#player-strip"), moments: find("#player-moments"), captions: find("#player-captions"), facts: find("#player-facts") };
+/** @type {AbortController | null} */
+let current = null;
+let shown = "";
+/** @type {Video | null} */
+let video = null;
+let segment = 0;
+
+/** Show what the address asks to play, or close. @param {Place} place */
+export function show(place) {
+  if (!place.play) {
+    if (dialog.open) dialog.close();
+    return;
+  }
+  const key = `${place.play} ${place.part}`;
+  if (!dialog.open) dialog.showModal();
+  if (key === shown) { seek(place.t ?? 0); return; }
+  shown = key;
+  current?.abort();
+  current = new AbortController();
+  segment = place.part ?? 0;
+  part.title.textContent = "\u00a0";
+  part.note.textContent = "";
+  for (const old of [part.strip, part.moments, part.captions, part.facts]) old.replaceChildren();
+  find("#player-file").href = api.streamUrl(place.play);
+  playable(part.video, api.streamUrl(place.play), place.play, place.t ?? 0);
+  part.video.play().catch(() => {}); // a browser that does not start by itself shows its controls
+  describe(place, current.signal);
+}
+
+/** @param {Place} place @param {AbortSignal} signal */
+async function describe(place, signal) {
+  try {
+    video = /** @type {Video} */ (await api.ask(`/v1/videos/${place.play}`, { signal }));
+    part.title.textContent = video.title;
+    const shape = video.width ? `${video.width} × ${video.height}` : "";
+    part.facts.replaceChildren(make("span", {}, [clock(video.duration_seconds ?? 0), shape].filter(Boolean).join(" · ")),
+      ...video.tags.map((tag) => make("button", { type: "button", className: "tag", onclick: () => go({ tags: [tag], play: "", part: null, t: null }) }, tag)));
+    const moments = await momentsOf(video, place, signal);
+    drawMoments(moments);
+    drawStrip(moments);
+    if (video.captions.length) part.captions.replaceChildren(make("h3", {}, "Its captions"), make("ul", { className: "quotes" }, ...video.captions.map((text) => make("li", {}, text))));
+  } catch (error) {
+    if (!signal.aborted) part.note.textContent = sentence(error);
+  }
+}
+
+/** Every segment of the video, with the moment that the query means where there is a query. @param {Video} of @param {Place} place @param {AbortSignal} signal @returns {Promise<Hit[]>} */
+async function momentsOf(of, place, signal) {
+  const segments = of.segments.slice(0, MOST_SEGMENTS).map((one) => ({ video_id: of.video_id, segment: one.segment }));
+  if (segments.length === 0) return [];
+  if (place.q.trim() && !place.like) return (await api.ask("/v1/rerank", { json: { text: place.q.trim(), segments, rerank: "none" }, signal })).hits;
+  const query = place.like && place.like !== of.video_id ? { video_id: place.like } : null;
+  const found = query && (await api.search({ ...query, group: "segment", k: MOST_SEGMENTS, candidates: MOST_SEGMENTS, rerank: place.rerank }, signal));
+  const own = found ? found.hits.filter((hit) => hit.video_id === of.video_id) : [];
+  if (own.length) return own;
+  return of.segments.slice(0, MOST_SEGMENTS).map((one) => /** @type {Hit} */ (/** @type {unknown} */ ({
+    ...of, ...one, moment: one.start, score: NaN, frame_weights: [], thumbnail_url: api.pictureUrl(of.video_id, (one.start + one.end) / 2) })));
+}
+
+/** @param {Hit[]} moments */
+function drawMoments(moments) {
+  if (moments.length < 2) return;
+  const items = moments.map((hit) => make("li", {}, make("button",
+    { type: "button", className: "moment", "aria-current": hit.segment === segment ? "true" : null, onclick: () => choose(hit, moments) },
+    picture(hit.thumbnail_url), make("span", { className: "moment-words" }, make("span", {}, range(hit.start, hit.end)),
+      hit.frame_weights.length > 0 && weightBars(hit.frame_weights)),
+    !Number.isNaN(hit.score) && make("span", { className: "score" }, score(hit.score)))));
+  part.moments.replaceChildren(make("h3", {}, "Moments of this video"), make("ol", { className: "moments" }, ...items));
+}
+
+/** @param {Hit} hit @param {Hit[]} moments */
+function choose(hit, moments) {
+  segment = hit.segment;
+  shown = `${hit.video_id} ${segment}`;
+  go({ part: segment, t: Math.round(hit.moment * 1000) / 1000 }, { replace: true });
+  drawMoments(moments);
+  drawStrip(moments);
+  part.moments.querySelector("[aria-current]")?.focus();
+}
+
+/** @param {Hit[]} moments */
+function drawStrip(moments) {
+  const frames = moments.find((hit) => hit.segment === segment)?.frame_weights ?? [];
+  part.strip.replaceChildren(...(frames.length ? [make("h3", {}, "What the query looks at"), chooser(moments[0].video_id, frames, seek)] : []));
+}
+
+/** @param {number} seconds */
+function seek(seconds) {
+  part.video.currentTime = seconds;
+  part.video.play().catch(() => {});
+}
+
+/** Close, and be where one was before. */
+function close() {
+  if (history.state?.opened) history.back();
+  else go({ play: "", part: null, t: null }, { replace: true });
+}
+
+/** Listen to the player's buttons. */
+export function start() {
+  dialog.addEventListener("cancel", (/** @type {Event} */ event) => { event.preventDefault(); close(); });
+  dialog.addEventListener("click", (/** @type {Event} */ event) => event.target === dialog && close());
+  dialog.addEventListener("close", () => {
+    shown = "";
+    current?.abort();
+    part.video.onerror = null;
+    part.video.removeAttribute("src");
+    part.video.load();
+  });
+  part.video.addEventListener("converting", () => { part.note.textContent = "This browser does not play this format; a preview is being made…"; });
+  part.video.addEventListener("playing", () => { part.note.textContent = ""; });
+  part.video.addEventListener("gone", () => { part.note.textContent = "This browser cannot play this video. “Download” gives its file."; });
+  find("#player-close").onclick = close;
+  find("#player-alike").onclick = () => go({ view: "", q: "", like: read().play, segment: segment || null, play: "", part: null, t: null });
+  find("#player-link").onclick = async () => {
+    const url = new URL(location.href);
+    url.searchParams.set("t", part.video.currentTime.toFixed(2));
+    await navigator.clipboard?.writeText(url.href).then(() => toast("The link to this moment is copied."), () => toast("This browser does not let pages copy.", true));
+  };
+  find("#player-close").replaceChildren(icon("close"));
+}

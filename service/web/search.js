@@ -1,0 +1,194 @@
+// The search view: results while you type, filters, sorting, more as you scroll. The address says what is asked.
+import * as api from "./api.js";
+import { go, read } from "./address.js";
+import { card, skeletons } from "./cards.js";
+import { compare } from "./compare.js";
+import { debounced, find, make } from "./dom.js";
+import { count, ms, plural } from "./format.js";
+import { home } from "./home.js";
+import { emptyPanel, problemPanel } from "./notice.js";
+
+/** @typedef {import("./address.js").Place} Place @typedef {import("./api.js").Hit} Hit */
+
+const PAGE = 24;
+const FIRST = 8;
+const TYPING_MS = 160;
+const SLOW_MS = 4000;
+const KEPT = 20;
+
+const view = find("#search-view");
+const part = { form: find("#search"), text: find("#text"), status: find("#status"), list: find("#results"), more: find("#more"), body: find("#search-body") };
+
+/** Answers by what was asked, so that going back is at once. @type {Map<string, {hits: Hit[], note: string, done: boolean}>} */
+const kept = new Map();
+/** @type {AbortController | null} */
+let current = null;
+/** @type {string} */
+let shown = "";
+let candidates = 100;
+
+/** Forget answers: the library has changed. */
+export function forget() {
+  kept.clear();
+  shown = "";
+}
+
+/** How many candidates a query has, which is how many results there can be. @param {number} number */
+export function knowCandidates(number) {
+  candidates = number;
+}
+
+/** What the server is asked for a place. @param {Place} place */
+export function queryOf(place) {
+  const what = place.like ? { video_id: place.like, ...(place.segment === null ? {} : { segment: place.segment }) } : { text: place.q.trim() };
+  const filter = { tags: place.tags, ...(place.min === null ? {} : { min_seconds: place.min }), ...(place.max === null ? {} : { max_seconds: place.max }) };
+  return { ...what, rerank: place.rerank, filter };
+}
+
+/** @param {Place} place */
+export function show(place) {
+  if (document.activeElement !== part.text || place.q !== part.text.value.trim()) part.text.value = place.q;
+  const key = JSON.stringify([queryOf(place), place.sort, place.compare]);
+  if (key === shown) return;
+  shown = key;
+  current?.abort();
+  current = new AbortController();
+  const what = !place.q.trim() && !place.like ? "home" : place.compare ? "compare" : "results";
+  if (what !== view.dataset.what) part.list.replaceChildren();
+  view.dataset.what = what;
+  if (what === "home") home(part, place, current.signal);
+  else if (place.compare) compare(part, queryOf(place), current.signal, again);
+  else results(place, key, current);
+}
+
+const again = () => { shown = ""; show(read()); };
+
+/** @param {Place} place @param {string} key @param {AbortController} mine */
+async function results(place, key, mine) {
+  part.body.replaceChildren(make("h2", { className: "hidden" }, "Results"), part.list, part.more);
+  const old = kept.get(key);
+  if (old) return draw(old, place, key, mine);
+  busy(true);
+  const slow = setTimeout(() => say("Still searching: the server is slow, or busy with others…"), SLOW_MS);
+  try {
+    const found = await firstPage(place, mine.signal);
+    keep(key, found);
+    draw(found, place, key, mine);
+  } catch (error) {
+    if (mine.signal.aborted) return;
+    say("");
+    part.list.replaceChildren();
+    part.more.replaceChildren(problemPanel(error, again));
+  } finally {
+    clearTimeout(slow);
+    if (!mine.signal.aborted) busy(false);
+  }
+}
+
+/** @param {Place} place @param {AbortSignal} signal */
+async function firstPage(place, signal) {
+  const began = performance.now();
+  const k = place.sort === "score" ? Math.min(PAGE, candidates) : candidates; // another order needs all that there are
+  const answer = await api.search({ ...queryOf(place), k }, signal);
+  const name = place.like ? await api.video(place.like).then((video) => `like ${video.title}`, () => "like this one") : "";
+  const stages = Object.entries(answer.source.stage_ms).map(([stage, took]) => `${stage} ${ms(took)}`).join(" · ");
+  const note = [name, ms(performance.now() - began), stages].filter(Boolean).join(" · ");
+  return { hits: ordered(answer.hits, place.sort), note, done: answer.hits.length < k || k >= candidates };
+}
+
+/** @param {Hit[]} hits @param {string} sort */
+function ordered(hits, sort) {
+  /** @type {Record<string, (a: Hit, b: Hit) => number>} */
+  const orders = {
+    title: (a, b) => a.title.localeCompare(b.title, undefined, { numeric: true }),
+    longest: (a, b) => b.duration_seconds - a.duration_seconds,
+    shortest: (a, b) => a.duration_seconds - b.duration_seconds,
+  };
+  return sort in orders ? [...hits].sort(orders[sort]) : hits;
+}
+
+/** @param {{hits: Hit[], note: string, done: boolean}} found @param {Place} place @param {string} key @param {AbortController} mine */
+function draw(found, place, key, mine) {
+  const began = performance.now();
+  part.list.replaceChildren(...found.hits.slice(0, FIRST).map((hit, number) => card(hit, number + 1)));
+  part.more.replaceChildren();
+  requestAnimationFrame(() => setTimeout(() => { // painted: now what may be below the screen
+    if (mine.signal.aborted) return;
+    performance.measure("answer to paint", { start: began });
+    part.list.append(...found.hits.slice(FIRST).map((hit, number) => card(hit, FIRST + number + 1)));
+    ending(found, place, key, mine);
+  }));
+  say(counted(found), found.note);
+}
+
+/** What stands under the results. @param {{hits: Hit[], note: string, done: boolean}} found @param {Place} place @param {string} key @param {AbortController} mine */
+function ending(found, place, key, mine) {
+  if (found.hits.length === 0) {
+    const filtered = place.tags.length || place.min !== null || place.max !== null;
+    part.more.replaceChildren(filtered
+      ? emptyPanel("Nothing fits these filters", "No video has these tags and this length.", make("button", { type: "button", onclick: () => go({ tags: [], min: null, max: null }) }, "Remove the filters"))
+      : emptyPanel("The library is empty", "Add videos, and they can be found at once.", make("button", { type: "button", className: "primary", onclick: () => go({ view: "library" }, { fresh: true }) }, "Add videos")));
+  } else if (!found.done) offerMore(found, place, key, mine);
+  else if (found.hits.length >= candidates) part.more.replaceChildren(make("p", { className: "quiet" }, `These are the best ${count(candidates)}: a query ranks that many candidates.`));
+}
+
+/** A button that is pressed for you when you reach it. @param {{hits: Hit[], note: string, done: boolean}} found @param {Place} place @param {string} key @param {AbortController} mine */
+function offerMore(found, place, key, mine) {
+  const button = make("button", { type: "button", id: "show-more" }, "Show more");
+  const load = async () => {
+    watch.disconnect();
+    button.disabled = true;
+    button.textContent = "Loading…";
+    const offset = found.hits.length, k = Math.min(PAGE, candidates - offset);
+    try {
+      const answer = await api.search({ ...queryOf(place), k, offset }, mine.signal);
+      found.hits.push(...answer.hits);
+      found.done = answer.hits.length < k || found.hits.length >= candidates;
+      part.list.append(...answer.hits.map((hit, number) => card(hit, offset + number + 1)));
+      say(counted(found), found.note);
+      part.more.replaceChildren();
+      if (!found.done) offerMore(found, place, key, mine);
+    } catch (error) {
+      if (!mine.signal.aborted) part.more.replaceChildren(problemPanel(error, () => offerMore(found, place, key, mine)));
+    }
+  };
+  const watch = new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && load(), { rootMargin: "300px" });
+  button.addEventListener("click", load);
+  part.more.replaceChildren(button);
+  watch.observe(button);
+  mine.signal.addEventListener("abort", () => watch.disconnect());
+}
+
+/** @param {{hits: Hit[], done: boolean}} found */
+const counted = ({ hits, done }) => (done ? plural(hits.length, "video") : `The best ${hits.length} videos`);
+
+/** @param {string} key @param {{hits: Hit[], note: string, done: boolean}} found */
+function keep(key, found) {
+  kept.set(key, found);
+  if (kept.size > KEPT) kept.delete(/** @type {string} */ (kept.keys().next().value));
+}
+
+/** @param {boolean} is */
+function busy(is) {
+  part.list.setAttribute("aria-busy", String(is));
+  if (is) part.more.replaceChildren();
+  if (is && !part.list.querySelector(".card:not(.skeleton)")) part.list.replaceChildren(...skeletons(8));
+  if (is) say("Searching…");
+}
+
+/** @param {string} text @param {string} [more] */
+function say(text, more = "") {
+  part.status.replaceChildren(make("span", {}, text), more && make("span", { className: "quiet" }, more));
+}
+
+const typed = debounced(TYPING_MS, () => go({ view: "", q: part.text.value.trim(), like: "", segment: null, play: "", part: null, t: null }, { draft: true }));
+
+/** Listen to the form. */
+export function start() {
+  part.text.addEventListener("input", typed);
+  part.form.addEventListener("submit", (/** @type {Event} */ event) => {
+    event.preventDefault();
+    typed.now();
+    go({}); // what was a draft stays in the history
+  });
+}

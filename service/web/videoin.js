@@ -1,0 +1,132 @@
+// A video in, words out: the file is sent, its captions come back ranked, each with the frame that it points to.
+import * as api from "./api.js";
+import { go } from "./address.js";
+import { addDialog } from "./adding.js";
+import { card } from "./cards.js";
+import { find, icon, make } from "./dom.js";
+import { clock, limit, ms, plural, score } from "./format.js";
+import { emptyPanel, problemPanel } from "./notice.js";
+import { weightBars } from "./strip.js";
+
+/** @typedef {import("./api.js").CaptionHit} CaptionHit */
+
+const HITS = 12;
+const PICTURE = { width: 192, height: 108 };
+const SEEK_MS = 3000;
+const view = find("#video-view");
+/** @type {AbortController | null} */
+let current = null;
+/** @type {File | null} */
+let file = null;
+let url = "";
+/** @type {api.Index | null} */
+let limits = null;
+
+/** The limits of uploads, so that a file that is too large is not sent at all. @param {api.Index} index */
+export function knowLimits(index) {
+  limits = index;
+}
+
+/** Look for a file's words. @param {File} given */
+export function look(given) {
+  file = given;
+  current?.abort();
+  go({ view: "video" }, { fresh: true });
+  send(given);
+}
+
+/** The view, when the address leads here. */
+export function show() {
+  if (file) return;
+  view.replaceChildren(emptyPanel("No video here", "Videos that you look up are not kept. Choose one, or drop it anywhere on this page.",
+    make("label", { className: "button primary", for: "file", tabindex: "0", onkeydown: (/** @type {KeyboardEvent} */ event) => event.key === "Enter" && find("#file").click() }, "Choose a video")));
+}
+
+/** @param {File} given */
+async function send(given) {
+  const mine = (current = new AbortController());
+  if (url) URL.revokeObjectURL(url);
+  url = URL.createObjectURL(given);
+  const bar = make("progress", { max: 1, value: 0, "aria-label": "Progress" });
+  const said = make("p", { role: "status" }, "Sending…");
+  const cancel = make("button", { type: "button", className: "small", onclick: () => { mine.abort(); file = null; go({ view: "" }, { fresh: true }); } }, "Cancel");
+  view.replaceChildren(make("h1", { className: "view-title" }, given.name), make("div", { className: "progress-panel" }, make("div", {}, said, bar), cancel));
+  const fail = (/** @type {unknown} */ error) => view.replaceChildren(make("h1", { className: "view-title" }, given.name), problemPanel(error, () => send(given)));
+  const most = limits?.upload_limits.max_bytes ?? Infinity;
+  if (given.size > most) {
+    fail(new api.Problem({ title: "This file is too large", detail: `${given.name} has ${limit(given.size)}`, expected: `at most ${limit(most)}`, next_step: "choose a shorter or smaller video" }));
+    return;
+  }
+  const form = new FormData();
+  form.append("file", given);
+  const began = performance.now();
+  try {
+    const answer = await api.send(`/v1/search/video?k=${HITS}`, form, { signal: mine.signal, onprogress: (share) => {
+      if (share < 1) { bar.value = share; said.textContent = `Sending ${limit(given.size)}: ${Math.round(share * 100)} %`; return; }
+      bar.removeAttribute("value");
+      said.textContent = "Sent. Decoding and encoding its frames…";
+    } });
+    draw(given, answer, performance.now() - began);
+  } catch (error) {
+    if (!mine.signal.aborted) fail(error);
+  }
+}
+
+/** @param {File} given @param {api.UploadAnswer} answer @param {number} took */
+function draw(given, answer, took) {
+  const player = make("video", { controls: true, playsInline: true, muted: true, src: `${url}#t=${answer.captions[0]?.moment ?? 0}`, "aria-label": `The video ${given.name}` });
+  const note = make("p", { className: "quiet", hidden: true }, "This browser does not play this format, so its frames cannot be shown here.");
+  player.addEventListener("error", () => { note.hidden = false; });
+  const rows = answer.captions.map((caption, place) => captionRow(caption, place, player));
+  const stages = Object.entries(answer.source.stage_ms).map(([stage, one]) => `${stage} ${ms(one)}`).join(" · ");
+  view.replaceChildren(
+    make("h1", { className: "view-title" }, given.name),
+    make("p", { className: "status", role: "status" }, make("span", {}, `${plural(answer.captions.length, "caption")}, ${plural(answer.hits.length, "similar video")}`),
+      make("span", { className: "quiet" }, `${plural(answer.upload.frames, "frame")} of ${clock(answer.upload.duration_seconds)} looked at · ${ms(took)} · ${stages} · nothing of it was kept`)),
+    make("div", { className: "video-in" },
+      make("div", { className: "own" }, player, note,
+        make("div", { className: "row" },
+          make("button", { type: "button", onclick: () => addDialog([given]) }, icon("plus"), "Add to the library"),
+          make("label", { className: "button", for: "file", tabindex: "0", onkeydown: (/** @type {KeyboardEvent} */ event) => event.key === "Enter" && find("#file").click() }, "Another video"))),
+      make("section", { "aria-labelledby": "captions-title" }, make("h2", { id: "captions-title" }, "Words for it"),
+        rows.length ? make("ol", { className: "captions" }, ...rows) : make("p", { className: "quiet" }, "The library holds no captions. They can be added there, and then be found."))),
+    make("section", { "aria-labelledby": "similar-title" }, make("h2", { id: "similar-title" }, "Similar videos"),
+      make("ol", { className: "cards" }, ...answer.hits.map((hit, place) => card(hit, place + 1)))));
+  picturesOf(url, answer.captions, rows).catch(() => {}); // a format that this browser does not play has none
+}
+
+/** @param {CaptionHit} caption @param {number} place @param {HTMLVideoElement} player */
+function captionRow(caption, place, player) {
+  return make("li", {}, make("button", { type: "button", title: "Play from here", onclick: () => { player.currentTime = caption.moment; player.play().catch(() => {}); } },
+  make("span", { className: "place" }, place + 1),
+  make("canvas", { className: "still", width: PICTURE.width, height: PICTURE.height, "aria-hidden": "true" }),
+  make("span", { className: "row-words" }, make("span", { className: "title" }, caption.text), weightBars(caption.frame_weights)),
+  make("span", { className: "row-facts" }, make("span", { className: "score" }, score(caption.score)), make("span", { className: "quiet" }, `at ${clock(caption.moment)}`))));
+}
+
+/** Draw the frame that each caption points to, from the visitor's own file. @param {string} source @param {CaptionHit[]} captions @param {HTMLElement[]} rows */
+async function picturesOf(source, captions, rows) {
+  const hidden = make("video", { muted: true, preload: "auto", src: source });
+  await happens(hidden, "loadeddata");
+  const drawn = new Map();
+  for (const [number, caption] of captions.entries()) {
+    const canvas = find("canvas", rows[number]), key = caption.moment.toFixed(3);
+    if (!drawn.has(key)) {
+      hidden.currentTime = caption.moment;
+      await happens(hidden, "seeked");
+      const scale = Math.max(PICTURE.width / hidden.videoWidth, PICTURE.height / hidden.videoHeight);
+      const [width, height] = [hidden.videoWidth * scale, hidden.videoHeight * scale];
+      canvas.getContext("2d").drawImage(hidden, (PICTURE.width - width) / 2, (PICTURE.height - height) / 2, width, height);
+      drawn.set(key, canvas);
+    } else canvas.getContext("2d").drawImage(drawn.get(key), 0, 0);
+  }
+  hidden.removeAttribute("src");
+  hidden.load();
+}
+
+/** @param {HTMLVideoElement} video @param {string} event @returns {Promise<void>} */
+const happens = (video, event) => new Promise((resolve, reject) => {
+  video.addEventListener(event, () => resolve(), { once: true });
+  video.addEventListener("error", () => reject(new Error("not playable")), { once: true });
+  setTimeout(() => reject(new Error("too slow")), SEEK_MS * 3);
+});
