@@ -67,4 +67,8 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "==> installing what the checks need"
 	@$(PIP) --editable '.[cpu,decord,train,dev]'
+	@# Its client is tested against our routes; what the package itself depends on is not needed for that.
+	@$(PIP) --no-deps clip-retrieval==2.45.0
+	@if command -v npm >/dev/null; then npm ci --silent --no-audit --no-fund --prefix tests/page_types; \
+	  else echo "==> npm is not installed: the page's types are not checked"; fi
 	@touch $@
