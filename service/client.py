@@ -65,6 +65,7 @@ class _Endpoints:
     edit_video = calls.edit_video
     delete_video = calls.delete_video
     video_bytes = calls.video_bytes
+    preview = calls.preview
     thumbnail = calls.thumbnail
     captions = calls.captions
     add_captions = calls.add_captions

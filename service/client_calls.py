@@ -194,6 +194,12 @@ def video_bytes(video_id: str) -> Sent:
     return Sent(path={"video_id": video_id})
 
 
+@endpoint("GET", "/v1/videos/{video_id}/preview", _content)
+def preview(video_id: str) -> Sent:
+    """An H.264 preview of a video that browsers cannot play, made when it is first asked for; all in memory."""
+    return Sent(path={"video_id": video_id})
+
+
 @endpoint("GET", "/v1/videos/{video_id}/thumbnail", _content)
 def thumbnail(video_id: str, *, seconds: float | None = None) -> Sent:
     """A JPEG of a moment; default: the middle."""
