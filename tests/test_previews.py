@@ -18,15 +18,20 @@ def clips(tmp_path_factory):
     """Three MPEG-4 part 2 clips, which no browser plays: a square that moves to the right, each of another height."""
     folder = tmp_path_factory.mktemp("mpeg4")
     for number in range(3):
-        with av.open(folder / f"clip_{number}.avi", "w") as out:
-            stream = out.add_stream("mpeg4", rate=RATE)
-            stream.width, stream.height, stream.pix_fmt = 160, 120 + 16 * number, "yuv420p"
-            for step in range(SECONDS * RATE):
-                pixels = np.full((stream.height, 160, 3), 200, np.uint8)
-                pixels[40:80, 4 * step : 4 * step + 40] = (200, 0, 0)
-                out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-            out.mux(stream.encode(None))
+        write(folder / f"clip_{number}.avi", "mpeg4", 120 + 16 * number)
     return folder
+
+
+def write(path, codec, height):
+    options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
+    with av.open(path, "w") as out:
+        stream = out.add_stream(codec, rate=RATE, options=options)
+        stream.width, stream.height, stream.pix_fmt = 160, height, "yuv420p"
+        for step in range(SECONDS * RATE):
+            pixels = np.full((stream.height, 160, 3), 200, np.uint8)
+            pixels[40:80, 4 * step : 4 * step + 40] = (200, 0, 0)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        out.mux(stream.encode(None))
 
 
 def make_previews(folder, **changes):
@@ -55,6 +60,14 @@ def test_a_preview_is_h264_with_the_times_and_pictures_of_the_video(clips, tmp_p
     assert previews._make(wanted(clips, 0)) == path
     assert previews.made == 1
     assert [file.name for file in previews.folder.iterdir()] == [path.name]
+
+
+def test_hevc_has_a_preview_too(tmp_path):
+    write(tmp_path / "hevc.mp4", "libx265", 120)
+    made = make_previews(tmp_path)._make(Wanted(video_id="5" * 64, path=tmp_path / "hevc.mp4"))
+    with av.open(made) as preview:
+        assert preview.streams.video[0].codec_context.name == "h264"
+        assert len(list(preview.decode(video=0))) == SECONDS * RATE
 
 
 def test_those_that_were_not_watched_for_longest_make_room(clips, tmp_path):

@@ -7,7 +7,8 @@ export function playable(video, url, id, seconds) {
   let previewed = false;
   video.onerror = () => {
     if (!video.getAttribute("src")) return; // emptied on purpose
-    if (previewed || video.error?.code === MediaError.MEDIA_ERR_NETWORK) {
+    // Only what the browser cannot decode needs a preview, not what was interrupted.
+    if (previewed || (video.error?.code ?? 0) < MediaError.MEDIA_ERR_DECODE) {
       video.onerror = null;
       video.dispatchEvent(new Event("gone"));
       return;
