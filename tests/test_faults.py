@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jobs_support as support
@@ -169,35 +171,38 @@ def test_times_of_files_mean_nothing(clip_store, tiny_encoder, folder):
 # Workers that are killed.
 
 
+@contextmanager
+def worker_on(book: JobBook) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker process, killed at the end of it."""
+    with support.start_worker(book.folder) as worker:
+        try:
+            yield worker
+        finally:
+            worker.kill()
+
+
 def test_a_worker_killed_again_and_again_loses_no_job(tmp_path: Path):
     book = JobBook(tmp_path / "jobs")
     chance = random.Random(5)
-    jobs = [ask(book, "quick") for _ in range(8)]
+    jobs = [ask(book, "quick") for _ in range(3)]
     for _ in range(KILLS):
-        worker = support.start_worker(book.folder)
+        jobs.append(ask(book, "quick"))  # however many the worker before managed, there is something to do for this one
         finished = book.counts()["succeeded"]
-        until(lambda: book.counts()["running"] or book.counts()["succeeded"] > finished)  # noqa: B023
-        time.sleep(chance.uniform(0, 0.2))
-        worker.kill()
-        worker.wait()
-        worker.stdin.close()
+        with worker_on(book):
+            until(lambda: book.counts()["running"] or book.counts()["succeeded"] > finished)  # noqa: B023 - used up at once
+            time.sleep(chance.uniform(0, 0.2))
         book.find_lost()
         assert len(book.list(limit=100)) == len(jobs)
-    last = support.start_worker(book.folder)
-    try:
 
-        def all_done() -> bool:
-            book.find_lost()
-            for job in book.list(limit=100):
-                if job.state in ("lost", "failed"):
-                    assert job.error
-                    book.resume(job.job_id)
-            return book.counts()["succeeded"] == len(jobs)
+    def all_done() -> bool:
+        book.find_lost()
+        for job in book.list(limit=100):
+            if job.state in ("lost", "failed"):
+                assert job.error
+                book.resume(job.job_id)
+        return book.counts()["succeeded"] == len(jobs)
 
+    with worker_on(book):
         until(all_done)
-    finally:
-        last.kill()
-        last.wait()
-        last.stdin.close()
     assert all(begun(book.job_folder(job)) >= 1 for job in jobs)
     book.close()
