@@ -1,14 +1,13 @@
-"""Nearest neighbours by inner product. The only module that imports FAISS.
+"""Nearest neighbours by inner product. Nothing above the ``ann`` modules knows FAISS.
 
 ``VectorIndex`` is what the rest of the project sees: ids in, ids out. ``FaissIndex`` stands behind it on one machine;
 a distributed engine would implement the same protocol.
 
-Legend: Q queries, N vectors, D channels, k neighbours.
+Legend: Q queries, N vectors, D channels, k neighbours, w width of a shortlist.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +16,13 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from indexer.errors import Damaged, IndexFactoryError
+from indexer.ann_flat import best_first
+from indexer.ann_recipe import CAGRA, IndexRecipe, make, set_options, split_options, train
+from indexer.ann_search import FlatSearcher, OneByOne, Restriction, Searcher, searcher_of
+from indexer.errors import Damaged
+from indexer.refine import Rows, exact_scores
+
+__all__ = ["NO_NEIGHBOUR", "Exclusion", "FaissIndex", "IndexRecipe", "VectorIndex", "build", "load", "make"]
 
 FloatMatrix = npt.NDArray[np.float32]
 IdMatrix = npt.NDArray[np.int64]
@@ -25,41 +30,18 @@ IdMatrix = npt.NDArray[np.int64]
 NO_NEIGHBOUR = -1
 """The id that fills a row when there are fewer than k vectors."""
 
-QUERY_BLOCK = 16
-"""Queries are handed to FAISS in blocks below its switch to matrix products (20 queries in older versions): the score
-of a query may not depend, even in its last bit, on how many others arrive with it."""
+FEW_ALLOWED = 4096
+"""So few vectors that a filter leaves are all scored exactly, whatever the index: faster, and nothing is missed."""
 
-SPARE_NEIGHBOURS = 1000
-"""At most so many excluded vectors are made up for by looking at more nodes of a graph."""
-
-TRAINING_ROWS_PER_CENTROID = 39
-"""FAISS's own least number of training points for each centroid of a k-means."""
-
-
-class IndexRecipe(Protocol):
-    """What kind of index to build (``indexer.config.StoreSettings`` is one).
-
-    ``factory`` is a FAISS factory string: ``Flat`` (exact), ``HNSW32``, ``IVF256,Flat``, ``IVF1024,PQ64`` …;
-    ``options`` are FAISS search parameters (``nprobe=32``, ``efSearch=64``), saved inside the index.
-    """
-
-    @property
-    def factory(self) -> str:
-        """The factory string."""
-        ...
-
-    @property
-    def options(self) -> str:
-        """Search parameters, empty for FAISS's own defaults."""
-        ...
+FEW_GONE = 1000
+"""So few vectors that are left out are asked for and dropped, instead of every vector being looked up."""
 
 
 class Exclusion:
-    """Ids that are never answers, made by ``FaissIndex.excluding`` for that index alone."""
+    """Positions that are never answers, made by ``FaissIndex.excluding`` for that index alone."""
 
-    def __init__(self, kept_N: npt.NDArray[np.bool_]) -> None:
-        self.kept_N = kept_N
-        self.count = int(len(kept_N) - np.count_nonzero(kept_N))
+    def __init__(self, positions: IdMatrix) -> None:
+        self.positions = positions
 
 
 class VectorIndex(Protocol):
@@ -80,19 +62,22 @@ class VectorIndex(Protocol):
 
 
 class FaissIndex:
-    """A FAISS index over inner products, with ids of our own (``IDMap2``). Safe for concurrent searches."""
+    """A FAISS index over inner products, with ids of our own. Safe for concurrent searches.
 
-    def __init__(self, index: faiss.IndexIDMap2) -> None:
+    ``ids_N``, ascending, names the vectors in the order in which they were added; it is not copied. With ``refine`` the
+    best are chosen from that many times as many by exact scores of ``rows`` (``indexer.refine``).
+    """
+
+    def __init__(self, index: Any, ids_N: IdMatrix, *, rows: Rows | None = None, refine: float = 0.0) -> None:
+        assert len(ids_N) == index.ntotal, f"{len(ids_N)} ids for {index.ntotal} vectors"
         self._index = index
-        self._ids_N: IdMatrix = faiss.vector_to_array(index.id_map).astype(np.int64)
-        self._positions_by_id = np.argsort(self._ids_N, kind="stable")
-        self._sorted_ids_N = self._ids_N[self._positions_by_id]
-        # A linear transform (PCA, OPQ) is one matrix product over the queries, whose rounding depends on their number.
-        transformed = isinstance(faiss.downcast_index(index.index), faiss.IndexPreTransform)
-        self._block = 1 if transformed else QUERY_BLOCK
+        self._ids_N = ids_N
+        self._searcher: Searcher = searcher_of(index)
+        self._rows = rows
+        self._refine = refine if rows is not None else 0.0
 
     def __len__(self) -> int:
-        return int(self._index.ntotal)
+        return len(self._ids_N)
 
     @property
     def dim(self) -> int:
@@ -101,13 +86,31 @@ class FaissIndex:
 
     @property
     def ids(self) -> IdMatrix:
-        """``(N,)`` ids in the order in which they were added."""
+        """``(N,)`` ids, ascending."""
         return self._ids_N
+
+    @property
+    def inner(self) -> Any:
+        """The FAISS index itself, searched by position."""
+        return self._index
+
+    def searched_by(self, searcher: Searcher, *, least_refine: float) -> FaissIndex:
+        """The same vectors, searched by something else, such as a GPU, with at least so much refinement."""
+        refine = max(self._refine, least_refine)
+        other = FaissIndex(self._index, self._ids_N, rows=self._rows, refine=refine)
+        other._searcher = searcher
+        return other
+
+    def configure(self, options: str) -> None:
+        """Search with other options from now on, saved with the index as far as they are FAISS's own."""
+        theirs, refine = split_options(options)
+        set_options(self._index, type(self._index).__name__, theirs)
+        self._refine = refine if self._rows is not None else 0.0
 
     def excluding(self, ids: IdMatrix) -> Exclusion | None:
         """What ``search`` takes as ``without``; None if the index holds none of these ids."""
-        kept_N = ~self._membership(ids)
-        return None if kept_N.all() else Exclusion(kept_N)
+        positions = self._positions(ids)
+        return Exclusion(positions) if len(positions) else None
 
     def search(
         self,
@@ -130,138 +133,137 @@ class FaissIndex:
         width = min(k, len(self))
         if width == 0 or len(queries_QD) == 0:
             return scores_Qk, ids_Qk
-        parameters = self._restriction(allowed_ids, without, width)
-        inner = self._index.index
-        for start in range(0, len(queries_QD), self._block):
-            block = slice(start, start + self._block)
-            queries = np.ascontiguousarray(queries_QD[block], dtype=np.float32)
-            scores, positions = inner.search(queries, width, params=parameters)
-            scores_Qk[block, :width], ids_Qk[block, :width] = self._named(scores, positions)
+        queries_QD = np.ascontiguousarray(queries_QD, dtype=np.float32)
+        gone = np.zeros(0, dtype=np.int64) if without is None else without.positions
+        if allowed_ids is None:
+            scores, positions = self._unfiltered(queries_QD, width, gone)
+        else:
+            scores, positions = self._filtered(queries_QD, width, np.setdiff1d(self._positions(allowed_ids), gone))
+        held = min(width, scores.shape[1])
+        missing = positions[:, :held] < 0
+        scores_Qk[:, :held] = np.where(missing, np.float32(-np.inf), scores[:, :held])
+        ids_Qk[:, :held] = np.where(missing, NO_NEIGHBOUR, self._ids_N[positions[:, :held]])
         return scores_Qk, ids_Qk
 
+    def shortlist(self, queries_QD: FloatMatrix, width: int) -> IdMatrix:
+        """Positions ``(Q, width)`` as the index itself orders them, before any refinement."""
+        return self._searcher.search(np.ascontiguousarray(queries_QD), min(width, len(self)), None)[1]
+
     def save(self, path: Path) -> None:
-        """Write the index to a file."""
+        """Write the index, without the ids, to a file."""
         faiss.write_index(self._index, str(path))
 
-    def _named(self, scores: FloatMatrix, positions: IdMatrix) -> tuple[FloatMatrix, IdMatrix]:
-        missing = positions < 0
-        ids = np.where(missing, NO_NEIGHBOUR, self._ids_N[positions])
-        scores = np.where(missing, np.float32(-np.inf), scores)
-        order = np.lexsort((ids, -scores), axis=-1)
-        return np.take_along_axis(scores, order, axis=-1), np.take_along_axis(ids, order, axis=-1)
+    def _unfiltered(self, queries_QD: FloatMatrix, width: int, gone: IdMatrix) -> tuple[FloatMatrix, IdMatrix]:
+        if len(gone) and (len(gone) > FEW_GONE or isinstance(self._searcher, OneByOne)):
+            keep_N = np.ones(len(self), dtype=bool)
+            keep_N[gone] = False
+            return self._found(queries_QD, width, Restriction(keep_N))
+        scores, positions = self._found(queries_QD, min(width + len(gone), len(self)), None)
+        if len(gone):
+            positions = np.where(np.isin(positions, gone), NO_NEIGHBOUR, positions)
+            scores = np.where(positions < 0, np.float32(-np.inf), scores)
+            scores, positions = best_first(scores, positions, width)
+        return scores, positions
 
-    def _membership(self, ids: IdMatrix) -> npt.NDArray[np.bool_]:
+    def _filtered(self, queries_QD: FloatMatrix, width: int, allowed: IdMatrix) -> tuple[FloatMatrix, IdMatrix]:
+        if len(allowed) == 0:
+            return self._nothing(len(queries_QD))
+        exact = isinstance(self._searcher, FlatSearcher) or self._rows is not None
+        if exact and len(allowed) <= FEW_ALLOWED:
+            positions_Qw = np.tile(allowed, (len(queries_QD), 1))
+            return best_first(self._scores(queries_QD, positions_Qw), positions_Qw, width)
+        keep_N = np.zeros(len(self), dtype=bool)
+        keep_N[allowed] = True
+        return self._found(queries_QD, width, Restriction(keep_N))
+
+    @staticmethod
+    def _nothing(queries: int) -> tuple[FloatMatrix, IdMatrix]:
+        return np.zeros((queries, 0), dtype=np.float32), np.zeros((queries, 0), dtype=np.int64)
+
+    def _found(self, queries_QD: FloatMatrix, width: int, only: Restriction | None) -> tuple[FloatMatrix, IdMatrix]:
+        if not self._refine:
+            return self._searcher.search(queries_QD, width, only)
+        wide = min(int(np.ceil(width * self._refine)), len(self))
+        _, positions_Qw = self._searcher.search(queries_QD, wide, only)
+        return best_first(self._scores(queries_QD, positions_Qw), positions_Qw, width)
+
+    def _scores(self, queries_QD: FloatMatrix, positions_Qw: IdMatrix) -> FloatMatrix:
+        if isinstance(self._searcher, FlatSearcher):
+            return self._searcher.scan.scores(queries_QD, positions_Qw)
+        assert self._rows is not None, "only what can be scored exactly is refined"
+        return exact_scores(self._rows, queries_QD, positions_Qw)
+
+    def _positions(self, ids: IdMatrix) -> IdMatrix:
+        """Positions, ascending, of those ids that there are."""
         wanted = np.unique(np.asarray(ids, dtype=np.int64))
-        found = np.searchsorted(self._sorted_ids_N, wanted)
+        found = np.searchsorted(self._ids_N, wanted)
         known = found < len(self)
-        known[known] = self._sorted_ids_N[found[known]] == wanted[known]
-        member_N = np.zeros(len(self), dtype=bool)
-        member_N[self._positions_by_id[found[known]]] = True
-        return member_N
-
-    def _restriction(self, allowed_ids: IdMatrix | None, without: Exclusion | None, width: int) -> Any:
-        if allowed_ids is None and without is None:
-            return None
-        keep_N = np.ones(len(self), dtype=bool) if allowed_ids is None else self._membership(allowed_ids)
-        spare = 0
-        if without is not None:
-            keep_N = keep_N & without.kept_N
-            spare = min(without.count, SPARE_NEIGHBOURS)
-        selector = faiss.IDSelectorBitmap(np.packbits(keep_N, bitorder="little"))
-        return _parameters(self._index.index, selector, width + spare if spare else 0)
+        known[known] = self._ids_N[found[known]] == wanted[known]
+        return found[known].astype(np.int64)
 
 
 def build(
-    recipe: IndexRecipe, dim: int, ids_N: IdMatrix, blocks: Iterable[FloatMatrix], *, train_rows: FloatMatrix
+    recipe: IndexRecipe,
+    dim: int,
+    ids_N: IdMatrix,
+    blocks: Iterable[FloatMatrix],
+    *,
+    train_rows: FloatMatrix,
+    rows: Rows | None = None,
 ) -> FaissIndex:
-    """Build an index from blocks of rows that together match ``ids_N`` in order.
+    """Build an index from blocks of rows that together match ``ids_N``, ascending, in order.
 
-    An index that needs training learns from ``train_rows`` ``(T, dim)``. Raises ``IndexFactoryError`` if the recipe
-    is unknown or if there are too few rows to train on.
+    An index that needs training learns from ``train_rows`` ``(T, dim)``; ``rows`` are for refinement. Raises
+    ``IndexFactoryError`` if the recipe is unknown or if there are too few rows to train on.
     """
-    inner = make(recipe, dim)
-    if not inner.is_trained:
-        _train(inner, recipe.factory, train_rows)
-    index = faiss.IndexIDMap2(inner)
-    start = 0
-    for block in blocks:
-        index.add_with_ids(np.ascontiguousarray(block, dtype=np.float32), ids_N[start : start + len(block)])
-        start += len(block)
-    assert start == len(ids_N), f"{start} rows for {len(ids_N)} ids"
-    return FaissIndex(index)
+    assert (np.diff(ids_N) > 0).all(), "ids must ascend"
+    if recipe.factory == CAGRA:
+        from indexer.ann_gpu import build_cagra  # which needs this module
+
+        index = build_cagra(dim, blocks)
+        set_options(index, recipe.factory, split_options(recipe.options)[0])
+    else:
+        index = make(recipe, dim)
+        if not index.is_trained:
+            train(index, recipe.factory, train_rows)
+        for block in blocks:
+            index.add(np.ascontiguousarray(block, dtype=np.float32))
+    assert index.ntotal == len(ids_N), f"{index.ntotal} rows for {len(ids_N)} ids"
+    return FaissIndex(index, ids_N, rows=rows, refine=split_options(recipe.options)[1])
 
 
-def load(path: Path) -> FaissIndex:
-    """Read an index that ``FaissIndex.save`` wrote. Raises ``Damaged`` if FAISS cannot read it."""
+def load(
+    path: Path, ids_N: IdMatrix, *, rows: Rows | None = None, refine: float = 0.0, mmap: bool = False
+) -> FaissIndex:
+    """Read an index that ``FaissIndex.save`` wrote, or one of store format 1, which holds its ids too.
+
+    With ``mmap`` the vectors or codes stay in the file, and are read as searches need them; kinds that FAISS cannot map
+    are read, and so are files of format 1, until the next publication. Raises ``Damaged`` if FAISS cannot read it, or
+    if it does not hold ``ids_N``.
+    """
     try:
-        index = faiss.read_index(str(path))
+        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mmap else 0)
+        if isinstance(index, faiss.IndexIDMap):
+            index = _without_ids(faiss.read_index(str(path)), path, ids_N)
     except RuntimeError as error:
         raise Damaged(f"{path} cannot be read by FAISS ({error}); run `emcl index rebuild`") from error
-    if not isinstance(index, faiss.IndexIDMap2):
-        raise Damaged(f"{path} holds a {type(index).__name__}, expected IndexIDMap2; run `emcl index rebuild`")
-    return FaissIndex(index)
+    if index.ntotal != len(ids_N):
+        raise Damaged(f"{path} holds {index.ntotal} vectors for {len(ids_N)} ids; run `emcl index rebuild`")
+    return FaissIndex(index, ids_N, rows=rows, refine=refine)
+
+
+def _without_ids(index: faiss.IndexIDMap, path: Path, ids_N: IdMatrix) -> Any:
+    """What an index of format 1 holds under its map of ids. Raises ``Damaged`` if those are not ``ids_N``."""
+    if not np.array_equal(faiss.vector_to_array(index.id_map), ids_N):
+        raise Damaged(f"{path} holds other ids than the files beside it; run `emcl index rebuild`")
+    inner = faiss.downcast_index(index.index)
+    inner.referenced_objects = [index]  # which owns it; as FAISS itself ties one object's life to another's
+    return inner
 
 
 def set_threads(count: int) -> None:
-    """How many threads one search may use, in this process."""
+    """How many threads one search may use, for the thread that calls."""
     faiss.omp_set_num_threads(count)
-
-
-def make(recipe: IndexRecipe, dim: int) -> Any:
-    """An empty FAISS index. Raises ``IndexFactoryError`` if FAISS does not know the recipe for ``dim`` channels."""
-    try:
-        index = faiss.index_factory(dim, recipe.factory, faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError as error:
-        raise IndexFactoryError(
-            f"FAISS cannot make an index {recipe.factory!r} for {dim} channels ({_reason(error)}); "
-            "examples: Flat, HNSW32, 'IVF256,Flat', 'IVF1024,PQ64'"
-        ) from error
-    try:
-        if recipe.options:
-            faiss.ParameterSpace().set_index_parameters(index, recipe.options)
-    except RuntimeError as error:
-        raise IndexFactoryError(
-            f"FAISS index {recipe.factory!r} does not take the search options {recipe.options!r} "
-            f"({_reason(error)}); examples: nprobe=32, efSearch=64"
-        ) from error
-    return index
-
-
-def _reason(error: RuntimeError) -> str:
-    """FAISS's own words without the C++ source line that it puts before them."""
-    return re.sub(r"^Error in .* at \S+:\d+: ", "", str(error).strip(), flags=re.DOTALL).removeprefix("Error: ")
-
-
-def _train(inner: Any, factory: str, train_rows: FloatMatrix) -> None:
-    lists = getattr(faiss.extract_index_ivf(inner), "nlist", 1) if "IVF" in factory else 1
-    needed = lists * TRAINING_ROWS_PER_CENTROID
-    if len(train_rows) < needed:
-        raise IndexFactoryError(
-            f"the index {factory!r} trains on at least {needed} vectors ({lists} lists), the store has "
-            f"{len(train_rows)}; use fewer lists, or the exact index: `emcl index rebuild --index Flat`"
-        )
-    try:
-        inner.train(np.ascontiguousarray(train_rows, dtype=np.float32))
-    except RuntimeError as error:
-        raise IndexFactoryError(
-            f"the index {factory!r} could not be trained on {len(train_rows)} vectors "
-            f"({_reason(error)}); use the exact index: `emcl index rebuild --index Flat`"
-        ) from error
-
-
-def _parameters(index: Any, selector: Any, breadth: int) -> Any:
-    """Search parameters of an index with a selector; a graph looks at ``breadth`` nodes at least."""
-    index = faiss.downcast_index(index)
-    if isinstance(index, faiss.IndexPreTransform):
-        return faiss.SearchParametersPreTransform(index_params=_parameters(index.index, selector, breadth))
-    if isinstance(index, faiss.IndexRefine):
-        base = _parameters(index.base_index, selector, breadth)
-        return faiss.IndexRefineSearchParameters(k_factor=index.k_factor, base_index_params=base)
-    if isinstance(index, faiss.IndexIVF):
-        return faiss.SearchParametersIVF(sel=selector, nprobe=index.nprobe)
-    if isinstance(index, faiss.IndexHNSW):
-        return faiss.SearchParametersHNSW(sel=selector, efSearch=max(index.hnsw.efSearch, breadth))
-    return faiss.SearchParameters(sel=selector)
 
 
 def _check_queries(queries_QD: FloatMatrix, dim: int, k: int) -> None:

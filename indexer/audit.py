@@ -15,18 +15,24 @@ _PLACES = {
     CAPTIONS.name: "SELECT caption_id, shard, row, 1, crc32 FROM captions ORDER BY shard, row",
 }
 
-_FIRST_WITH_TITLES = 2  # version of the catalogue; a copy that an earlier one made has no titles
+_FIRST_VERSIONS = {"titles": 2, "sources": 3}  # of the catalogue; a copy that an earlier one made has no such table
 
 _EQUAL_TABLES = {
     table: f"SELECT EXISTS (SELECT * FROM main.{table} EXCEPT SELECT * FROM copy.{table})"  # noqa: S608
     f" OR EXISTS (SELECT * FROM copy.{table} EXCEPT SELECT * FROM main.{table})"
-    for table in ("meta", "shards", "videos", "titles", "locations", "tags", "segments", "captions")
+    for table in ("meta", "shards", "videos", "titles", "locations", "tags", "segments", "captions", "sources")
 }
 
+# Without the places in the shards: `emcl index compact` changes them.
+_LASTING = {
+    "segments": "segment_id, video_id, number, start_seconds, end_seconds, timestamps_seconds, frames, crc32,"
+    " pooled_crc32",
+    "captions": "caption_id, video_id, text, crc32",
+}
 _UNCHANGED_ROWS = {
-    table: f"SELECT EXISTS (SELECT * FROM copy.{table} WHERE {key} IN (SELECT {key} FROM main.{table})"  # noqa: S608
-    f" EXCEPT SELECT * FROM main.{table})"
-    for table, key in (("segments", "segment_id"), ("captions", "caption_id"))
+    table: f"SELECT EXISTS (SELECT {lasting} FROM copy.{table} WHERE {key} IN (SELECT {key} FROM main.{table})"  # noqa: S608
+    f" EXCEPT SELECT {lasting} FROM main.{table})"
+    for (table, lasting), key in zip(_LASTING.items(), ("segment_id", "caption_id"), strict=True)
 }
 
 
@@ -53,8 +59,8 @@ def differing_tables(catalogue: Catalogue, copy: Path, *, same_revision: bool) -
     try:
         queries = _EQUAL_TABLES if same_revision else _UNCHANGED_ROWS
         versions = (f"PRAGMA {name}.user_version" for name in ("main", "copy"))
-        if any(catalogue.connection.execute(query).fetchone()[0] < _FIRST_WITH_TITLES for query in versions):
-            queries = {table: query for table, query in queries.items() if table != "titles"}
-        return [table for table, query in queries.items() if catalogue.connection.execute(query).fetchone()[0]]
+        version = min(catalogue.connection.execute(query).fetchone()[0] for query in versions)
+        there = {table: query for table, query in queries.items() if version >= _FIRST_VERSIONS.get(table, 1)}
+        return [table for table, query in there.items() if catalogue.connection.execute(query).fetchone()[0]]
     finally:
         catalogue.connection.execute("DETACH copy")

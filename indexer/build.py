@@ -1,4 +1,4 @@
-"""One indexing run, in named phases: discover, hash, reconcile, captions, encode, publish.
+"""One indexing run, in named phases: discover, hash, reconcile, shards and URLs, captions, encode, publish.
 
 Every phase commits what it has done, so a run that is killed or interrupted is continued by running the same command
 again. A video that cannot be read is recorded with its reason and never stops the run.
@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from indexer import ann, generation
-from indexer.captions import Resolved, VideoNames, read_caption_file, read_sidecars, resolve
+from indexer import generation
+from indexer.ann_recipe import check
+from indexer.build_captions import attach
+from indexer.captions import Resolved, read_caption_file
 from indexer.config import Manifest, StoreSettings
 from indexer.decode import DecodeSettings
 from indexer.encode import FeatureEncoder, VideoEncoding, encode_captions
 from indexer.errors import Damaged, IndexFactoryError, ModelMismatch, NotAStore
+from indexer.packed import PackedOptions, index_packed
+from indexer.partition import WHOLE, Partition, split
 from indexer.progress import Progress
 from indexer.reader import DECODE_TIMEOUT_SECONDS, ReaderSettings
 from indexer.rows import Location
-from indexer.sources import Discovery, FoundFile, discover, hash_files, missing
+from indexer.sources import Discovery, discover, hash_files, missing
+from indexer.sources_url import FETCH_TIMEOUT_SECONDS, RemoteFiles
 from indexer.writer import StoreWriter
 
 LOCATION_BATCH = 256
@@ -33,13 +38,21 @@ BYTES_PER_TASK = 8 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class BuildRequest:
-    """What a run is to index. ``prune`` removes videos whose files are gone or were replaced."""
+    """What a run is to index. ``prune`` removes videos whose files are gone or were replaced.
+
+    ``partition`` is the part of it that this run takes; ``protocols`` are those of URLs that may be fetched; ``packed``
+    is for what comes from shards and URLs. Reading of those ends when nothing came for ``fetch_timeout_seconds``.
+    """
 
     paths: Sequence[str]
     captions: Path | None = None
     prune: bool = False
     workers: int = 1
     timeout_seconds: float = DECODE_TIMEOUT_SECONDS
+    partition: Partition = WHOLE
+    protocols: frozenset[str] = frozenset()
+    packed: PackedOptions = field(default_factory=PackedOptions)
+    fetch_timeout_seconds: float = FETCH_TIMEOUT_SECONDS
 
 
 @dataclass(kw_only=True)
@@ -68,16 +81,23 @@ def build(writer: StoreWriter, encoder: FeatureEncoder, request: BuildRequest, p
     store. ``KeyboardInterrupt`` leaves everything committed so far.
     """
     check_model(writer.settings, encoder, writer.path)
-    discovery = discover(request.paths, exclude=writer.path)
-    report = BuildReport(found=len(discovery.files), failed=list(discovery.unreadable))
-    before = writer.catalogue.locations()
-    found = _hash(writer, discovery, before, report, progress)
-    orphans = _reconcile(writer, before, found, discovery, request, report)
-    texts = _captions(writer, discovery.files, request, report)
+    entries = [] if request.captions is None else read_caption_file(request.captions)
+    with RemoteFiles(request.protocols, request.fetch_timeout_seconds) as remote:
+        discovery = discover(request.paths, exclude=writer.path, remote=remote)
+        mine, others = split(discovery, request.partition)
+        report = BuildReport(found=len(mine.files), failed=list(mine.unreadable))
+        before = writer.catalogue.locations()
+        found = _hash(writer, mine, before, report, progress)
+        gone = _reconcile(writer, before, found, mine, request, report)
+        _index_packed(writer, encoder, mine, remote, request, report, progress)
+    attached = attach(writer.catalogue.locations(), entries, mine, others)  # before hours are spent on encoding files
+    report.unmatched += attached.unmatched
+    report.notes += attached.notes
     _encode_videos(writer, encoder, found, request, report, progress)
-    writer.add_tags(texts.tags)
-    _encode_captions(writer, encoder, texts, report, progress)
+    writer.add_tags(attached.texts.tags)
+    _encode_captions(writer, encoder, attached.texts, report, progress)
     if request.prune:
+        orphans = _without_place(writer, gone)
         writer.remove_videos(orphans)
         report.removed = len(orphans)
     report.manifest = publish_if_changed(writer, encoder, progress)
@@ -113,7 +133,7 @@ def publish(
     """
     former = writer.settings
     if settings is not None:
-        ann.make(settings, settings.dim)  # refused before the catalogue has changed
+        check(settings, settings.dim)  # refused before the catalogue has changed
     with progress.phase("publish", len(generation.PHASES), "step") as bar:
 
         def phase(name: str) -> None:
@@ -168,8 +188,8 @@ def _reconcile(
     discovery: Discovery,
     request: BuildRequest,
     report: BuildReport,
-) -> list[str]:
-    """Say what became of files that were indexed earlier; returns the videos that have no file any more."""
+) -> set[str]:
+    """Say what became of files that were indexed earlier; returns the places that are gone."""
     now = {location.path: location.video_id for location in found}
     gone = {location.path: location.video_id for location in missing(before, discovery)}
     places: dict[str, set[str]] = defaultdict(set)
@@ -189,25 +209,32 @@ def _reconcile(
     duplicates = len(found) - len(set(now.values()))
     if duplicates:
         report.notes.append(f"{duplicates} files have the same bytes as another one and are indexed once")
-    return sorted(video_id for video_id in writer.catalogue.states() if not places[video_id])
+    return set(gone)
 
 
-def _captions(writer: StoreWriter, files: Sequence[FoundFile], request: BuildRequest, report: BuildReport) -> Resolved:
-    """Read all captions and attach them to videos, before hours are spent on encoding."""
-    entries, unreadable = read_sidecars(file.path for file in files)
-    report.unmatched += unreadable
-    if request.captions is not None:
-        entries += read_caption_file(request.captions)
-    if not entries:
-        return Resolved(captions=[], tags={}, unmatched=[])
-    roots = {str(file.path): file.root for file in files}
-    names = VideoNames(
-        (Path(location.path), roots.get(location.path, Path(location.path).parent), location.video_id)
-        for location in writer.catalogue.locations()
-    )
-    resolved = resolve(entries, names)
-    report.unmatched += resolved.unmatched
-    return resolved
+def _without_place(writer: StoreWriter, gone: Collection[str]) -> list[str]:
+    """Videos that lie nowhere any more."""
+    somewhere = {place.video_id for place in writer.catalogue.locations() if place.path not in gone}
+    return sorted(writer.catalogue.states().keys() - somewhere)
+
+
+def _index_packed(
+    writer: StoreWriter,
+    encoder: FeatureEncoder,
+    discovery: Discovery,
+    remote: RemoteFiles,
+    request: BuildRequest,
+    report: BuildReport,
+    progress: Progress,
+) -> None:
+    reader = _reader(writer, encoder, request, request.workers)
+    done = index_packed(writer, encoder, discovery.packed, remote, reader, request.packed, progress)
+    report.found += done.found
+    report.indexed += done.indexed
+    report.captions += done.captions
+    report.failed += done.failed
+    report.unmatched += done.unmatched
+    report.notes += done.notes
 
 
 def _encode_videos(
@@ -226,12 +253,7 @@ def _encode_videos(
     if not waiting:
         return
     tasks = sum(1 + location.size_bytes // BYTES_PER_TASK for location in waiting.values())
-    decode = DecodeSettings(
-        sampling=writer.settings.sampling,
-        segment_seconds=writer.settings.segment_seconds,
-        image_size=encoder.image_size,
-    )
-    reader = ReaderSettings(decode=decode, workers=min(request.workers, tasks), timeout_seconds=request.timeout_seconds)
+    reader = _reader(writer, encoder, request, min(request.workers, tasks))
     failed: list[tuple[str, str]] = []
     with progress.phase("videos", len(waiting), "video") as bar:
 
@@ -249,6 +271,15 @@ def _encode_videos(
     report.failed += sorted(failed)
 
 
+def _reader(writer: StoreWriter, encoder: FeatureEncoder, request: BuildRequest, workers: int) -> ReaderSettings:
+    decode = DecodeSettings(
+        sampling=writer.settings.sampling,
+        segment_seconds=writer.settings.segment_seconds,
+        image_size=encoder.image_size,
+    )
+    return ReaderSettings(decode=decode, workers=workers, timeout_seconds=request.timeout_seconds)
+
+
 def _encode_captions(
     writer: StoreWriter, encoder: FeatureEncoder, texts: Resolved, report: BuildReport, progress: Progress
 ) -> None:
@@ -257,4 +288,4 @@ def _encode_captions(
         return
     with progress.phase("captions", len(new), "caption") as bar:
         encode_captions(new, encoder, writer, bar.advance)
-    report.captions = len(new)
+    report.captions += len(new)

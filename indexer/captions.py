@@ -90,7 +90,9 @@ class VideoNames:
     refused; the same bytes under several paths are one video.
     """
 
-    def __init__(self, videos: Iterable[tuple[Path, Path, str]]) -> None:
+    def __init__(self, videos: Iterable[tuple[Path, Path, str]], whole_names: Mapping[str, str] | None = None) -> None:
+        """``whole_names`` are other names that must be written as they are (URLs, say), with their video ids."""
+        self._whole_names = dict(whole_names or {})
         self._by_path: dict[str, str] = {}
         self._by_name: list[dict[str, dict[str, Path]]] = [defaultdict(dict) for _ in range(3)]
         for path, root, video_id in videos:
@@ -104,7 +106,7 @@ class VideoNames:
 
         Raises ``ValueError`` if several videos go by that name.
         """
-        exact = self._by_path.get(str(folder / name))
+        exact = self._whole_names.get(name) or self._by_path.get(str(folder / name))
         if exact is not None:
             return exact
         for names in self._by_name:
@@ -116,8 +118,11 @@ class VideoNames:
         return None
 
 
-def resolve(entries: Sequence[CaptionEntry], names: VideoNames) -> Resolved:
-    """Attach captions to videos. Raises ``CaptionFileError`` for ambiguous names, and if no row at all matches."""
+def resolve(entries: Sequence[CaptionEntry], names: VideoNames, *, partial: bool = False) -> Resolved:
+    """Attach captions to videos. Raises ``CaptionFileError`` for ambiguous names, and if no row at all matches.
+
+    ``partial``: there are videos that ``names`` does not know, so no row has to match.
+    """
     captions: dict[tuple[str | None, str], None] = {}
     tags: dict[str, list[str]] = defaultdict(list)
     problems, unmatched = [], []
@@ -135,7 +140,7 @@ def resolve(entries: Sequence[CaptionEntry], names: VideoNames) -> Resolved:
             tags[video_id] += entry.tags
     if problems:
         raise CaptionFileError(_listed(problems))
-    if entries and len(unmatched) == len(entries):
+    if entries and len(unmatched) == len(entries) and not partial:
         raise CaptionFileError(
             _listed(unmatched) + "\nno row matched: `video` must be a path, a file name or a stem of an indexed video"
         )
@@ -191,13 +196,14 @@ def _entry(where: str, row: Any) -> CaptionEntry:
     video = row.get("video")
     if video is not None and (not isinstance(video, str) or not video.strip()):
         raise ValueError(f"`video` must be a path, a name or null, got {video!r}")
-    captions, tags = _strings(row, "captions"), _strings(row, "tags")
+    captions, tags = strings_of(row, "captions"), strings_of(row, "tags")
     if not captions and not tags:
         raise ValueError("`captions` is empty")
     return CaptionEntry(where=where, video=video, captions=captions, tags=tags)
 
 
-def _strings(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
+def strings_of(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """The texts under a key, which may be one text, a list of them or missing. Raises ``ValueError``."""
     value = row.get(key)
     values = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(values, list) or not all(isinstance(text, str) and text.strip() for text in values):

@@ -21,7 +21,7 @@ import numpy as np
 from indexer.config import StoreSettings
 from indexer.errors import NotAStore, SourceError
 from indexer.records import VideoState
-from indexer.rows import CaptionRow, Location, SegmentRow, VideoRow
+from indexer.rows import CaptionRow, Location, SegmentRow, SourceRow, VideoRow
 from indexer.schema import check_format, database_uri, migrate
 
 ShardRows = Mapping[str, Mapping[int, int]]
@@ -166,6 +166,37 @@ class Catalogue:
         query = "SELECT path FROM locations WHERE video_id = ? ORDER BY path"
         return [str(row[0]) for row in self.connection.execute(query, (video_id,))]
 
+    def titles(self) -> dict[str, str]:
+        """The titles that videos were given."""
+        if not self._has_table("titles"):  # the first catalogues, opened for reading
+            return {}
+        return dict(self.connection.execute("SELECT video_id, title FROM titles").fetchall())
+
+    def sources(self) -> list[SourceRow]:
+        """Tar shards and URLs that were read, or could not be."""
+        if not self._has_table("sources"):
+            return []
+        rows = self.connection.execute("SELECT name, size_bytes, version, complete, reason FROM sources ORDER BY name")
+        return [SourceRow(name=n, size_bytes=s, version=v, complete=bool(c), reason=r) for n, s, v, c, r in rows]
+
+    def source(self, name: str) -> SourceRow | None:
+        """What became of one source."""
+        query = "SELECT size_bytes, version, complete, reason FROM sources WHERE name = ?"
+        found = self.connection.execute(query, (name,)).fetchone()
+        if found is None:
+            return None
+        size, version, complete, reason = found
+        return SourceRow(name=name, size_bytes=size, version=version, complete=bool(complete), reason=reason)
+
+    def has_title(self, video_id: str) -> bool:
+        """Whether a video was given a title."""
+        query = "SELECT EXISTS (SELECT 1 FROM titles WHERE video_id = ?)"
+        return bool(self.connection.execute(query, (video_id,)).fetchone()[0])
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every video."""
+        return dict(self.connection.execute("SELECT video_id, size_bytes FROM videos").fetchall())
+
     def summaries(self) -> list[dict[str, Any]]:
         """Every video for a listing, with its paths, its tags and how many segments and captions it has."""
         rows = self.connection.execute(_SUMMARIES).fetchall()
@@ -220,12 +251,23 @@ class Catalogue:
 
     # Changes. Each must run inside ``transaction``.
 
-    def add_location(self, location: Location) -> None:
-        """Record where a video was seen; a video that is not known yet becomes ``pending``."""
+    def add_pending(self, video_id: str, size_bytes: int) -> None:
+        """Record that there is a video, unless it is known."""
         self.connection.execute(
             "INSERT INTO videos (video_id, state, size_bytes) VALUES (?, 'pending', ?) ON CONFLICT DO NOTHING",
-            (location.video_id, location.size_bytes),
+            (video_id, size_bytes),
         )
+
+    def add_source(self, source: SourceRow) -> None:
+        """Record what became of a tar shard or a URL."""
+        self.connection.execute(
+            "INSERT OR REPLACE INTO sources VALUES (?, ?, ?, ?, ?)",
+            (source.name, source.size_bytes, source.version, source.complete, source.reason),
+        )
+
+    def add_location(self, location: Location) -> None:
+        """Record where a video was seen; a video that is not known yet becomes ``pending``."""
+        self.add_pending(location.video_id, location.size_bytes)
         self.connection.execute(
             # REPLACE would drop the former row unseen by the log of changes.
             "INSERT INTO locations VALUES (?, ?, ?, ?) ON CONFLICT (path) DO UPDATE SET"
@@ -295,6 +337,10 @@ class Catalogue:
             [(kind, shard, count) for kind, shards in rows.items() for shard, count in shards.items()],
         )
 
+    def forget_shards(self, kind: str, shards: Iterable[int]) -> None:
+        """Drop shards in which no row is named any more."""
+        self.connection.executemany("DELETE FROM shards WHERE kind = ? AND shard = ?", [(kind, n) for n in shards])
+
     def forget_changes(self, until: int) -> None:
         """Drop the log of changes up to a revision; a generation older than that is compared as a whole instead.
 
@@ -309,6 +355,10 @@ class Catalogue:
     def copy_to(self, path: Path) -> None:
         """Write a consistent, compact copy of the whole catalogue to ``path``, which must not exist."""
         self.connection.execute("VACUUM INTO ?", (str(path),))
+
+    def _has_table(self, name: str) -> bool:
+        query = "SELECT EXISTS (SELECT 1 FROM main.sqlite_schema WHERE type = 'table' AND name = ?)"
+        return bool(self.connection.execute(query, (name,)).fetchone()[0])
 
     def _meta(self, key: str) -> str | None:
         found = self.connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()

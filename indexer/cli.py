@@ -17,6 +17,9 @@ import typer
 from indexer.bank_cli import app as bank_app
 from indexer.cli_output import print_manifest, print_report, print_verification, print_videos
 from indexer.create_cli import app as create_app
+from indexer.index_options import Factory, IndexMemory, IndexRecall, SearchOptions
+from indexer.merge_cli import app as merge_app
+from indexer.source_options import AllowProtocol, KeepMedia, PartitionOption, RetryFailed
 
 if TYPE_CHECKING:
     from indexer.build import BuildRequest
@@ -31,10 +34,14 @@ app = typer.Typer(
 )
 app.add_typer(bank_app)
 app.add_typer(create_app)
+app.add_typer(merge_app)
 
 INCOMPLETE, INTERRUPTED = 3, 130
 
-Paths = Annotated[list[str], typer.Argument(metavar="PATH...", help="Folders, video files, or globs in quotes.")]
+Paths = Annotated[
+    list[str],
+    typer.Argument(metavar="PATH...", help="Folders, video files, tar shards, globs in quotes, or URLs."),
+]
 MorePaths = Annotated[list[str] | None, typer.Argument(metavar="PATH...", help="As for build.")]
 Store = Annotated[Path, typer.Option(help="Folder of the store.")]
 Captions = Annotated[
@@ -54,7 +61,16 @@ Model = Annotated[
 ]
 Pretrained = Annotated[str | None, typer.Option(help="Tag or weights file of an open_clip model.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Precision = Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Arithmetic of the encoder.")]
+Precision = Annotated[
+    Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="Arithmetic of the encoder; auto as the runtime has it.")
+]
+Runtime = Annotated[
+    Literal["auto", "torch", "torch-compiled", "onnx", "onnx-int8"],
+    typer.Option(help="What computes the encoder; auto: the fastest that `emcl export` has judged, else torch."),
+]
+Exports = Annotated[
+    Path | None, typer.Option(help="Folder of `emcl export`. Default: beside the checkpoint, or var/exports.")
+]
 Workers = Annotated[int | None, typer.Option(min=1, help="Decoding processes. Default: one per core, at most 8.")]
 Timeout = Annotated[float, typer.Option(min=1, help="Seconds that decoding one segment may take.")]
 SegmentSeconds = Annotated[
@@ -67,12 +83,6 @@ MaxFrames = Annotated[int | None, typer.Option(min=1, max=512, help="Most frames
 Sampling = Annotated[
     Literal["uniform", "keyframes"] | None,
     typer.Option(help="keyframes takes the nearest key frames: many times faster, other frames."),
-]
-Factory = Annotated[
-    str | None, typer.Option("--index", help="FAISS factory string: Flat (exact, default), HNSW32, 'IVF256,Flat', …")
-]
-Options = Annotated[
-    str | None, typer.Option("--index-options", help="FAISS search parameters, such as nprobe=32 or efSearch=64.")
 ]
 ProgressFile = Annotated[
     Path | None, typer.Option("--progress-file", help="Append progress to this file, as JSON lines, for programs.")
@@ -88,7 +98,9 @@ def build(
     model: Model = None,
     pretrained: Pretrained = None,
     device: Device = "auto",
-    precision: Precision = "fp32",
+    runtime: Runtime = "auto",
+    precision: Precision = "auto",
+    exports: Exports = None,
     workers: Workers = None,
     timeout: Timeout = 300.0,
     segment_seconds: SegmentSeconds = None,
@@ -96,16 +108,26 @@ def build(
     max_frames: MaxFrames = None,
     sampling: Sampling = None,
     index: Factory = None,
-    index_options: Options = None,
+    index_options: SearchOptions = None,
+    index_memory: IndexMemory = None,
+    index_recall: IndexRecall = None,
     prune: Annotated[bool, typer.Option(help="Remove videos whose files are gone or were replaced.")] = False,
+    partition: PartitionOption = None,
+    allow_protocol: AllowProtocol = None,
+    keep_media: KeepMedia = False,
+    retry_failed: RetryFailed = False,
     progress_file: ProgressFile = None,
 ) -> None:
     """Index videos into a store, made if need be. Run it again after an interruption, or when files changed."""
     from indexer.build import BuildRequest
-    from indexer.options import Wishes, check_wishes, recorded_settings
+    from indexer.options import Wishes, bytes_of, check_wishes, recorded_settings
+    from indexer.packed import PackedOptions
+    from indexer.partition import WHOLE, Partition
     from indexer.sources import check_paths
 
-    check_paths(paths)  # a slip of the pen is told before weights are fetched and a store is made
+    protocols = frozenset(allow_protocol or ())
+    part = WHOLE if partition is None else Partition.parse(partition)
+    check_paths(paths, protocols)  # a slip of the pen is told before weights are fetched and a store is made
     wishes = Wishes(
         segment_seconds=segment_seconds,
         sample_fps=sample_fps,
@@ -113,13 +135,22 @@ def build(
         strategy=sampling,
         factory=index,
         options=index_options,
+        index_memory=bytes_of(index_memory),
+        index_recall=index_recall,
     )
     recorded = recorded_settings(store)
     if recorded is not None:
         check_wishes(recorded, wishes, store)
-    encoder, spec = _load(recorded, model, pretrained, device, precision)
+    encoder, spec = _load(recorded, model, pretrained, device, precision, runtime, exports)
     request = BuildRequest(
-        paths=paths, captions=captions, prune=prune, workers=workers or _cores(), timeout_seconds=timeout
+        paths=paths,
+        captions=captions,
+        prune=prune,
+        workers=workers or _cores(),
+        timeout_seconds=timeout,
+        partition=part,
+        protocols=protocols,
+        packed=PackedOptions(keep_media=keep_media, retry_failed=retry_failed),
     )
     _run(store, recorded or _new(wishes, encoder, spec), encoder, request, progress_file)
 
@@ -130,21 +161,35 @@ def add(
     paths: MorePaths = None,
     captions: Captions = None,
     device: Device = "auto",
-    precision: Precision = "fp32",
+    runtime: Runtime = "auto",
+    precision: Precision = "auto",
+    exports: Exports = None,
     workers: Workers = None,
     timeout: Timeout = 300.0,
+    allow_protocol: AllowProtocol = None,
+    keep_media: KeepMedia = False,
+    retry_failed: RetryFailed = False,
     progress_file: ProgressFile = None,
 ) -> None:
     """Add videos or captions to a store, with the model and settings that it was built with."""
     from indexer.build import BuildRequest
+    from indexer.packed import PackedOptions
     from indexer.sources import check_paths
 
     if not paths and captions is None:
         raise typer.BadParameter("give videos to add, or --captions FILE")
     recorded = _recorded(store)
-    check_paths(paths or [])
-    encoder, _ = _load(recorded, None, None, device, precision)
-    request = BuildRequest(paths=paths or [], captions=captions, workers=workers or _cores(), timeout_seconds=timeout)
+    protocols = frozenset(allow_protocol or ())
+    check_paths(paths or [], protocols)
+    encoder, _ = _load(recorded, None, None, device, precision, runtime, exports)
+    request = BuildRequest(
+        paths=paths or [],
+        captions=captions,
+        workers=workers or _cores(),
+        timeout_seconds=timeout,
+        protocols=protocols,
+        packed=PackedOptions(keep_media=keep_media, retry_failed=retry_failed),
+    )
     _run(store, recorded, encoder, request, progress_file)
 
 
@@ -159,7 +204,7 @@ def remove(
     from indexer.progress import TerminalProgress
     from indexer.writer import StoreWriter
 
-    encoder, _ = _load(_recorded(store), None, None, device, "fp32")
+    encoder, _ = _load(_recorded(store), None, None, device)
     with StoreWriter.open(store) as writer:
         check_model(writer.settings, encoder, store)
         writer.remove_videos(writer.catalogue.find_videos(videos))
@@ -205,7 +250,9 @@ def verify(
 def rebuild(
     store: Store,
     index: Factory = None,
-    index_options: Options = None,
+    index_options: SearchOptions = None,
+    index_memory: IndexMemory = None,
+    index_recall: IndexRecall = None,
     model: Annotated[
         str | None, typer.Option(help="The same weights under another name, such as a calibrated checkpoint.")
     ] = None,
@@ -214,19 +261,19 @@ def rebuild(
 ) -> None:
     """Publish a new generation from what is stored, without decoding: other FAISS index, newly fitted EMCL map."""
     from indexer.build import check_model, publish
+    from indexer.options import Wishes, bytes_of, with_index
     from indexer.progress import TerminalProgress
     from indexer.writer import StoreWriter
 
     recorded = _recorded(store)
-    encoder, spec = _load(recorded, model, pretrained, device, "fp32")
-    changes: dict[str, object] = {"model_spec": spec}
-    if index is not None:
-        changes |= {"factory": index, "options": index_options or ""}
-    elif index_options is not None:
-        changes["options"] = index_options
+    encoder, spec = _load(recorded, model, pretrained, device)
+    wishes = Wishes(
+        factory=index, options=index_options, index_memory=bytes_of(index_memory), index_recall=index_recall
+    )
     with StoreWriter.open(store) as writer:
         check_model(writer.settings, encoder, store)
-        manifest = publish(writer, encoder, TerminalProgress(), writer.settings.model_copy(update=changes))
+        settings = with_index(writer.settings, wishes).model_copy(update={"model_spec": spec})
+        manifest = publish(writer, encoder, TerminalProgress(), settings)
     print_manifest(manifest)
 
 
@@ -256,13 +303,24 @@ def _interruptible() -> Iterator[None]:
 
 
 def _load(
-    recorded: StoreSettings | None, model: str | None, pretrained: str | None, device: str, precision: Precision
+    recorded: StoreSettings | None,
+    model: str | None,
+    pretrained: str | None,
+    device: str,
+    precision: Precision = "fp32",
+    runtime: Runtime | None = None,
+    exports: Path | None = None,
 ) -> tuple[Encoder, ModelSpec]:
     from indexer.options import choose_model
     from model.encoder import load_encoder
 
     spec = choose_model(recorded, model, pretrained)
-    return load_encoder(spec.model, pretrained=spec.pretrained, device=device, precision=precision), spec
+    encoder = load_encoder(
+        spec.model, pretrained=spec.pretrained, device=device, precision=precision, runtime=runtime, exports=exports
+    )
+    if runtime is not None:
+        typer.echo(f"encoding with {encoder.runtime.label}: {encoder.runtime.reason}", err=True)
+    return encoder, spec
 
 
 def _recorded(store: Path) -> StoreSettings:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 if TYPE_CHECKING:
     from indexer.build import BuildReport
-    from indexer.config import Manifest
+    from indexer.compact import Compaction
+    from indexer.config import IndexReport, Manifest
     from indexer.verify import Verification
+    from indexer.writer import StoreWriter
 
 SHOWN_NOTES = 20
 
@@ -41,15 +43,31 @@ def print_report(report: BuildReport) -> None:
 def print_verification(found: Verification, *, as_json: bool) -> None:
     """What ``emcl index verify`` found."""
     if as_json:
-        typer.echo(json.dumps(vars(found), indent=2))
+        indexes = {side: report.model_dump() for side, report in found.indexes.items()}
+        typer.echo(json.dumps({**vars(found), "indexes": indexes}, indent=2))
         return
     for note in found.notes:
         typer.echo(f"note: {note}")
     for problem in found.problems:
         typer.echo(f"damaged: {problem}")
     recall = ", ".join(f"recall@10 of {side} {value:.3f}" for side, value in found.recall.items())
+    for line in index_lines(found.indexes):
+        typer.echo(line)
     checked = f"{found.checked_segments} segments and {found.checked_captions} captions checked"
     typer.echo("; ".join(part for part in (checked, recall, f"{len(found.problems)} problems") if part))
+
+
+def print_compaction(writer: StoreWriter, done: Compaction) -> None:
+    """What ``emcl index compact`` gained, and what of it is free only later."""
+    from indexer.compact import waiting_bytes
+
+    gained = done.before_bytes - done.after_bytes
+    typer.echo(f"{done.shards} shards written anew: {gained} of {done.before_bytes} bytes gained")
+    if waiting := waiting_bytes(writer):
+        typer.echo(
+            f"{waiting} bytes of former shards are free when the generation that still names them goes: with the next "
+            "publication, or now with `emcl index compact --drop-former`"
+        )
 
 
 def print_manifest(manifest: Manifest) -> None:
@@ -59,6 +77,23 @@ def print_manifest(manifest: Manifest) -> None:
         f"generation {manifest.generation} ({manifest.factory}): {counts.videos} videos, {counts.segments} segments, "
         f"{counts.captions} captions"
     )
+    for line in index_lines(manifest.indexes):
+        typer.echo(line)
+
+
+def index_lines(indexes: Mapping[str, IndexReport]) -> list[str]:
+    """What each index is, what it takes and what it finds; nothing of indexes that hold nothing."""
+    lines = []
+    for side, report in indexes.items():
+        if report.vectors:
+            options = f" ({report.options})" if report.options else ""
+            place = ", read from its file" if report.mapped else ""
+            found = f"recall@{report.depth} {report.recall:.4f} on {report.queries} queries ({report.source})"
+            lines.append(
+                f"index of {side}: {report.factory}{options}, {report.vectors} vectors of {report.bytes_per_vector:g} "
+                f"bytes{place}, {found if report.queries else 'exact'}"
+            )
+    return lines
 
 
 def print_videos(videos: Sequence[dict[str, Any]], *, as_json: bool) -> None:

@@ -11,16 +11,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from indexer.errors import Damaged, NewerFormat, SettingsConflict
+from indexer.index_choice import AUTO, DEFAULT_MEMORY, DEFAULT_RECALL
 from model.config import Config, SamplingConfig
 
-STORE_FORMAT = 1
-"""Version of everything outside the catalogue (shards, generations). The catalogue numbers its own migrations."""
+STORE_FORMAT = 2
+"""Version of everything outside the catalogue (shards, generations). The catalogue numbers its own migrations.
+
+Format 1 had the ids of its vectors inside the FAISS indexes; it is read as before."""
 
 DEFAULT_SEGMENT_SECONDS = 30.0
-DEFAULT_FACTORY = "Flat"
+DEFAULT_FACTORY = AUTO
 
 FROZEN_MAP_ROWS = 20_000
 """Most rows (videos and captions together) that the frozen EMCL map is fitted on: 40 MB at 512 channels, and far
@@ -41,7 +44,8 @@ class StoreSettings(Config):
     """What every vector of a store has in common, fixed when the store is created.
 
     ``factory`` and ``options``, the kind of FAISS index and its search parameters, may be changed by
-    ``emcl index rebuild``.
+    ``emcl index rebuild``. With the factory ``auto`` the kind is chosen at each publication, such that both indexes
+    take at most ``index_memory`` bytes and find ``index_recall`` of the 100 nearest.
     """
 
     model_spec: ModelSpec
@@ -51,6 +55,14 @@ class StoreSettings(Config):
     segment_seconds: float = Field(DEFAULT_SEGMENT_SECONDS, gt=0)
     factory: str = DEFAULT_FACTORY
     options: str = ""
+    index_memory: int = Field(DEFAULT_MEMORY, ge=1)
+    index_recall: float = Field(DEFAULT_RECALL, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _options_belong_to_a_factory(self) -> StoreSettings:
+        if self.factory == AUTO and self.options:
+            raise ValueError(f"the search options {self.options!r} need an index of a named kind; auto chooses its own")
+        return self
 
 
 def refuse_differences(store: Path, recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
@@ -81,12 +93,34 @@ class FileCheck(Config):
     sha256: str
 
 
+class IndexReport(Config):
+    """What one FAISS index is, and what it finds.
+
+    ``options`` are FAISS's search parameters, and ``refine``, the factor by which a shortlist is longer than what is
+    wanted from it. ``recall`` is the share of the exact ``depth`` nearest that was found for ``queries`` queries that
+    came from ``source``; 1 for an exact index, which needs none. ``mapped``: it is more than fits in the memory that it
+    may take, and is read from its file as searches need it.
+    """
+
+    factory: str
+    options: str
+    auto: bool
+    mapped: bool
+    vectors: int
+    bytes_per_vector: float
+    recall: float
+    depth: int
+    queries: int
+    source: str
+
+
 class Manifest(Config):
     """Everything about one immutable generation.
 
     ``shards`` maps the name of each shard that the generation reads to the number of its committed rows;
     ``files`` maps each file beside the manifest to its size and checksum; ``revision`` is the catalogue's change
-    counter at the moment of the snapshot. ``checksum`` covers the manifest itself.
+    counter at the moment of the snapshot. ``indexes`` tells of ``videos`` and ``captions``; generations of format 1
+    have none. ``checksum`` covers the manifest itself.
     """
 
     format: int = STORE_FORMAT
@@ -99,6 +133,7 @@ class Manifest(Config):
     segment_seconds: float
     factory: str
     options: str
+    indexes: dict[str, IndexReport] = Field(default_factory=dict)
     revision: int
     counts: Counts
     frozen_map_rows: int

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from indexer.index_options import Factory, IndexMemory, IndexRecall, SearchOptions
+
 app = typer.Typer()
 
 
@@ -21,6 +23,10 @@ def create(
     segment_seconds: Annotated[
         float | None, typer.Option(min=0.1, help="Longer videos are cut into segments of this length. Default: 30.")
     ] = None,
+    index: Factory = None,
+    index_options: SearchOptions = None,
+    index_memory: IndexMemory = None,
+    index_recall: IndexRecall = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Make an empty store, so that a service can start and take its first videos by `POST /v1/videos`.
@@ -30,7 +36,7 @@ def create(
     """
     from indexer.cli_output import print_manifest
     from indexer.errors import StoreError
-    from indexer.options import Wishes, choose_model, new_settings, recorded_settings
+    from indexer.options import Wishes, bytes_of, choose_model, new_settings, recorded_settings
     from indexer.writer import StoreWriter
     from model.emcl import FrozenMap
     from model.encoder import load_encoder
@@ -39,7 +45,13 @@ def create(
         raise StoreError(f"{store} holds a store already; add to it with `emcl index add`, or name another folder")
     spec = choose_model(None, model, pretrained)
     encoder = load_encoder(spec.model, pretrained=spec.pretrained, device=device)
-    wishes = Wishes(segment_seconds=segment_seconds)
+    wishes = Wishes(
+        segment_seconds=segment_seconds,
+        factory=index,
+        options=index_options,
+        index_memory=bytes_of(index_memory),
+        index_recall=index_recall,
+    )
     settings = new_settings(wishes, spec=spec, fingerprint=encoder.fingerprint, dim=encoder.dim, config=encoder.config)
     with StoreWriter.open(store, settings=settings) as writer:
         manifest = writer.publish(encoder, empty_map=FrozenMap.neutral(encoder.dim))

@@ -68,7 +68,7 @@ def open_video(location: Location, settings: DecodeSettings) -> OpenedVideo:
     from model.video import probe
 
     check_unchanged(location)
-    info = probe(location.path)
+    info = probe(location.file or location.path)
     windows = windows_of(info.duration_seconds, settings.segment_seconds)
     first = decode_segment(location, settings, 0, windows)
     return OpenedVideo(
@@ -90,7 +90,8 @@ def decode_segment(
     check_unchanged(location)
     start, end = windows[number]
     end_seconds = None if number == len(windows) - 1 else end
-    batch = decode(location.path, sampling=settings.sampling, start_seconds=start, end_seconds=end_seconds)
+    source = location.file or location.path
+    batch = decode(source, sampling=settings.sampling, start_seconds=start, end_seconds=end_seconds)
     return DecodedSegment(
         number=number,
         start_seconds=start,
@@ -102,7 +103,9 @@ def decode_segment(
 
 
 def check_unchanged(location: Location) -> None:
-    """Raise ``SourceError`` if the file is not the one that was hashed."""
+    """Raise ``SourceError`` if the file is not the one that was hashed. A copy of our own does not change."""
+    if location.file is not None:
+        return
     try:
         found = os.stat(location.path)  # noqa: PTH116 - a plain string came with the task
     except OSError as error:

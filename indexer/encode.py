@@ -1,4 +1,10 @@
-"""Reader, encoder, writer: decoded segments are encoded in batches, and finished videos committed to the store.
+"""Reader, encoder, writer at the same time: the slowest of the three sets the pace, and the others wait for it.
+
+Processes decode, one thread encodes batches of segments (of one video or of several), and the thread that called
+commits finished videos, hands over what is ready, and waits. An encoder that has nothing to do takes what there is; one
+that is slower than decoding has a whole batch in reserve, and decoding goes on until the segments of a further one
+wait. So neither stands still while a commit is brought to the disk, and memory is bounded, whatever the number and
+length of the videos.
 
 A video is committed as soon as its last segment is encoded; what is lost when the process is killed is what was in
 flight at that moment.
@@ -8,7 +14,9 @@ Legend: B segments of a batch, F frames, S image side, D channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,12 +25,15 @@ import numpy.typing as npt
 
 from indexer.decode import DecodedSegment, OpenedVideo
 from indexer.generation import RowMapper
-from indexer.reader import Reader, ReaderSettings, ReadResult
+from indexer.reader import Feed, Reader, ReaderSettings, ReadResult
 from indexer.rows import Location
 from indexer.writer import EncodedSegment, EncodedVideo, StoreWriter
 
 SEGMENT_BATCH = 8
-"""Segments encoded together: about a hundred frames, enough to fill a GPU, 15 MB of pixels at 224 x 224."""
+"""Most segments encoded together: about a hundred frames, enough to fill a GPU, 15 MB of pixels at 224 x 224."""
+
+BATCHES_UNDER_WAY = 2
+"""One that is being encoded, and one in reserve."""
 
 CAPTION_BATCH = 1024
 """Captions encoded and committed together."""
@@ -94,24 +105,50 @@ class _Assembly:
         )
 
 
+_Batch = list[tuple[_Assembly, DecodedSegment]]
+_Encoded = list[tuple[_Assembly, EncodedSegment]]
+
+
 class VideoEncoding:
-    """Collects decoded segments into batches, and encoded segments into videos."""
+    """Collects decoded segments into batches, and encoded segments into videos.
+
+    The encoder is used by one thread alone, the writer by the one that calls ``run``.
+    """
 
     def __init__(self, encoder: FeatureEncoder, writer: StoreWriter, on_video: OnVideo) -> None:
         self._encoder = encoder
         self._writer = writer
         self._on_video = on_video
         self._open: dict[str, _Assembly] = {}
-        self._batch: list[tuple[_Assembly, DecodedSegment]] = []
+        self._decoded: _Batch = []
+        self._encoding: set[Future[_Encoded]] = set()
 
-    def run(self, locations: Iterable[Location], settings: ReaderSettings) -> None:
-        """Decode, encode and commit videos."""
-        with Reader(settings) as reader:
-            for result in reader.read(locations):
-                self._take(result)
-                if len(self._batch) >= SEGMENT_BATCH:
-                    self._flush()
-        self._flush()
+    def run(
+        self,
+        locations: Iterable[Location],
+        settings: ReaderSettings,
+        admit: Callable[[Location], bool] = lambda _: True,
+    ) -> None:
+        """Decode, encode and commit videos. ``locations`` may take its time; it is drawn from by a thread.
+
+        ``admit`` is asked about each video when its turn comes, in the thread that called.
+        """
+        most_decoded = SEGMENT_BATCH + 2 * settings.workers
+        with Reader(settings) as reader, Feed(locations) as feed, _one_thread() as thread:
+            while True:
+                if room := len(self._decoded) < most_decoded:
+                    reader.fill(lambda: feed.take(admit))
+                self._hand_over(thread)
+                coming = feed.drawing if room and not reader.full else []
+                waiting: set[Future[Any]] = {*reader.running, *coming, *self._encoding}
+                if not waiting:
+                    break
+                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                    if future in reader.running:
+                        self._take(reader.collect(future))
+                    elif future in self._encoding:
+                        self._encoding.remove(future)
+                        self._collect(future.result())
         assert not self._open, f"{len(self._open)} videos were left unfinished"
 
     def _take(self, result: ReadResult) -> None:
@@ -124,32 +161,42 @@ class VideoEncoding:
         video = self._open.setdefault(video_id, _Assembly(location=result.location, opened=result.opened))
         if result.segment is not None:
             video.skipped_packets += result.segment.skipped_packets
-            self._batch.append((video, result.segment))
+            self._decoded.append((video, result.segment))
             return
         start, end = result.opened.windows[result.number]
         video.unreadable.append(f"{start:g}-{end:g} s: {result.reason}")
         self._commit([video])
 
-    def _flush(self) -> None:
-        if not self._batch:
-            return
-        frames_BFSSC, mask_BF = padded([segment.frames_FSSC for _, segment in self._batch])
+    def _hand_over(self, thread: ThreadPoolExecutor) -> None:
+        """Give the encoder what there is if it has nothing to do, and a whole batch in reserve."""
+        while self._decoded and len(self._encoding) < BATCHES_UNDER_WAY:
+            if self._encoding and len(self._decoded) < SEGMENT_BATCH:
+                return
+            batch, self._decoded = self._decoded[:SEGMENT_BATCH], self._decoded[SEGMENT_BATCH:]
+            self._encoding.add(thread.submit(self._encode, batch))
+
+    def _encode(self, batch: _Batch) -> _Encoded:
+        """In the encoder's thread."""
+        frames_BFSSC, mask_BF = padded([segment.frames_FSSC for _, segment in batch])
         features_BFD = self._encoder.encode_videos(frames_BFSSC, mask_BF)
         pooled_BD = self._encoder.pool(features_BFD, mask_BF)
-        for row, (video, segment) in enumerate(self._batch):
-            video.done.append(
-                EncodedSegment(
-                    number=segment.number,
-                    start_seconds=segment.start_seconds,
-                    end_seconds=segment.end_seconds,
-                    timestamps_seconds=segment.timestamps_seconds,
-                    features_FD=features_BFD[row, mask_BF[row]],
-                    pooled_D=pooled_BD[row],
-                )
+        encoded = []
+        for row, (video, segment) in enumerate(batch):
+            part = EncodedSegment(
+                number=segment.number,
+                start_seconds=segment.start_seconds,
+                end_seconds=segment.end_seconds,
+                timestamps_seconds=segment.timestamps_seconds,
+                features_FD=features_BFD[row, mask_BF[row]],
+                pooled_D=pooled_BD[row],
             )
-        videos = {id(video): video for video, _ in self._batch}
-        self._batch = []
-        self._commit(videos.values())
+            encoded.append((video, part))
+        return encoded
+
+    def _collect(self, encoded: _Encoded) -> None:
+        for video, segment in encoded:
+            video.done.append(segment)
+        self._commit({id(video): video for video, _ in encoded}.values())
 
     def _commit(self, videos: Iterable[_Assembly]) -> None:
         complete = [video for video in videos if video.complete]
@@ -160,6 +207,16 @@ class VideoEncoding:
         for video, stored in zip(complete, encoded, strict=True):
             del self._open[stored.video_id]
             self._on_video(video.location, failures.get(stored.video_id), stored.reason)
+
+
+@contextmanager
+def _one_thread() -> Iterator[ThreadPoolExecutor]:
+    """A thread that ends with the batch it is at, not with those that wait."""
+    thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
+    try:
+        yield thread
+    finally:
+        thread.shutdown(wait=True, cancel_futures=True)
 
 
 def encode_captions(

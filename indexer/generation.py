@@ -12,27 +12,28 @@ from __future__ import annotations
 import hashlib
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from indexer import ann
 from indexer.catalogue import Catalogue
-from indexer.config import FROZEN_MAP_ROWS, KEPT_GENERATIONS, FileCheck, Manifest, StoreSettings
+from indexer.config import FROZEN_MAP_ROWS, KEPT_GENERATIONS, FileCheck, IndexReport, Manifest, StoreSettings
 from indexer.errors import Damaged, NotAStore, StoreError
 from indexer.features import CAPTIONS, FRAMES, POOLED, SHARD_KINDS, ShardKind, ShardReader
+from indexer.index_build import write_index
+from indexer.index_choice import AUTO
+from indexer.side import MappedSide, Side
+from indexer.side import RowMapper as RowMapper
 from indexer.snapshot import Snapshot
 from model.durable import TEMPORARY_PREFIX, sha256_of_file, sync_file, sync_folder, write_atomically
 
 if TYPE_CHECKING:
     from model.emcl import FrozenMap
 
-Floats = npt.NDArray[np.float32]
 Places = npt.NDArray[np.void]
 
 CURRENT, GENERATIONS, FEATURES, CATALOGUE = "CURRENT", "generations", "features", "catalogue.db"
@@ -43,37 +44,6 @@ FILES = (SNAPSHOT, FROZEN_MAP, VIDEO_INDEX, CAPTION_INDEX, SEGMENT_PLACES_FILE, 
 
 PHASES = ("snapshot", "EMCL map", "video index", "caption index")
 """What ``publish`` reports as it goes."""
-
-BLOCK_ROWS = 16_384
-"""Rows mapped and added to FAISS at once: 32 MB at 512 channels."""
-
-TRAINING_ROWS = 262_144
-"""Most rows that an index with k-means trains on: 256 for each of 1,024 lists, FAISS's own upper limit."""
-
-
-class RowMapper(Protocol):
-    """The part of ``model.encoder.Encoder`` that publishing needs."""
-
-    def fit_frozen_map(self, rows_ND: npt.NDArray[Any], /) -> FrozenMap:
-        """Fit the frozen EMCL map on raw rows."""
-        ...
-
-    def map_rows(self, frozen_map: FrozenMap, rows_ND: npt.NDArray[Any], /) -> Floats:
-        """Map raw rows to L2-normalised ones."""
-        ...
-
-
-@dataclass(frozen=True)
-class _Side:
-    """The vectors of one FAISS index: where the raw rows lie, and in which order they are added."""
-
-    ids_N: npt.NDArray[np.int64]
-    shards_N: npt.NDArray[np.int32]
-    rows_N: npt.NDArray[np.int64]
-    reader: ShardReader
-
-    def raw(self, which: npt.NDArray[np.int64] | slice) -> Floats:
-        return self.reader.gather(self.shards_N[which], self.rows_N[which]).astype(np.float32, copy=False)
 
 
 def publish(
@@ -207,9 +177,7 @@ def _build(
     progress(PHASES[1])
     frozen, fitted_rows = _fit(store, mapper, videos_side, captions_side, empty_map)
     np.savez(work / FROZEN_MAP, **frozen.to_arrays())  # type: ignore[arg-type]
-    for side, name, phase in ((videos_side, VIDEO_INDEX, PHASES[2]), (captions_side, CAPTION_INDEX, PHASES[3])):
-        progress(phase)
-        _write_index(work / name, side, settings, mapper, frozen)
+    indexes = _write_indexes(work, videos_side, captions_side, mapper, frozen, settings, progress)
     files = {name: _check_of(work / name) for name in FILES}
     manifest = Manifest(
         generation=_next_name(store, files),
@@ -219,8 +187,9 @@ def _build(
         dim=settings.dim,
         sampling=settings.sampling,
         segment_seconds=settings.segment_seconds,
-        factory=settings.factory,
-        options=settings.options,
+        factory=indexes["videos"].factory if settings.factory == AUTO else settings.factory,
+        options=indexes["videos"].options if settings.factory == AUTO else settings.options,
+        indexes=indexes,
         revision=revision,
         counts=counts,
         frozen_map_rows=fitted_rows,
@@ -239,19 +208,19 @@ def _used_shards(catalogue: Catalogue, segments: Places, captions: Places) -> di
 
 def _side(
     store: Path, dim: int, kind: ShardKind, shards: dict[str, dict[int, int]], places: Places, prefix: str
-) -> _Side:
+) -> Side:
     reader = ShardReader(store / FEATURES, kind, dim, shards[kind.name])
-    return _Side(places["id"], places[f"{prefix}shard"], places[f"{prefix}row"], reader)
+    return Side(places["id"], places[f"{prefix}shard"], places[f"{prefix}row"], reader)
 
 
 def _fit(
-    store: Path, mapper: RowMapper, videos: _Side, captions: _Side, empty_map: FrozenMap | None
+    store: Path, mapper: RowMapper, videos: Side, captions: Side, empty_map: FrozenMap | None
 ) -> tuple[FrozenMap, int]:
     """Fit the frozen map on a sample of both sides; an emptied store keeps the map that it has."""
     half = FROZEN_MAP_ROWS // 2
-    take_videos = min(len(videos.ids_N), max(half, FROZEN_MAP_ROWS - len(captions.ids_N)))
-    take_captions = min(len(captions.ids_N), FROZEN_MAP_ROWS - take_videos)
-    rows = np.concatenate([videos.raw(_sample(videos, take_videos)), captions.raw(_sample(captions, take_captions))])
+    take_videos = min(len(videos), max(half, FROZEN_MAP_ROWS - len(captions)))
+    take_captions = min(len(captions), FROZEN_MAP_ROWS - take_videos)
+    rows = np.concatenate([videos.raw(videos.sample(take_videos)), captions.raw(captions.sample(take_captions))])
     if len(rows):
         return mapper.fit_frozen_map(rows), len(rows)
     if not (store / CURRENT).exists():
@@ -272,26 +241,33 @@ def load_frozen_map(folder: Path) -> FrozenMap:
         return FrozenMap.from_arrays(dict(arrays))
 
 
-def _sample(side: _Side, count: int) -> npt.NDArray[np.int64]:
-    """Positions of ``count`` rows, spread evenly by a fixed permutation of the ids."""
-    if count >= len(side.ids_N):
-        return np.arange(len(side.ids_N))
-    # Fibonacci hashing scatters consecutive ids, so that neighbours (one video's segments) are not taken together.
-    keys = side.ids_N.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    return np.sort(np.argpartition(keys, count)[:count])
-
-
-def _write_index(path: Path, side: _Side, settings: StoreSettings, mapper: RowMapper, frozen: FrozenMap) -> None:
-    def blocks() -> Iterator[Floats]:
-        for start in range(0, len(side.ids_N), BLOCK_ROWS):
-            yield mapper.map_rows(frozen, side.raw(slice(start, start + BLOCK_ROWS)))
-
-    train = np.zeros((0, settings.dim), dtype=np.float32)
-    needs_training = len(side.ids_N) and not ann.make(settings, settings.dim).is_trained
-    recipe = settings if len(side.ids_N) else settings.model_copy(update={"factory": "Flat", "options": ""})
-    if needs_training:
-        train = mapper.map_rows(frozen, side.raw(_sample(side, TRAINING_ROWS)))
-    ann.build(recipe, settings.dim, side.ids_N, blocks(), train_rows=train).save(path)
+def _write_indexes(
+    work: Path,
+    videos: Side,
+    captions: Side,
+    mapper: RowMapper,
+    frozen: FrozenMap,
+    settings: StoreSettings,
+    progress: Callable[[str], None],
+) -> dict[str, IndexReport]:
+    """Both indexes; each may take its share of the memory, by its number of vectors."""
+    sides = {"videos": MappedSide(videos, mapper, frozen), "captions": MappedSide(captions, mapper, frozen)}
+    everything = max(1, len(videos) + len(captions))
+    reports = {}
+    for name, other, file, phase in (
+        ("videos", "captions", VIDEO_INDEX, PHASES[2]),
+        ("captions", "videos", CAPTION_INDEX, PHASES[3]),
+    ):
+        progress(phase)
+        reports[name] = write_index(
+            work / file,
+            sides[name],
+            sides[other],
+            settings,
+            names=(name, other),
+            memory_bytes=settings.index_memory * len(sides[name]) // everything,
+        )
+    return reports
 
 
 def _check_of(path: Path) -> FileCheck:

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer import ann
-from indexer.config import DEFAULT_FACTORY
 from indexer.features import ShardReader
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ Places = npt.NDArray[np.void]
 class _Exact:
     """The recipe of the overlay's index."""
 
-    factory = DEFAULT_FACTORY
+    factory = "Flat"
     options = ""
 
 
@@ -42,7 +41,7 @@ class Layers:
         """The generation alone: ``places_N`` in ascending order of id."""
         self.what = what
         self._places_N = places_N
-        self._ids_N: Ids = np.ascontiguousarray(places_N["id"])
+        self._ids_N: Ids = index.ids
         self._index = index
         self._new_places: Places = np.zeros(0, dtype=places_N.dtype)
         self._new_ids: Ids = np.zeros(0, dtype=np.int64)

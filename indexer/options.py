@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import ByteSize, TypeAdapter, ValidationError
 
-from indexer import ann
+from indexer.ann_recipe import check
 from indexer.catalogue import read_settings
 from indexer.config import DEFAULT_FACTORY, DEFAULT_SEGMENT_SECONDS, ModelSpec, StoreSettings, refuse_differences
-from indexer.errors import StoreError
+from indexer.errors import IndexFactoryError, StoreError
 from indexer.generation import CATALOGUE
+from indexer.index_choice import AUTO
 from model.config import ModelConfig, problems_of
 
 
@@ -26,6 +27,8 @@ class Wishes:
     strategy: str | None = None
     factory: str | None = None
     options: str | None = None
+    index_memory: int | None = None
+    index_recall: float | None = None
 
     def sampling(self) -> dict[str, Any]:
         """The wishes about frames, as fields of ``SamplingConfig``."""
@@ -34,8 +37,51 @@ class Wishes:
 
     def store(self) -> dict[str, Any]:
         """The other wishes, as fields of ``StoreSettings``."""
-        given = {"segment_seconds": self.segment_seconds, "factory": self.factory, "options": self.options}
+        given = {"segment_seconds": self.segment_seconds, **self.index()}
         return {name: value for name, value in given.items() if value is not None}
+
+    def index(self) -> dict[str, Any]:
+        """The wishes about the index, as fields of ``StoreSettings``."""
+        given = {
+            "factory": self.factory,
+            "options": self.options,
+            "index_memory": self.index_memory,
+            "index_recall": self.index_recall,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def with_index(settings: StoreSettings, wishes: Wishes) -> StoreSettings:
+    """``settings`` with another kind of index; a new kind has its own search options. Raises ``IndexFactoryError``."""
+    changes = wishes.index()
+    if wishes.factory is not None:
+        changes = {"options": "", **changes}
+    return _checked_index(settings.model_dump() | changes, wishes)
+
+
+def bytes_of(size: str | None) -> int | None:
+    """A size such as ``4GiB`` or a number of bytes. Raises ``StoreError``."""
+    try:
+        return None if size is None else int(TypeAdapter(ByteSize).validate_python(size))
+    except ValidationError as error:
+        raise StoreError(f"--index-memory is {size!r}, expected a size such as 512MiB or 4GiB") from error
+
+
+def _checked_index(fields: dict[str, Any], wishes: Wishes) -> StoreSettings:
+    chosen = fields["factory"] == AUTO
+    bounded = {"--index-memory": wishes.index_memory, "--index-recall": wishes.index_recall}
+    given = [name for name, value in bounded.items() if value is not None]
+    if given and not chosen:
+        raise IndexFactoryError(
+            f"{' and '.join(given)} say how to choose an index, but the index is {fields['factory']!r}; use them with "
+            "--index auto"
+        )
+    if chosen and fields["options"]:
+        raise IndexFactoryError(
+            f"the index auto does not take the search options {fields['options']!r}, it finds its own; name a kind: "
+            "--index 'IVF256,SQ8', say"
+        )
+    return StoreSettings(**fields)
 
 
 def recorded_settings(store: Path) -> StoreSettings | None:
@@ -68,9 +114,10 @@ def new_settings(wishes: Wishes, *, spec: ModelSpec, fingerprint: str, dim: int,
         )
     except ValidationError as error:
         raise StoreError(f"these options do not fit the model: {problems_of(error)}") from error
-    chosen = {"segment_seconds": DEFAULT_SEGMENT_SECONDS, "factory": DEFAULT_FACTORY, **wishes.store()}
-    settings = StoreSettings(model_spec=spec, fingerprint=fingerprint, dim=dim, sampling=fitting.sampling, **chosen)
-    ann.make(settings, dim)  # an index that FAISS does not know is refused now, not when everything is encoded
+    chosen = {"segment_seconds": DEFAULT_SEGMENT_SECONDS, "factory": DEFAULT_FACTORY, "options": "", **wishes.store()}
+    fields = {"model_spec": spec, "fingerprint": fingerprint, "dim": dim, "sampling": fitting.sampling, **chosen}
+    settings = _checked_index(fields, wishes)
+    check(settings, dim)  # an index that FAISS does not know is refused now, not when everything is encoded
     return settings
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from indexer.generation import BLOCK_ROWS
+from indexer.side import BLOCK_ROWS
 from indexer.store import StoreReader
 
 Floats = npt.NDArray[np.float32]

@@ -103,6 +103,15 @@ MIGRATIONS = (
     INSERT INTO change_log SELECT ifnull(max(CAST(value AS INTEGER)), 0) FROM meta WHERE key = 'revision';
     {_LOG_TRIGGERS}
     """,  # noqa: S608 - constants of this file
+    """
+    CREATE TABLE sources (
+        name TEXT PRIMARY KEY,
+        size_bytes INTEGER NOT NULL,
+        version INTEGER NOT NULL,
+        complete INTEGER NOT NULL,
+        reason TEXT
+    ) STRICT, WITHOUT ROWID;
+    """,
 )
 """Migration number n takes a catalogue from version n to n + 1. Never edited once released, only appended to."""
 

@@ -12,18 +12,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from indexer import ann, generation, overlay
+from indexer import generation, overlay
 from indexer.config import Counts, Manifest
 from indexer.errors import Damaged, ModelMismatch
-from indexer.features import CAPTIONS, FRAMES, POOLED, ShardReader
+from indexer.features import CAPTIONS, FRAMES, POOLED, ShardReader, to_single
 from indexer.layers import Layers, mapped
 from indexer.overlay import Overlay
 from indexer.records import Caption, Segment, Video, VideoState
+from indexer.serving import Serving
 from indexer.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -32,25 +33,42 @@ if TYPE_CHECKING:
 __all__ = ["Caption", "Manifest", "Segment", "StoreReader", "Video"]
 
 FloatArray = npt.NDArray[np.float32]
+HalfArray = npt.NDArray[np.float16]
 IdArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
+
+
+_LAYERS = {
+    "videos": ("segment", generation.VIDEO_INDEX, generation.SEGMENT_PLACES_FILE, POOLED.name, "pooled_"),
+    "captions": ("caption", generation.CAPTION_INDEX, generation.CAPTION_PLACES_FILE, CAPTIONS.name, ""),
+}
 
 
 class _Base:
     """What all views of one generation share; released when the last of them is."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: Manifest, serving: Serving) -> None:
         folder = path / generation.GENERATIONS / manifest.generation
         self.manifest = manifest
         self.snapshot = folder / generation.SNAPSHOT
         self.frozen_map: FrozenMap = generation.load_frozen_map(folder)
         self.shards = generation.open_shards(path, manifest)
-        places = (
-            np.load(folder / name, mmap_mode="r")
-            for name in (generation.SEGMENT_PLACES_FILE, generation.CAPTION_PLACES_FILE)
-        )
-        self.segments = Layers("segment", next(places), ann.load(folder / generation.VIDEO_INDEX))
-        self.captions = Layers("caption", next(places), ann.load(folder / generation.CAPTION_INDEX))
+        self.serving = serving
+        self.segments = self._layers(folder, "videos")
+        self.captions = self._layers(folder, "captions")
+
+    def _layers(self, folder: Path, name: Literal["videos", "captions"]) -> Layers:
+        """One kind of vector. In memory stay the index, unless it is mapped, and eight bytes for each id."""
+        what, index, file, kind, prefix = _LAYERS[name]
+        places = np.load(folder / file, mmap_mode="r")
+        shards_N, rows_N = places[f"{prefix}shard"], places[f"{prefix}row"]
+
+        def rows(positions: IdArray) -> FloatArray:
+            return mapped(self.frozen_map, self.shards[kind], shards_N[positions], rows_N[positions])
+
+        report = self.manifest.indexes.get(name)
+        ids_N = np.ascontiguousarray(places["id"])
+        return Layers(what, places, self.serving.open(folder / index, ids_N, rows, report))
 
 
 class StoreReader:
@@ -79,10 +97,11 @@ class StoreReader:
         self._snapshot = Snapshot(base.snapshot, over.content)
 
     @classmethod
-    def open(cls, path: str | Path, *, fingerprint: str | None = None) -> StoreReader:
+    def open(cls, path: str | Path, *, fingerprint: str | None = None, serving: Serving | None = None) -> StoreReader:
         """Open the current generation of the store in ``path``, and everything committed since.
 
         ``fingerprint`` is the loaded checkpoint's; without it any model's generation is opened (to list it, say).
+        ``serving`` says how the indexes are held.
         Sizes and checksums of the generation's files and sizes and headers of its shards are checked; what the shards
         contain is checked by ``emcl index verify``. Raises ``NotAStore``, ``ModelMismatch``, ``NewerFormat`` or
         ``Damaged``, all ``ValueError``.
@@ -91,7 +110,7 @@ class StoreReader:
         while True:
             name = generation.current_name(path)
             try:
-                base = _Base(path, _checked(path, name, fingerprint))
+                base = _Base(path, _checked(path, name, fingerprint), serving or Serving())
                 return cls(path, base, _overlay(path, base))
             except (Damaged, FileNotFoundError):
                 # Two generations published while this one was being opened delete it; then there is a newer one.
@@ -105,7 +124,7 @@ class StoreReader:
         ``open`` does.
         """
         if generation.current_name(self.path) != self.manifest.generation:
-            return StoreReader.open(self.path, fingerprint=self.manifest.fingerprint)
+            return StoreReader.open(self.path, fingerprint=self.manifest.fingerprint, serving=self._base.serving)
         over = overlay.derive(
             self.path / generation.CATALOGUE, self._base.snapshot, self.manifest.revision, known=self.revision
         )
@@ -149,13 +168,19 @@ class StoreReader:
         F is the longest of them; padding is zero. An id of -1 gives an all-False mask. Raises ``KeyError`` for any
         other id that this generation does not hold.
         """
+        features, mask = self.stored_features(ids)
+        return to_single(features), mask
+
+    def stored_features(self, ids: IdArray) -> tuple[HalfArray, BoolArray]:
+        """``segment_features`` in the half precision that they are stored in, for a scorer that widens them itself."""
         places, present = self._segments.places(ids)
         frames = np.where(present, places["frames"], 0)
         longest = int(frames.max(initial=0))
-        features = self._reader(FRAMES.name).gather_blocks(places["shard"], places["row"], frames, longest)
+        blocks = self._reader(FRAMES.name).gather_blocks(places["shard"], places["row"], frames, longest)
+        features: HalfArray = blocks.view(np.float16)
         mask = np.arange(longest) < frames[:, None]
         shape = np.shape(ids)
-        return features.astype(np.float32).reshape(*shape, longest, self.manifest.dim), mask.reshape(*shape, longest)
+        return features.reshape(*shape, longest, self.manifest.dim), mask.reshape(*shape, longest)
 
     def segment_embeddings(self, ids: IdArray) -> FloatArray:
         """Pooled raw vectors of segments, before the frozen map: ``(*ids.shape, D)`` float32; zeros for -1."""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from indexer import audit, generation
 from indexer.catalogue import Catalogue
+from indexer.config import IndexReport
 from indexer.errors import Damaged, NewerFormat, NotAStore, StoreError
 from indexer.features import HEADER_BYTES, SHARD_KINDS, ShardKind, ShardReader, header_rows
 from indexer.recall import measure_recall
@@ -24,13 +25,17 @@ from indexer.writer import acquire_lock
 
 @dataclass(kw_only=True)
 class Verification:
-    """``problems`` is damage, ``notes`` is worth knowing; ``recall`` maps ``videos`` and ``captions`` to recall@10."""
+    """``problems`` is damage, ``notes`` is worth knowing; ``recall`` maps ``videos`` and ``captions`` to recall@10.
+
+    ``indexes`` is what the manifest says of the same two.
+    """
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     checked_segments: int = 0
     checked_captions: int = 0
     recall: dict[str, float] = field(default_factory=dict)
+    indexes: dict[str, IndexReport] = field(default_factory=dict)
 
 
 OnRow = Callable[[], None]
@@ -57,6 +62,7 @@ def verify(store: Path, on_row: OnRow = lambda: None) -> Verification:
         if not found.problems and (store / generation.CURRENT).exists():
             with StoreReader.open(store) as reader:
                 found.recall = measure_recall(reader)
+                found.indexes = reader.manifest.indexes
     return found
 
 

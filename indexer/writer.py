@@ -28,7 +28,8 @@ from indexer.catalogue import Catalogue
 from indexer.config import Manifest, StoreSettings, refuse_differences
 from indexer.errors import FeatureError, NotAStore, StoreLocked
 from indexer.features import CAPTIONS, FRAMES, POOLED, SHARD_BYTES, SHARD_KINDS, ShardWriter, to_half
-from indexer.rows import CaptionRow, Location, SegmentRow, VideoRow
+from indexer.rows import CaptionRow, Location, SegmentRow, SourceRow, VideoRow
+from indexer.shard_files import remove_unnamed
 
 if TYPE_CHECKING:
     from model.emcl import FrozenMap
@@ -64,7 +65,10 @@ class EncodedVideo:
 
 
 class StoreWriter:
-    """The open store of the one writer. Use as a context manager."""
+    """The open store of the one writer. Use as a context manager.
+
+    ``shards`` are the files that rows are appended to, by kind; ``indexer.compact`` works on them.
+    """
 
     def __init__(
         self, path: Path, catalogue: Catalogue, settings: StoreSettings, lock: filelock.BaseFileLock, shard_bytes: int
@@ -75,7 +79,8 @@ class StoreWriter:
         self.catalogue = catalogue
         self._lock = lock
         generation.clean_up(path)
-        self._shards = {
+        remove_unnamed(path, catalogue)
+        self.shards = {
             kind.name: ShardWriter(
                 folder=path / generation.FEATURES,
                 kind=kind,
@@ -114,7 +119,7 @@ class StoreWriter:
 
     def close(self) -> None:
         """Release the files, the catalogue and the lock."""
-        for shard in self._shards.values():
+        for shard in self.shards.values():
             shard.close()
         self.catalogue.close()
         (self.path / LOCK_HOLDER).unlink(missing_ok=True)
@@ -136,6 +141,13 @@ class StoreWriter:
             self.catalogue.forget_locations(forgotten)
             for location in found:
                 self.catalogue.add_location(location)
+
+    def add_pending(self, sizes: Mapping[str, int]) -> None:
+        """Record videos that are not known yet, by id with their size in bytes."""
+        if sizes:
+            with self.catalogue.transaction():
+                for video_id, size_bytes in sizes.items():
+                    self.catalogue.add_pending(video_id, size_bytes)
 
     def add_videos(self, videos: Sequence[EncodedVideo]) -> dict[str, str]:
         """Store the features of pending videos and commit them together.
@@ -167,7 +179,7 @@ class StoreWriter:
         rows = []
         for (video_id, text), feature_D in zip(captions, features_ND, strict=True):
             self._check(feature_D[None], f"caption {text!r}")
-            place = self._shards[CAPTIONS.name].append(feature_D[None].astype("<f4"))
+            place = self.shards[CAPTIONS.name].append(feature_D[None].astype("<f4"))
             rows.append(CaptionRow(video_id=video_id, text=text, place=place))
         with self._committing(CAPTIONS.name):
             self.catalogue.add_captions(rows)
@@ -179,6 +191,22 @@ class StoreWriter:
         if new:
             with self.catalogue.transaction():
                 self.catalogue.add_tags(new)
+
+    def add_titles(self, titles: Mapping[str, str]) -> None:
+        """Give titles to videos that have none, by video id."""
+        new = {video_id: title for video_id, title in titles.items() if not self.catalogue.has_title(video_id)}
+        if new:
+            with self.catalogue.transaction():
+                for video_id, title in new.items():
+                    self.catalogue.set_title(video_id, title)
+
+    def add_sources(self, sources: Iterable[SourceRow]) -> None:
+        """Record what became of tar shards and URLs, where that is news."""
+        new = [source for source in sources if self.catalogue.source(source.name) != source]
+        if new:
+            with self.catalogue.transaction():
+                for source in new:
+                    self.catalogue.add_source(source)
 
     def edit_video(self, video_id: str, *, tags: Iterable[str] | None = None, title: str | None = None) -> None:
         """Give a video exactly these tags, or this title (empty: none of its own); None leaves either as it is."""
@@ -204,7 +232,7 @@ class StoreWriter:
 
     def change_settings(self, settings: StoreSettings) -> None:
         """Use another kind of FAISS index, or another name for the same model, from the next ``publish`` on."""
-        fixed = {"model_spec", "factory", "options"}
+        fixed = {"model_spec", "factory", "options", "index_memory", "index_recall"}
         assert settings.model_dump(exclude=fixed) == self.settings.model_dump(exclude=fixed), settings
         if settings != self.settings:
             with self.catalogue.transaction():
@@ -224,12 +252,14 @@ class StoreWriter:
         return manifest
 
     def tidy(self) -> None:
-        """After a publication: remove generations whose time has passed, and the log of changes that all others hold.
+        """After a publication: remove generations whose time has passed, shards that only they named, and the log of
+        changes that all others hold.
 
         ``publish`` does it by itself. A publication from a connection of its own (``generation.publish`` beside this
         writer, in another thread of the process that holds the lock) is followed by this.
         """
         generation.clean_up(self.path)
+        remove_unnamed(self.path, self.catalogue)
         kept = [generation.read_manifest(path) for path in generation.kept(self.path)]
         self.catalogue.forget_changes(min(manifest.revision for manifest in kept))
 
@@ -254,8 +284,8 @@ class StoreWriter:
             start_seconds=segment.start_seconds,
             end_seconds=segment.end_seconds,
             timestamps_seconds=segment.timestamps_seconds,
-            frames=self._shards[FRAMES.name].append(to_half(segment.features_FD, what=what)),
-            pooled=self._shards[POOLED.name].append(segment.pooled_D[None].astype("<f4")),
+            frames=self.shards[FRAMES.name].append(to_half(segment.features_FD, what=what)),
+            pooled=self.shards[POOLED.name].append(segment.pooled_D[None].astype("<f4")),
         )
 
     def _check(self, rows_ND: npt.NDArray[np.floating], what: str) -> None:
@@ -268,10 +298,10 @@ class StoreWriter:
     def _committing(self, *kinds: str) -> Iterator[None]:
         """Shards to the disk first, then the transaction that names their rows."""
         for kind in kinds:
-            self._shards[kind].sync()
+            self.shards[kind].sync()
         with self.catalogue.transaction():
             yield
-            self.catalogue.set_shard_rows({kind: self._shards[kind].rows for kind in kinds})
+            self.catalogue.set_shard_rows({kind: self.shards[kind].rows for kind in kinds})
 
 
 def acquire_lock(path: Path) -> filelock.BaseFileLock:

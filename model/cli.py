@@ -13,11 +13,13 @@ from typing import Annotated, Literal
 import typer
 
 from model.data.cli import app as data_app
+from model.export_cli import app as export_app
 from model.study_cli import app as study_app
 
 app = typer.Typer(help="Train and evaluate models.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(study_app)
+app.add_typer(export_app)
 
 
 @app.command()
@@ -98,6 +100,16 @@ def evaluate(
         Path | None, typer.Option("--markdown", help="Also write a report, with published figures beside ours.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda[:N].")] = "auto",
+    runtime: Annotated[
+        Literal["auto", "torch", "torch-compiled", "onnx", "onnx-int8"],
+        typer.Option(help="What computes the encoder (see `emcl export`); figures to compare with others want torch."),
+    ] = "torch",
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="Arithmetic of the encoder; auto: fp32 for torch.")
+    ] = "auto",
+    exports: Annotated[
+        Path | None, typer.Option(help="Folder of `emcl export`. Default: beside the checkpoint, or var/exports.")
+    ] = None,
 ) -> None:
     """Measure retrieval in both directions under a protocol, with and without EMCL."""
     from model.evaluate_command import BankOptions, EvaluateRequest, run
@@ -118,6 +130,9 @@ def evaluate(
         model=model,
         pretrained=pretrained,
         device=device,
+        runtime=runtime,
+        precision=precision,
+        exports=exports,
         protocol=protocol,
         candidates=candidates,
         rules=metric_rules,

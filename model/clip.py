@@ -10,7 +10,7 @@ Shape suffixes: N images, C colour, H height, W width, B texts, L tokens, D chan
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,16 @@ _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bf
 _DEFAULT_CONTEXT = 77  # open_clip's default context length
 
 
+class TowerRunner(Protocol):
+    """Who computes the towers: ``ClipTowers`` itself, or another runtime for the same weights (``model.runtime``)."""
+
+    def image_features(self, pixels_NCHW: Tensor) -> Tensor:
+        """Embed normalised pixels: (N, D), of any floating dtype."""
+
+    def text_features(self, ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
+        """Embed texts: (B, D), of any floating dtype. The first ``lengths_B`` tokens of each are real."""
+
+
 class ClipTowers(nn.Module):
     """An image tower and a text tower with one embedding space.
 
@@ -41,7 +51,8 @@ class ClipTowers(nn.Module):
         self.precision: Precision = "fp32"
         # Digests of the weights as they were before a conversion, which loses them (see model.checkpoint.fingerprint).
         self.original_digests: dict[str, bytes] = {}
-        self._trims_text = _is_plain_clip(model, description)
+        self.trims_text = _is_plain_clip(model, description)
+        self._runner: TowerRunner | None = None
         # Convolutional towers train 12 times faster on a CPU in bf16 in this layout; a patch tower has one convolution.
         convolutions = sum(isinstance(module, nn.Conv2d) for module in model.get_submodule("visual").modules())
         self._layout = torch.channels_last if convolutions > 1 else torch.contiguous_format
@@ -102,9 +113,7 @@ class ClipTowers(nn.Module):
 
     def encode_image(self, pixels_NCHW: Tensor) -> Tensor:
         """Embed images (N, D), float32, raw, of floating pixels normalised with ``image_mean`` and ``image_std``."""
-        pixels_NCHW = pixels_NCHW.to(_DTYPES[self.precision], memory_format=self._layout)
-        features: Tensor = self.model.encode_image(pixels_NCHW, normalize=False)
-        return features.float()
+        return self._computing.image_features(pixels_NCHW).float()
 
     def encode_text(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """Embed texts (B, D), float32, raw. ``mask_BL`` is True for real tokens, which come first; the last is EOT.
@@ -117,12 +126,44 @@ class ClipTowers(nn.Module):
             raise ValueError(
                 f"the text tower has {self.context_length} positions, got {length} tokens; lower tokenizer.max_words"
             )
-        if self._trims_text:
-            return self._encode_plain(ids_BL, _text_lengths(mask_BL)).float()
+        if self.trims_text:
+            return self._computing.text_features(ids_BL, _text_lengths(mask_BL)).float()
         pad_id = self.description["text_cfg"].get("pad_id", 0)
         padded = F.pad(ids_BL, (0, self.context_length - length), value=pad_id)
-        features: Tensor = self.model.encode_text(padded, normalize=False)
-        return features.float()
+        return self._computing.text_features(padded, mask_BL.sum(dim=1)).float()
+
+    @property
+    def _computing(self) -> TowerRunner:
+        return self if self._runner is None else self._runner
+
+    def run_by(self, runner: TowerRunner, *, keep_weights: bool) -> None:
+        """Let ``runner`` compute the features from now on.
+
+        Without ``keep_weights`` the parameters give their memory back: the towers can then neither be saved nor
+        converted, and their fingerprint stays known (see ``original_digests``).
+        """
+        self._runner = runner
+        if not keep_weights:
+            self.keep_digests()
+            self.model.to("meta")
+
+    def keep_digests(self) -> None:
+        """Remember the digests of all weights, before something is done to them that loses digits or the weights."""
+        if not self.original_digests:
+            self.original_digests = {name: tensor_digest(tensor) for name, tensor in self.state_dict().items()}
+
+    def image_features(self, pixels_NCHW: Tensor) -> Tensor:
+        """``encode_image`` by PyTorch, in the towers' precision."""
+        pixels_NCHW = pixels_NCHW.to(_DTYPES[self.precision], memory_format=self._layout)
+        features: Tensor = self.model.encode_image(pixels_NCHW, normalize=False)
+        return features
+
+    def text_features(self, ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
+        """``encode_text`` by PyTorch, behind its checks, in the towers' precision."""
+        if self.trims_text:
+            return self._encode_plain(ids_BL, lengths_B)
+        features: Tensor = self.model.encode_text(ids_BL, normalize=False)
+        return features
 
     def _encode_plain(self, ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
         """``open_clip.CLIP.encode_text`` at the length of the batch, pooled at the last real token (EOT).
@@ -131,14 +172,15 @@ class ClipTowers(nn.Module):
         every real token comes out the same without.
         """
         states_BLW = self._text_states(ids_BL)
-        last_BW = states_BLW[torch.arange(len(ids_BL), device=ids_BL.device), lengths_B - 1]
-        return self._project(self.model.ln_final(last_BW))
+        # Gathered, because indexing by two tensors cannot be exported for any batch.
+        last_B1W = (lengths_B - 1)[:, None, None].expand(-1, -1, states_BLW.shape[-1])
+        return self._project(self.model.ln_final(states_BLW.gather(1, last_B1W)[:, 0]))
 
     def _text_states(self, ids_BL: Tensor) -> Tensor:
         model, length = self.model, ids_BL.shape[1]
         dtype = _DTYPES[self.precision]
         states_BLW = model.token_embedding(ids_BL).to(dtype) + model.positional_embedding[:length].to(dtype)
-        states: Tensor = model.transformer(states_BLW, attn_mask=model.attn_mask[:length, :length])
+        states: Tensor = model.transformer(states_BLW, attn_mask=model.attn_mask[:length, :length].contiguous())
         return states
 
     def _project(self, states: Tensor) -> Tensor:
@@ -163,7 +205,7 @@ class ClipTowers(nn.Module):
             return
         if self.precision != "fp32":
             raise ClipError(f"these towers are {self.precision} already; load them in fp32 to convert to {precision}")
-        self.original_digests = {name: tensor_digest(tensor) for name, tensor in self.state_dict().items()}
+        self.keep_digests()
         _convert(self.model, _DTYPES[precision])
         self.precision = precision
 

@@ -83,7 +83,9 @@ def with_emcl(encoder: Encoder, config: EMCLConfig) -> Encoder:
     net._modules = dict(encoder.net._modules)
     net.config = encoder.config.model_copy(update={"emcl": config})
     net.emcl = EMCL(encoder.dim, config).to(encoder.device)
-    return Encoder(net, encoder.tokenizer, fingerprint=encoder.fingerprint, device=encoder.device)
+    return Encoder(
+        net, encoder.tokenizer, fingerprint=encoder.fingerprint, device=encoder.device, runtime=encoder.runtime
+    )
 
 
 def emcl_variants(own: EMCLConfig) -> list[EMCLConfig]:

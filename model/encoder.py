@@ -17,11 +17,15 @@ from torch import Tensor
 
 from model.checkpoint import fingerprint as net_fingerprint
 from model.checkpoint import load_checkpoint
-from model.clip import Precision
 from model.compat import import_open_clip
 from model.config import ClipConfig, ModelConfig, TemporalConfig
 from model.emcl import FrozenMap
+from model.export_store import ExportStore, default_folder
 from model.net import EMCLNet, Rerank, build_net
+from model.runtime import PrecisionWish, RuntimeChoice, RuntimeWish
+from model.runtime_load import install_runtime
+from model.scoring_gpu import GraphScorer
+from model.text_buckets import text_buckets
 from model.tokenizer import Tokenizer, build_tokenizer
 
 if TYPE_CHECKING:
@@ -34,6 +38,7 @@ DEMO_CHECKPOINT = Path(__file__).parent / "assets" / "demo.safetensors"
 # ViT-B-32 with the activation that OpenAI's weights want, also where they come from a local file that cannot say so.
 DEFAULT_ARCHITECTURE, DEFAULT_PRETRAINED = "ViT-B-32-quickgelu", "openai"
 TEXT_BATCH = 256  # texts encoded at once; bounds memory for callers that pass a whole corpus
+TEXTS_AT_ONCE = 1 << 14  # texts cut into tokens and sorted at once
 SCORE_ELEMENTS = 1 << 26  # frame features of one scoring call, 256 MiB in float32; more queries are scored in turns
 
 
@@ -48,11 +53,22 @@ class ScoreArrays:
 class Encoder:
     """A loaded model: encodes texts and frames, fits and applies frozen maps, scores candidates."""
 
-    def __init__(self, net: EMCLNet, tokenizer: Tokenizer, *, fingerprint: str, device: torch.device) -> None:
+    def __init__(
+        self,
+        net: EMCLNet,
+        tokenizer: Tokenizer,
+        *,
+        fingerprint: str,
+        device: torch.device,
+        runtime: RuntimeChoice | None = None,
+    ) -> None:
+        """``fingerprint`` is the checkpoint's, whatever ``runtime`` computes the towers of ``net``."""
         self.net = net.eval()
         self.tokenizer = tokenizer
         self.fingerprint = fingerprint
         self.device = device
+        self.runtime = runtime or RuntimeChoice(runtime="torch", precision=net.clip.precision, reason="by default")
+        self._graphs = GraphScorer(self.net, device) if device.type == "cuda" else None
 
     @property
     def config(self) -> ModelConfig:
@@ -71,13 +87,19 @@ class Encoder:
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> Floats:
-        """Raw text features (N, D). Texts are encoded at their own length, in order of length."""
+        """Raw text features (N, D). Texts of about the same number of tokens go together, whatever their order.
+
+        A text costs what its own tokens cost (see ``model.text_buckets``), and its features do not depend on the others
+        beyond the rounding of floats.
+        """
         out = np.empty((len(texts), self.dim), dtype=np.float32)
-        by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        for start in range(0, len(texts), TEXT_BATCH):
-            rows = by_length[start : start + TEXT_BATCH]
-            ids_BL, mask_BL = self.tokenizer([texts[i] for i in rows])
-            out[rows] = self.net.encode_text(ids_BL.to(self.device), mask_BL.to(self.device)).cpu().numpy()
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            ids_BL, mask_BL = self.tokenizer(texts[start : start + TEXTS_AT_ONCE])
+            lengths = mask_BL.sum(dim=1).tolist()
+            for rows in text_buckets(lengths, most=TEXT_BATCH):
+                width = ids_BL.shape[1] if not self.net.clip.trims_text else max(lengths[row] for row in rows)
+                ids, mask = ids_BL[rows, :width].to(self.device), mask_BL[rows, :width].to(self.device)
+                out[[start + row for row in rows]] = self.net.encode_text(ids, mask).cpu().numpy()
         return out
 
     @torch.inference_mode()
@@ -123,9 +145,13 @@ class Encoder:
         """Score each text against its own N candidate videos; see ``EMCLNet.score_videos``."""
         chunks = []
         for rows in _chunks(features_QNFD.shape, SCORE_ELEMENTS):
+            if self._graphs is not None and features_QNFD.size:
+                there_QN = None if candidate_mask_QN is None else candidate_mask_QN[rows]
+                chunks.append(self._graphs.score(text_QD[rows], features_QNFD[rows], mask_QNF[rows], there_QN, rerank))
+                continue
             scores = self.net.score_videos(
                 self._floats(text_QD[rows]),
-                self._floats(features_QNFD[rows]),
+                self._tensor(features_QNFD[rows]),
                 self._tensor(mask_QNF[rows]),
                 None if candidate_mask_QN is None else self._tensor(candidate_mask_QN[rows]),
                 rerank,
@@ -200,27 +226,48 @@ def load_encoder(
     *,
     pretrained: str | None = None,
     device: str = "auto",
-    precision: Precision = "fp32",
+    precision: PrecisionWish = "fp32",
+    runtime: RuntimeWish | None = None,
+    exports: Path | None = None,
 ) -> Encoder:
     """Load a model for indexing and serving.
 
     ``spec`` is ``demo`` (the shipped checkpoint), the path of a checkpoint, or an open_clip model name with its
     ``pretrained`` tag or weights file; ``None`` is CLIP ViT-B-32 with OpenAI's weights, frames averaged, EMCL as an
-    out-of-the-box inference module. Raises ``ValueError`` that says what is unknown, damaged or unreachable, and
-    ``FileNotFoundError`` for a path that leads nowhere.
+    out-of-the-box inference module. ``runtime`` and ``precision`` say what computes the towers (``model.runtime``), of
+    exports in the folder ``exports`` (default: beside the checkpoint); without ``runtime`` PyTorch does, with the
+    weights as they are, so that the net can be saved again. Raises ``ValueError`` that says what is unknown,
+    damaged, unreachable or impossible here, and ``FileNotFoundError`` for a path that leads nowhere.
     """
     target = resolve_device(device)
-    if spec == "demo" or (spec is not None and _names_a_file(spec)):
-        if pretrained is not None:
-            raise ValueError(
-                f"--pretrained goes with an open_clip model name, not with the checkpoint {spec!r}; drop it"
-            )
-        path = DEMO_CHECKPOINT if spec == "demo" else Path(str(spec))
-        net = load_checkpoint(path, device=target, precision=precision)
-    else:
-        net = build_net(_open_clip_config(spec, pretrained), precision=precision, device=target)
+    net = _load_net(spec, pretrained, target)
     tokenizer = build_tokenizer(net.config.tokenizer, net.config.clip)
-    return Encoder(net, tokenizer, fingerprint=net_fingerprint(net), device=target)
+    fingerprint = net_fingerprint(net)
+    if runtime is None:
+        net.clip.set_precision("fp32" if precision == "auto" else precision)
+        return Encoder(net, tokenizer, fingerprint=fingerprint, device=target)
+    store = export_store(spec, fingerprint, pretrained=pretrained, folder=exports)
+    choice = install_runtime(net, store, wish=runtime, precision=precision, device=target)
+    return Encoder(net, tokenizer, fingerprint=fingerprint, device=target, runtime=choice)
+
+
+def export_store(
+    spec: str | None, fingerprint: str, *, pretrained: str | None = None, folder: Path | None = None
+) -> ExportStore:
+    """Where the exports of a model lie: in ``folder``, else beside its checkpoint, else in ``var/exports``."""
+    is_checkpoint = spec is not None and spec != "demo" and _names_a_file(spec)
+    named = spec or f"{DEFAULT_ARCHITECTURE} --pretrained {pretrained or DEFAULT_PRETRAINED}"
+    if spec is not None and pretrained is not None:
+        named = f"{spec} --pretrained {pretrained}"
+    return ExportStore(folder or default_folder(spec, is_checkpoint=is_checkpoint), fingerprint, model=named)
+
+
+def _load_net(spec: str | None, pretrained: str | None, target: torch.device) -> EMCLNet:
+    if spec != "demo" and (spec is None or not _names_a_file(spec)):
+        return build_net(_open_clip_config(spec, pretrained), device=target)
+    if pretrained is not None:
+        raise ValueError(f"--pretrained goes with an open_clip model name, not with the checkpoint {spec!r}; drop it")
+    return load_checkpoint(DEMO_CHECKPOINT if spec == "demo" else Path(spec), device=target)
 
 
 def _names_a_file(spec: str) -> bool:

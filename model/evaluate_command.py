@@ -21,6 +21,7 @@ from model.measure import MetricRules, Row
 from model.published import PublishedRow, published_for
 from model.query_bank import DEFAULT_SIZE, QueryBank, open_bank
 from model.report_table import Facts, conditions, markdown, report, table
+from model.runtime import PrecisionWish, RuntimeWish
 from model.similarity import QB_NORM_BETA, QB_NORM_TOP
 
 
@@ -45,6 +46,9 @@ class EvaluateRequest:
     model: str = "demo"
     pretrained: str | None = None
     device: str = "auto"
+    runtime: RuntimeWish = "torch"
+    precision: PrecisionWish = "auto"
+    exports: Path | None = None
     protocol: Protocol = "per-query"
     candidates: int | None = None
     rules: Literal["corrected", "reference"] = "corrected"
@@ -65,7 +69,14 @@ def run(request: EvaluateRequest) -> str:
         )
     chosen = open_for_evaluation(request.data, request.split, allow_missing=request.allow_missing)
     bank = _bank(request)
-    encoder = load_encoder(request.model, pretrained=request.pretrained, device=request.device)
+    encoder = load_encoder(
+        request.model,
+        pretrained=request.pretrained,
+        device=request.device,
+        runtime=request.runtime,
+        precision=request.precision,
+        exports=request.exports,
+    )
     corpus = encode_corpus(encoder, chosen.clips)
     settings = _settings(request, encoder, chosen, bank)
     rows = list(evaluate_rows(encoder, corpus, settings))
@@ -102,6 +113,7 @@ def _facts(encoder: Encoder, corpus: Corpus, chosen: VideoTextSet, settings: Eva
         captions=len(corpus.text_TD),
         multi_sentence=corpus.multi_sentence,
         fingerprint=encoder.fingerprint,
+        runtime=encoder.runtime.label,
         emcl=encoder.config.emcl.model_dump(mode="json"),
         protocol=settings.protocol,
         metric_rules=settings.rules,

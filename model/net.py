@@ -9,6 +9,7 @@ Shape suffixes: B batch, Q queries, N candidates, F frames, L tokens, D channels
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +20,9 @@ from torch import Tensor, nn
 from model.clip import ClipTowers, Precision, build_clip
 from model.config import ModelConfig
 from model.emcl import EMCL
+from model.emcl_fast import Factored, corrected_cosines
 from model.pooling import frame_weights, mean_pool, pool_by_captions, pool_videos
+from model.pooling_fast import pool_stored_videos
 from model.temporal import build_temporal
 
 Rerank = Literal["emcl", "none"]
@@ -97,14 +100,22 @@ class EMCLNet(nn.Module):
     ) -> Scores:
         """Score each text against its own N candidate videos, one EM pass per query over N + 1 rows.
 
+        ``features_QNFD`` may be of any floating type, such as the half precision that they are stored in.
         ``rerank="none"`` leaves the pass out: cosine after text-conditioned pooling. A query's scores do not depend
-        on the other queries, nor on masked candidates.
+        on the other queries, nor on masked candidates. Without gradients the fast equivalents are used
+        (``model.emcl_fast``, ``model.pooling_fast``).
         """
-        pooled_QND, weights_QNF = pool_videos(text_QD, features_QNFD, mask_QNF, self.config.pooling)
+        if self._is_scoring:
+            pooled_QND, weights_QNF = pool_stored_videos(text_QD, features_QNFD, mask_QNF, self.config.pooling)
+        else:
+            pooled_QND, weights_QNF = pool_videos(text_QD, features_QNFD.float(), mask_QNF, self.config.pooling)
         rows = torch.cat([pooled_QND, text_QD[:, None]], dim=1)
-        rows = self._correct(rows, _append_true(candidate_mask_QN, 1), rerank)
-        normalised = F.normalize(rows, dim=-1)
-        scores_QN = torch.bmm(normalised[:, :-1], normalised[:, -1:].mT)[..., 0]
+        mask = _append_true(candidate_mask_QN, 1)
+        if self._is_scoring:
+            scores_QN = self._cosines(rows, mask, rerank, Factored.cosines_to_last)
+        else:
+            normalised = F.normalize(self._correct(rows, mask, rerank), dim=-1)
+            scores_QN = torch.bmm(normalised[:, :-1], normalised[:, -1:].mT)[..., 0]
         return Scores(scores_QN=_mask_scores(scores_QN, candidate_mask_QN), frame_weights_QNF=weights_QNF)
 
     def score_captions(
@@ -122,17 +133,26 @@ class EMCLNet(nn.Module):
         pooled_QND, weights_QNF = pool_by_captions(captions_QND, features_QFD, mask_QF, self.config.pooling)
         rows = torch.cat([pooled_QND, captions_QND], dim=1)
         mask = None if candidate_mask_QN is None else candidate_mask_QN.repeat(1, 2)
-        videos_QND, texts_QND = F.normalize(self._correct(rows, mask, rerank), dim=-1).chunk(2, dim=1)
-        scores_QN = (videos_QND * texts_QND).sum(dim=-1)
+        if self._is_scoring:
+            scores_QN = self._cosines(rows, mask, rerank, Factored.cosines_of_halves)
+        else:
+            videos_QND, texts_QND = F.normalize(self._correct(rows, mask, rerank), dim=-1).chunk(2, dim=1)
+            scores_QN = (videos_QND * texts_QND).sum(dim=-1)
         return Scores(scores_QN=_mask_scores(scores_QN, candidate_mask_QN), frame_weights_QNF=weights_QNF)
 
+    @property
+    def _is_scoring(self) -> bool:
+        """Whether no gradient is wanted and no state moves, so that the fast equivalents may be used."""
+        return not self.training and not torch.is_grad_enabled()
+
+    def _cosines(
+        self, rows_QND: Tensor, mask_QN: Tensor | None, rerank: Rerank, which: Callable[[Factored], Tensor]
+    ) -> Tensor:
+        """What ``_correct`` and normalising lead to, without making the corrected rows."""
+        return corrected_cosines(self.emcl if _is_emcl(rerank) else None, rows_QND, mask_QN, which)
+
     def _correct(self, rows_QND: Tensor, mask_QN: Tensor | None, rerank: Rerank) -> Tensor:
-        if rerank == "none":
-            return rows_QND
-        if rerank == "emcl":
-            corrected: Tensor = self.emcl(rows_QND, mask_QN)
-            return corrected
-        raise ValueError(f"rerank must be 'emcl' or 'none', got {rerank!r}")
+        return self.emcl(rows_QND, mask_QN) if _is_emcl(rerank) else rows_QND
 
     def score_matrix(self, text_TD: Tensor, features_VFD: Tensor, mask_VF: Tensor, rerank: Rerank = "emcl") -> Tensor:
         """Cosines (T, V) of all texts and videos in one pass over T·V + T rows: the reference's block, and training.
@@ -149,6 +169,12 @@ class EMCLNet(nn.Module):
     def _pool_all(self, logits_TVF: Tensor, features_VFD: Tensor, mask_VF: Tensor) -> Tensor:
         weights_TVF = frame_weights(logits_TVF, mask_VF[None].expand_as(logits_TVF), self.config.pooling)
         return torch.einsum("tvf,vfd->tvd", weights_TVF, features_VFD)
+
+
+def _is_emcl(rerank: Rerank) -> bool:
+    if rerank not in ("emcl", "none"):
+        raise ValueError(f"rerank must be 'emcl' or 'none', got {rerank!r}")
+    return rerank == "emcl"
 
 
 def _append_true(mask_QN: Tensor | None, count: int) -> Tensor | None:

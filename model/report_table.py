@@ -39,6 +39,7 @@ class Facts:
     deviations: Sequence[str]
     query_bank: Mapping[str, Any] | None
     training_seeds: int = 1
+    runtime: str = "torch fp32"
 
     def as_dict(self) -> dict[str, Any]:
         """Return a mapping for JSON."""
@@ -102,6 +103,8 @@ def conditions(facts: Facts) -> list[str]:
         f"protocol: {facts.protocol}, metric rules: {facts.metric_rules}",
         "dual softmax is transductive: it looks at all queries at once, which a service never has",
     ]
+    if facts.runtime != "torch fp32":
+        lines.append(f"features by {facts.runtime}, which rounds otherwise than PyTorch in fp32")
     if bank is not None:
         shared = f"; {bank['shared']} OF THEM ARE CAPTIONS OF THIS SET" if bank["shared"] else ""
         lines.append(

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from model.data.video_text import VideoTextSet
 
 app = typer.Typer()
 
@@ -59,7 +62,7 @@ def calibrate(
     from model.calibrate_report import as_dict, record, table, verdict
     from model.calibrate_store import check_target, store_choice
     from model.config import problems_of
-    from model.data.validation import data_digest, open_for_choosing
+    from model.data.validation import open_for_choosing
     from model.encoder import load_encoder
     from model.evaluate import encode_corpus
     from model.outcomes import describe
@@ -86,11 +89,7 @@ def calibrate(
         typer.echo("These are training pairs, which the model knows by heart: prefer a validation split.")
     choice = found.choice(only_if_better=only_if_significant)
     facts = {
-        "data": chosen_data.name,
-        "data_digest": data_digest(chosen_data.clips),
-        "split": split,
-        "videos": len(chosen_data.clips),
-        "videos_lost": chosen_data.videos_lost,
+        **_facts_of(chosen_data, split),
         "captions": len(corpus.text_TD),
         "seed": seed,
     }
@@ -102,6 +101,19 @@ def calibrate(
         return
     stored = record(found, choice, facts)
     typer.echo(store_choice(encoder, model, output, emcl=choice, search=found.search, record=stored))
+
+
+def _facts_of(data: VideoTextSet, split: str) -> dict[str, object]:
+    """What a record says of the data that settings were chosen on."""
+    from model.data.validation import data_digest
+
+    return {
+        "data": data.name,
+        "data_digest": data_digest(data.clips),
+        "split": split,
+        "videos": len(data.clips),
+        "videos_lost": data.videos_lost,
+    }
 
 
 def _floats(text: str | None, option: str) -> tuple[float, ...] | None:
@@ -153,7 +165,7 @@ def sweep(
     """Vary EMCL's settings one at a time or as a grid: a table, JSON and a plot, with bootstrap intervals."""
     from functools import partial
 
-    from model.data.validation import data_digest, open_for_choosing
+    from model.data.validation import open_for_choosing
     from model.encoder import load_encoder
     from model.evaluate import encode_corpus
     from model.figures import draw_sweep
@@ -173,11 +185,7 @@ def sweep(
     facts = {
         "model": encoder.config.name,
         "fingerprint": encoder.fingerprint,
-        "data": chosen_data.name,
-        "data_digest": data_digest(chosen_data.clips),
-        "split": split,
-        "videos": len(chosen_data.clips),
-        "videos_lost": chosen_data.videos_lost,
+        **_facts_of(chosen_data, split),
         "training_seeds": 1,
         "seed": seed,
     }

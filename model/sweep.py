@@ -153,7 +153,9 @@ def with_frames(encoder: Encoder, frames: Frames) -> Encoder:
         raise ValueError(f"--vary frames={frames}: {problems_of(error)}") from error
     net = copy(encoder.net)  # its parts are shared, its configuration is not
     net.config = config
-    return Encoder(net, encoder.tokenizer, fingerprint=encoder.fingerprint, device=encoder.device)
+    return Encoder(
+        net, encoder.tokenizer, fingerprint=encoder.fingerprint, device=encoder.device, runtime=encoder.runtime
+    )
 
 
 def _setting(own: ModelConfig, plan: Plan, changes: dict[str, Value]) -> tuple[EMCLConfig, Frames]:

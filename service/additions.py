@@ -3,8 +3,9 @@
     accept ──► on the disk, acknowledged ──► decoded behind the fence ──► encoded ──► committed ──► served
 
 Accepted videos are worked on one after the other in a thread of their own; the one writer thread commits them
-(``service.library_writer``). What was accepted when a service ended is finished by the next one. Each video has a job
-of kind ``add-video`` in the book.
+(``service.library_writer``). Here is what waits and what becomes of it; ``service.addition_work`` does the work on one
+video. What was accepted when a service ended is finished by the next one. Each video has a job of kind ``add-video`` in
+the book.
 """
 
 from __future__ import annotations
@@ -17,31 +18,23 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import IO, TYPE_CHECKING
 
 from service import disk
-from service.errors import Conflict, NotFound, Overloaded, ServiceError, Unprocessable
+from service.addition_work import WAIT_SECONDS, AdditionCancelled, AdditionWork
+from service.errors import Conflict, NotFound, Overloaded, ServiceError
 from service.fence import Fence, Leash
 from service.intake import Accepted, Intake, Received
 from service.library_writer import LibraryWriter
-from service.video_encoding import PatientEncoder, encode_video
 
 if TYPE_CHECKING:
-    from indexer.writer import EncodedVideo, StoreWriter
+    from indexer.writer import StoreWriter
     from service.engine import Engine
     from service.jobs.book import JobBook
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-Floats = NDArray[np.float32]
-
 KIND = "add-video"
-WAIT_SECONDS = 2.0
-"""How often a video whose turn cannot come yet, because another process writes, is tried again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +78,7 @@ class Additions:
         self.failed = 0
         self._writer = writer
         self._engine = engine
-        self._fence = fence
         self._book = book
-        self._compute = compute
         self._max_pending = max_pending
         self._lock = threading.Lock()
         self._pending: dict[str, Accepted] = {}  # in the order in which they were accepted
@@ -96,6 +87,16 @@ class Additions:
         self._starter: threading.Thread | None = None
         self._stopping = threading.Event()
         self._leash = Leash()
+        self._adding = AdditionWork(
+            engine,
+            writer,
+            fence=fence,
+            book=book,
+            compute=compute,
+            is_wanted=lambda video_id: video_id in self._pending,
+            stopping=self._stopping,
+            leash=self._leash,
+        )
 
     @property
     def waiting(self) -> int:
@@ -286,21 +287,9 @@ class Additions:
         return True
 
     def _add(self, accepted: Accepted) -> None:
-        with self._engine.live.lease() as generation:
-            manifest = generation.reader.manifest
-
-        def progress(done: int, total: int) -> None:
-            self._book.progress(accepted.job_id, done, total, "segments decoded and encoded")
-            if self._book.get(accepted.job_id).stopping or accepted.video_id not in self._pending:
-                raise _CancelledError
-
         try:
-            with Path(accepted.path).open("rb") as file:
-                encoder = PatientEncoder(self._engine.encoder, self._when_its_turn)
-                video = encode_video(accepted, file, manifest, self._fence, encoder, progress, self._leash)
-            texts_ND = encoder.encode_texts(accepted.captions)
-            self._commit(accepted, lambda writer: self._store(writer, accepted, video, texts_ND))
-        except _CancelledError:
+            self._adding.add(accepted)
+        except AdditionCancelled:
             self._drop(accepted)
             return
         with self._lock:
@@ -308,51 +297,6 @@ class Additions:
         self._book.succeed(accepted.job_id, {"video_id": accepted.video_id})
         self.intake.done(accepted.video_id)  # last: a service killed before this does the rest again
         self.added += 1
-
-    def _when_its_turn(self, call: Callable[[], T]) -> T:
-        """Run a call of the encoder, however often its turn does not come because searches fill the queue."""
-        while True:
-            try:
-                return self._compute(call)  # type: ignore[return-value]  # what the call returns
-            except Overloaded:
-                if self._stopping.wait(WAIT_SECONDS):
-                    raise
-
-    def _commit(self, accepted: Accepted, work: Callable[[StoreWriter], None]) -> None:
-        """Have the writer do it, when nobody else writes any more."""
-        while True:
-            try:
-                return self._writer.run(work).result()
-            except Overloaded as error:
-                self._book.progress(accepted.job_id, 1, 1, f"waiting: {error.detail}")
-                if self._book.get(accepted.job_id).stopping:
-                    raise _CancelledError from None
-                if self._stopping.wait(WAIT_SECONDS):
-                    raise
-
-    def _store(self, writer: StoreWriter, accepted: Accepted, video: EncodedVideo, texts_ND: Floats) -> None:
-        from indexer.rows import Location
-
-        if accepted.video_id not in self._pending:
-            raise _CancelledError  # deleted in the meantime
-        path = Path(accepted.path)
-        place = Location(
-            path=accepted.path,
-            video_id=accepted.video_id,
-            size_bytes=accepted.size_bytes,
-            modified_ns=path.stat().st_mtime_ns,
-        )
-        writer.add_locations([place])
-        if writer.catalogue.state(accepted.video_id) != "indexed":
-            failures = writer.add_videos([video])
-            if failures:
-                raise Unprocessable(
-                    failures[accepted.video_id], expected="features that can be stored", next_step="report this video"
-                )
-        add_captions(writer, [(accepted.video_id, text) for text in accepted.captions], texts_ND)
-        writer.add_tags({accepted.video_id: accepted.tags})
-        if accepted.title is not None:
-            writer.edit_video(accepted.video_id, title=accepted.title)
 
     def _fail(self, accepted: Accepted, error: Exception) -> None:
         self._forget(accepted)
@@ -380,19 +324,3 @@ class Additions:
             self._book.cancel(job_id)
         except (Conflict, NotFound) as error:
             logger.debug("job %s had ended: %s", job_id, error)
-
-
-class _CancelledError(Exception):
-    """The video is not wanted any more."""
-
-
-def add_captions(writer: StoreWriter, captions: Sequence[tuple[str | None, str]], rows_ND: Floats) -> list[int]:
-    """Store those that are not there; the ids of all."""
-    new = {
-        caption: row_D
-        for caption, row_D, known in zip(captions, rows_ND, writer.catalogue.caption_ids(captions), strict=True)
-        if known is None
-    }
-    if new:
-        writer.add_captions(list(new), np.stack(list(new.values())))
-    return [number for number in writer.catalogue.caption_ids(captions) if number is not None]

@@ -13,6 +13,7 @@ from starlette.staticfiles import StaticFiles
 from service import middleware, problems
 from service.deps import Services
 from service.engine import Engine
+from service.refusal import RefuseEarly
 from service.routes import captions, clip_retrieval, index, jobs, metrics, pages, previews, search, session, videos
 from service.schemas import Problem
 from service.settings import Settings
@@ -73,7 +74,9 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
     app.mount("/web", StaticFiles(directory=pages.WEB), name="web")
     problems.register(app)
     _add_middleware(app, settings)
-    app.add_middleware(Observe, telemetry=telemetry, upload_routes=UPLOAD_ROUTES)  # the outermost: it sees every answer
+    app.add_middleware(Observe, telemetry=telemetry, upload_routes=UPLOAD_ROUTES)  # it sees every answer of ours
+    # Outermost of all: what it refuses costs nothing else.
+    app.add_middleware(RefuseEarly, telemetry=telemetry, other_origins=bool(settings.cors_origins))
     return app
 
 

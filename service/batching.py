@@ -1,9 +1,11 @@
 """Dynamic batching: queries that arrive together are computed together.
 
-In: single items from any number of coroutines. Out: each item's own result. The first item of a batch waits
-``max_wait_seconds`` for others; while a batch is being computed the next one gathers. The queue is bounded: when it is
-full, ``submit`` raises ``Overloaded`` at once. An item whose caller was cancelled while it waited is never computed,
-nor is one that has waited ``timeout_seconds``: its caller gets ``Overloaded`` at that moment.
+In: single items from any number of coroutines. Out: each item's own result. While a batch is being computed the next
+one gathers. An item that comes while nothing is computed starts at once if the batch before it was of one item: who is
+alone waits for nobody. Otherwise others are likely to be on their way, and it waits for as many as there were then, at
+most ``max_wait_seconds``. The queue is bounded: when it is full, ``submit`` raises ``Overloaded`` at once. An item
+whose caller was cancelled while it waited is never computed, nor is one that has waited ``timeout_seconds``: its caller
+gets ``Overloaded`` at that moment.
 
 The work itself is synchronous and runs in an executor whose threads bound how much is computed at once.
 """
@@ -61,9 +63,9 @@ class Batcher(Generic[Item, Result]):
     ) -> None:
         self._run = run
         self._executor = executor
-        self._max_batch = max_batch
+        self.max_batch = max_batch
         self._max_wait_seconds = max_wait_seconds
-        self._max_queue = max_queue
+        self.max_queue = max_queue
         self._name = name
         self._timeout_seconds = timeout_seconds
         self._turn = turn or asyncio.Lock()
@@ -72,6 +74,7 @@ class Batcher(Generic[Item, Result]):
         self._worker: asyncio.Task[None] | None = None
         self._expiry: asyncio.TimerHandle | None = None  # when the item that waits longest is to be dropped
         self._batch_seconds = 0.0  # how long batches took lately, for Retry-After
+        self._expected = 1  # how many the last batch was of, and so how many may come together again
         self.batches = 0
         self.items = 0
         self.rejected = 0
@@ -82,6 +85,17 @@ class Batcher(Generic[Item, Result]):
     def queue_depth(self) -> int:
         """How many items wait; those that are being computed do not count."""
         return len(self._waiting)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether not one item more may wait."""
+        return len(self._waiting) >= self.max_queue
+
+    @property
+    def retry_after_seconds(self) -> int:
+        """How long what waits now will take, as batches went lately; at least 1."""
+        batches = math.ceil((len(self._waiting) + 1) / self.max_batch)
+        return max(1, math.ceil(batches * self._batch_seconds))
 
     def start(self) -> None:
         """Begin to take batches from the queue."""
@@ -108,7 +122,7 @@ class Batcher(Generic[Item, Result]):
 
     async def submit_all(self, items: Sequence[Item]) -> list[Result]:
         """Queue several items, all or none, and wait for all results; the first error is raised and drops the rest."""
-        if len(self._waiting) + len(items) > self._max_queue:
+        if len(self._waiting) + len(items) > self.max_queue:
             self.rejected += len(items)
             raise self._overloaded(f"{len(self._waiting)} {self._name} requests wait already")
         loop = asyncio.get_running_loop()
@@ -118,6 +132,8 @@ class Batcher(Generic[Item, Result]):
         self._arrived.set()
         self._watch_deadlines()
         try:
+            if len(batch) == 1:
+                return [await batch[0].future]  # gathering one would take the loop another round
             return await asyncio.gather(*(waiting.future for waiting in batch))
         finally:
             for waiting in batch:
@@ -127,12 +143,11 @@ class Batcher(Generic[Item, Result]):
                     self.cancelled += 1
 
     def _overloaded(self, detail: str) -> Overloaded:
-        batches = math.ceil((len(self._waiting) + 1) / self._max_batch)
         return Overloaded(
             detail,
-            expected=f"at most {self._max_queue} waiting",
+            expected=f"at most {self.max_queue} waiting",
             next_step="try again after the seconds in Retry-After",
-            retry_after_seconds=math.ceil(batches * self._batch_seconds),
+            retry_after_seconds=self.retry_after_seconds,
         )
 
     def _watch_deadlines(self) -> None:
@@ -157,20 +172,21 @@ class Batcher(Generic[Item, Result]):
             await self._gather()
             async with self._turn:
                 self._drop_expired()
-                batch = [self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))]
+                batch = [self._waiting.popleft() for _ in range(min(self.max_batch, len(self._waiting)))]
                 if batch:
+                    self._expected = len(batch)
                     self.batches += 1
                     self.items += len(batch)
                     await self._compute(batch)
 
     async def _gather(self) -> None:
-        """Return when a batch is worth taking: it is full, or its first item has waited long enough."""
+        """Return when a batch is worth taking: as many wait as were computed together last, or the wait is over."""
         while not self._waiting:
             self._arrived.clear()
             await self._arrived.wait()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._max_wait_seconds
-        while len(self._waiting) < self._max_batch and (left := deadline - loop.time()) > 0:
+        while len(self._waiting) < self._expected and (left := deadline - loop.time()) > 0:
             self._arrived.clear()
             try:
                 await asyncio.wait_for(self._arrived.wait(), left)

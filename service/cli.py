@@ -44,7 +44,7 @@ app.command()(doctor)
 logger = logging.getLogger("service.cli")  # not "__main__", which it is when run with -m
 
 # Options of `search` that are settings of the service too, and the settings that `demo` decides itself.
-_MODEL_SETTINGS = ("store", "model", "pretrained", "device", "precision", "threads")
+_MODEL_SETTINGS = ("store", "model", "pretrained", "device", "runtime", "precision", "exports", "threads")
 _DEMO_DECIDES = ("store", "model", "pretrained")
 
 

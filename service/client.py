@@ -14,41 +14,23 @@ from __future__ import annotations
 import asyncio
 import codecs
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from types import TracebackType
-from typing import IO, Any, TypeVar
+from typing import TypeVar
 
 import httpx
-from pydantic import ValidationError
 
 from service import client_calls as calls
 from service.client_endpoint import Call
-from service.client_errors import (
-    ClientError,
-    JobFailedError,
-    NoAnswerError,
-    UnexpectedAnswerError,
-    error_of,
-    retry_after_seconds,
-)
+from service.client_errors import ClientError, JobFailedError
+from service.client_transport import Patience, Waits, answer_of, arguments_of, connection_of, no_answer, readable
 from service.schemas_jobs import JobOut
 
 __all__ = ["AsyncClient", "Client", "ClientError", "Patience"]
 
 T = TypeVar("T")
 
-_BUSY = (429, 503)
 _UNFINISHED = ("queued", "running")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Patience:
-    """How often a busy service is asked again, and how long is waited for it in all."""
-
-    retries: int = 3
-    seconds: float = 30.0
 
 
 class _Endpoints:
@@ -104,9 +86,7 @@ class Client(_Endpoints):
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._patience = patience or Patience()
-        self._http = httpx.Client(
-            base_url=base_url, headers=_headers(api_key), timeout=timeout_seconds, transport=transport
-        )
+        self._http = httpx.Client(**connection_of(base_url, api_key, timeout_seconds), transport=transport)
 
     def close(self) -> None:
         """Close all connections."""
@@ -122,16 +102,16 @@ class Client(_Endpoints):
 
     def run(self, call: Call[T]) -> T:
         """Send a call, again while the service is busy and patience lasts. Raises ``ClientError``."""
-        waits = _Waits(self._patience)
+        waits = Waits(self._patience)
         while True:
-            with _readable(call) as file:
+            with readable(call) as file:
                 try:
-                    response = self._http.request(call.method, call.path, **_arguments(call, file))
+                    response = self._http.request(call.method, call.path, **arguments_of(call, file))
                 except httpx.TransportError as error:
-                    raise _no_answer(self._http.base_url, error) from error
+                    raise no_answer(self._http.base_url, error) from error
             pause = waits.after(response)
             if pause is None:
-                return _answer(call, response)
+                return answer_of(call, response)
             time.sleep(pause)
 
     def wait_for_job(
@@ -169,9 +149,7 @@ class AsyncClient(_Endpoints):
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._patience = patience or Patience()
-        self._http = httpx.AsyncClient(
-            base_url=base_url, headers=_headers(api_key), timeout=timeout_seconds, transport=transport
-        )
+        self._http = httpx.AsyncClient(**connection_of(base_url, api_key, timeout_seconds), transport=transport)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -187,16 +165,16 @@ class AsyncClient(_Endpoints):
 
     async def run_later(self, call: Call[T]) -> T:
         """Send a call, again while the service is busy and patience lasts. Raises ``ClientError``."""
-        waits = _Waits(self._patience)
+        waits = Waits(self._patience)
         while True:
-            with _readable(call) as file:
+            with readable(call) as file:
                 try:
-                    response = await self._http.request(call.method, call.path, **_arguments(call, file))
+                    response = await self._http.request(call.method, call.path, **arguments_of(call, file))
                 except httpx.TransportError as error:
-                    raise _no_answer(self._http.base_url, error) from error
+                    raise no_answer(self._http.base_url, error) from error
             pause = waits.after(response)
             if pause is None:
-                return _answer(call, response)
+                return answer_of(call, response)
             await asyncio.sleep(pause)
 
     async def wait_for_job(
@@ -231,62 +209,6 @@ class _Follower:
         self.offset += len(new)
         if self._tell is not None and (text := self._decoder.decode(new)):
             self._tell(text)
-
-
-class _Waits:
-    """How long to wait before a request is sent again."""
-
-    def __init__(self, patience: Patience) -> None:
-        self._retries_left = patience.retries
-        self._seconds_left = patience.seconds
-
-    def after(self, response: httpx.Response) -> float | None:
-        """Seconds, or ``None`` if this answer is the last."""
-        pause = retry_after_seconds(response) if response.status_code in _BUSY else None
-        if pause is None or self._retries_left == 0 or pause > self._seconds_left:
-            return None
-        self._retries_left -= 1
-        self._seconds_left -= pause
-        return pause
-
-
-def _headers(api_key: str | None) -> dict[str, str]:
-    return {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-
-
-@contextmanager
-def _readable(call: Call[Any]) -> Iterator[IO[bytes] | None]:
-    """The file that a call uploads, from its start, for each time that it is sent."""
-    with ExitStack() as stack:
-        yield None if call.sent.file is None else stack.enter_context(call.sent.file.open("rb"))
-
-
-def _arguments(call: Call[Any], file: IO[bytes] | None) -> dict[str, Any]:
-    sent = call.sent
-    arguments: dict[str, Any] = {"params": sent.query}
-    if sent.json is not None:
-        arguments["json"] = sent.json
-    if file is not None:
-        arguments["files"] = {"file": file}
-        arguments["data"] = sent.form
-    return arguments
-
-
-def _answer(call: Call[T], response: httpx.Response) -> T:
-    if not response.is_success:
-        raise error_of(response)
-    try:
-        return call.read(response)
-    except ValidationError as error:
-        raise UnexpectedAnswerError(
-            f"{call.method} {call.path} answered what this client does not know; are both of one version? {error}"
-        ) from error
-
-
-def _no_answer(base_url: httpx.URL, error: httpx.TransportError) -> NoAnswerError:
-    return NoAnswerError(
-        f"no answer from {base_url}: {str(error) or type(error).__name__}; is the service running (`emcl serve`)?"
-    )
 
 
 def _deadline(timeout_seconds: float | None) -> float | None:

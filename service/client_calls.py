@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import httpx
 from pydantic import BaseModel
 
-from service.client_endpoint import Sent, endpoint
+from service.client_endpoint import Endpoint, Sent, endpoint
 from service.query import Group, Rerank
 from service.schemas import (
     EmbeddingsAnswer,
@@ -54,6 +54,18 @@ def _given(**values: Any) -> dict[str, Any]:
 
 def _filter(tags: Sequence[str], min_seconds: float | None, max_seconds: float | None) -> dict[str, Any]:
     return _given(tags=list(tags), min_seconds=min_seconds, max_seconds=max_seconds)
+
+
+def _alone() -> Sent:
+    return Sent()
+
+
+def _of_video(video_id: str) -> Sent:
+    return Sent(path={"video_id": video_id})
+
+
+def _of_job(job_id: str) -> Sent:
+    return Sent(path={"job_id": job_id})
 
 
 # Searching.
@@ -158,10 +170,7 @@ def edit_video(video_id: str, *, tags: Sequence[str] | None = None, title: str |
     return Sent(path={"video_id": video_id}, json=_given(tags=None if tags is None else list(tags), title=title))
 
 
-@endpoint("DELETE", "/v1/videos/{video_id}", _nothing)
-def delete_video(video_id: str) -> Sent:
-    """Remove a video with its captions."""
-    return Sent(path={"video_id": video_id})
+delete_video = Endpoint("DELETE", "/v1/videos/{video_id}", _nothing, _of_video, "Remove a video with its captions.")
 
 
 @endpoint("GET", "/v1/captions", _a(CaptionsPage))
@@ -182,22 +191,17 @@ def delete_caption(caption_id: int) -> Sent:
     return Sent(path={"caption_id": str(caption_id)})
 
 
-@endpoint("GET", "/v1/videos/{video_id}", _a(VideoOut))
-def video(video_id: str) -> Sent:
-    """One video."""
-    return Sent(path={"video_id": video_id})
-
-
-@endpoint("GET", "/v1/videos/{video_id}/stream", _content)
-def video_bytes(video_id: str) -> Sent:
-    """The bytes of a video's file, all of them in memory."""
-    return Sent(path={"video_id": video_id})
-
-
-@endpoint("GET", "/v1/videos/{video_id}/preview", _content)
-def preview(video_id: str) -> Sent:
-    """An H.264 preview of a video that browsers cannot play, made when it is first asked for; all in memory."""
-    return Sent(path={"video_id": video_id})
+video = Endpoint("GET", "/v1/videos/{video_id}", _a(VideoOut), _of_video, "One video.")
+video_bytes = Endpoint(
+    "GET", "/v1/videos/{video_id}/stream", _content, _of_video, "The bytes of a video's file, all of them in memory."
+)
+preview = Endpoint(
+    "GET",
+    "/v1/videos/{video_id}/preview",
+    _content,
+    _of_video,
+    "An H.264 preview of a video that browsers cannot play, made when it is first asked for; all in memory.",
+)
 
 
 @endpoint("GET", "/v1/videos/{video_id}/thumbnail", _content)
@@ -209,40 +213,14 @@ def thumbnail(video_id: str, *, seconds: float | None = None) -> Sent:
 # The index and its health.
 
 
-@endpoint("GET", "/v1/index", _a(IndexAnswer))
-def index() -> Sent:
-    """What is served."""
-    return Sent()
-
-
-@endpoint("POST", "/v1/index/reload", _a(IndexAnswer))
-def reload() -> Sent:
-    """Serve the newest generation."""
-    return Sent()
-
-
-@endpoint("GET", "/health/live", _a(LiveAnswer))
-def live() -> Sent:
-    """Does the process answer?"""
-    return Sent()
-
-
-@endpoint("GET", "/health/ready", _a(ReadyAnswer))
-def ready() -> Sent:
-    """Does search work?"""
-    return Sent()
-
-
-@endpoint("GET", "/metrics", _text)
-def metrics() -> Sent:
-    """The metrics, as Prometheus reads them."""
-    return Sent()
-
-
-@endpoint("GET", "/v1/session", _a(SessionAnswer))
-def session() -> Sent:
-    """Who this client is to the service, and whether keys are required."""
-    return Sent()
+index = Endpoint("GET", "/v1/index", _a(IndexAnswer), _alone, "What is served.")
+reload = Endpoint("POST", "/v1/index/reload", _a(IndexAnswer), _alone, "Serve the newest generation.")
+live = Endpoint("GET", "/health/live", _a(LiveAnswer), _alone, "Does the process answer?")
+ready = Endpoint("GET", "/health/ready", _a(ReadyAnswer), _alone, "Does search work?")
+metrics = Endpoint("GET", "/metrics", _text, _alone, "The metrics, as Prometheus reads them.")
+session = Endpoint(
+    "GET", "/v1/session", _a(SessionAnswer), _alone, "Who this client is to the service, and whether keys are required."
+)
 
 
 # Jobs.
@@ -260,10 +238,7 @@ def jobs(*, state: str | None = None, kind: str | None = None, offset: int = 0, 
     return Sent(query=_given(state=state, kind=kind, offset=offset, limit=limit))
 
 
-@endpoint("GET", "/v1/jobs/{job_id}", _a(JobOut))
-def job(job_id: str) -> Sent:
-    """One job."""
-    return Sent(path={"job_id": job_id})
+job = Endpoint("GET", "/v1/jobs/{job_id}", _a(JobOut), _of_job, "One job.")
 
 
 @endpoint("GET", "/v1/jobs/{job_id}/log", _text)
@@ -278,25 +253,13 @@ def job_log_bytes(job_id: str, *, offset: int = 0) -> Sent:
     return Sent(path={"job_id": job_id}, query={"offset": offset})
 
 
-@endpoint("GET", "/v1/jobs/{job_id}/metrics", _a(JobMetrics))
-def job_metrics(job_id: str) -> Sent:
-    """The curves of a training job."""
-    return Sent(path={"job_id": job_id})
-
-
-@endpoint("POST", "/v1/jobs/{job_id}/cancel", _a(JobOut))
-def cancel_job(job_id: str) -> Sent:
-    """Cancel a waiting job, or have a running one stopped."""
-    return Sent(path={"job_id": job_id})
-
-
-@endpoint("POST", "/v1/jobs/{job_id}/resume", _a(JobOut))
-def resume_job(job_id: str) -> Sent:
-    """Queue a job again that failed, was cancelled or lost."""
-    return Sent(path={"job_id": job_id})
-
-
-@endpoint("DELETE", "/v1/jobs/{job_id}", _nothing)
-def forget_job(job_id: str) -> Sent:
-    """Remove a job that has ended, with all that it made."""
-    return Sent(path={"job_id": job_id})
+job_metrics = Endpoint("GET", "/v1/jobs/{job_id}/metrics", _a(JobMetrics), _of_job, "The curves of a training job.")
+cancel_job = Endpoint(
+    "POST", "/v1/jobs/{job_id}/cancel", _a(JobOut), _of_job, "Cancel a waiting job, or have a running one stopped."
+)
+resume_job = Endpoint(
+    "POST", "/v1/jobs/{job_id}/resume", _a(JobOut), _of_job, "Queue a job again that failed, was cancelled or lost."
+)
+forget_job = Endpoint(
+    "DELETE", "/v1/jobs/{job_id}", _nothing, _of_job, "Remove a job that has ended, with all that it made."
+)

@@ -58,12 +58,19 @@ class RunsLater(Protocol):
 class Endpoint(Generic[P, T]):
     """A route with a typed builder of its requests; a method of the clients that it is an attribute of."""
 
-    def __init__(self, method: str, route: str, read: Callable[[httpx.Response], T], build: Callable[P, Sent]) -> None:
+    def __init__(
+        self,
+        method: str,
+        route: str,
+        read: Callable[[httpx.Response], T],
+        build: Callable[P, Sent],
+        summary: str | None = None,
+    ) -> None:
         self.method = method
         self.route = route
         self._read = read
         self._build = build
-        self.__doc__ = build.__doc__
+        self.__doc__ = summary or build.__doc__
 
     def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[T]:
         """The request for these arguments."""

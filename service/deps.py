@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from time import perf_counter
-from typing import IO, Annotated, Any, TypeVar, cast
+from typing import IO, TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 from fastapi import Depends, Request
 from starlette.requests import ClientDisconnect
@@ -36,6 +36,9 @@ from service.settings import Settings
 from service.shared_cache import SharedCache
 from service.telemetry import Telemetry
 from service.uploads import UploadReceiver
+
+if TYPE_CHECKING:
+    from indexer.serving import Serving
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +97,7 @@ class Services:
             self.redis,
             result_bytes=settings.result_cache_bytes,
             keep_seconds=settings.result_cache_seconds,
-            precision=settings.precision,
+            precision=engine.encoder.runtime.label,
         )
 
     def start(self) -> None:
@@ -221,6 +224,13 @@ def limit_threads(settings: Settings) -> None:
     set_threads(settings.faiss_threads)
 
 
+def serving_of(settings: Settings) -> Serving:
+    """How the indexes are held, of the settings."""
+    from indexer.serving import Serving
+
+    return Serving(mmap=settings.index_mmap, device=settings.faiss_device)
+
+
 def build_engine(settings: Settings) -> Engine:
     """Open the store and load the model that it was built with, or the one that the settings name.
 
@@ -230,6 +240,7 @@ def build_engine(settings: Settings) -> Engine:
     from model.encoder import load_encoder
 
     limit_threads(settings)
+    serving = serving_of(settings)
     with StoreReader.open(settings.store) as reader:
         spec = reader.manifest.model_spec
     named = settings.model is not None
@@ -238,11 +249,13 @@ def build_engine(settings: Settings) -> Engine:
         pretrained=settings.pretrained if named else settings.pretrained or spec.pretrained,
         device=settings.device,
         precision=settings.precision,
+        runtime=settings.runtime,
+        exports=settings.exports,
     )
     logger.info("model %s, fingerprint %s", encoder.config.name, encoder.fingerprint[:12])
     return Engine(
         encoder,
-        lambda: StoreReader.open(settings.store, fingerprint=encoder.fingerprint),
+        lambda: StoreReader.open(settings.store, fingerprint=encoder.fingerprint, serving=serving),
         limits=query_limits(settings, default_candidates=encoder.config.search.candidates),
         cache_entries=settings.cache_entries,
     )

@@ -12,7 +12,9 @@ from service.cli_options import takes_settings
 from service.settings import load_settings
 
 _DOCTOR_SETTINGS = (
-    *("store", "model", "pretrained", "device", "precision", "threads", "faiss_threads", "host", "require_keys"),
+    *("store", "model", "pretrained", "device", "runtime", "precision", "exports", "threads", "faiss_threads"),
+    *("host", "require_keys"),
+    *("faiss_device", "index_mmap"),
     *("keys_file", "redis_url", "upload_folder", "upload_slots", "upload_max_bytes", "jobs_folder"),
 )
 

@@ -26,21 +26,33 @@ def check_model(patient: Patient) -> Check:
     if name is None:
         spec = read_current(settings.store).model_spec  # raises with what to do if nothing is there
         name, pretrained = spec.model, pretrained or spec.pretrained
-    encoder = load_encoder(name, pretrained=pretrained, device=settings.device, precision=settings.precision)
+    encoder = load_encoder(
+        name,
+        pretrained=pretrained,
+        device=settings.device,
+        precision=settings.precision,
+        runtime=settings.runtime,
+        exports=settings.exports,
+    )
     started = time.perf_counter()
     row_1D = encoder.encode_texts(["a video"])
     milliseconds = (time.perf_counter() - started) * 1000
     if not np.isfinite(row_1D).all() or not np.any(row_1D):
-        return problem("the model encodes a text to zeros or NaN", "use --precision fp32, or fetch the weights again")
+        return problem(
+            "the model encodes a text to zeros or NaN",
+            "use --runtime torch --precision fp32, or fetch the weights again",
+        )
     patient.encoder = encoder
-    return ok(f"{encoder.config.name}, fingerprint {encoder.fingerprint[:12]}, a text in {milliseconds:.0f} ms")
+    by = f"{encoder.runtime.label} ({encoder.runtime.reason})"
+    return ok(f"{encoder.config.name}, fingerprint {encoder.fingerprint[:12]}, {by}, a text in {milliseconds:.0f} ms")
 
 
 def check_index(patient: Patient) -> Check:
     """The index opens: checksums of its generation, sizes and headers of its shards."""
     from indexer.store import StoreReader
+    from service.deps import serving_of
 
-    patient.reader = StoreReader.open(patient.settings.store)
+    patient.reader = StoreReader.open(patient.settings.store, serving=serving_of(patient.settings))
     counts = patient.reader.counts
     detail = f"generation {patient.reader.manifest.generation}: {counts.videos} videos, {counts.captions} captions"
     if counts.videos == 0:
@@ -64,14 +76,16 @@ def check_fingerprint(patient: Patient) -> Check:
 def check_search(patient: Patient) -> Check:
     """A query goes through every stage."""
     from indexer.store import StoreReader
-    from service.deps import query_limits
+    from service.deps import query_limits, serving_of
     from service.engine import Engine
 
     encoder = patient.need_encoder()
     patient.need_reader()
     engine = Engine(
         encoder,
-        lambda: StoreReader.open(patient.settings.store, fingerprint=encoder.fingerprint),
+        lambda: StoreReader.open(
+            patient.settings.store, fingerprint=encoder.fingerprint, serving=serving_of(patient.settings)
+        ),
         limits=query_limits(patient.settings),
         cache_entries=0,
     )

@@ -16,7 +16,8 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from service.additions import Addition, Additions, Wishes, add_captions
+from service.addition_work import add_captions
+from service.additions import Addition, Additions, Wishes
 from service.errors import Conflict, NotFound, Overloaded
 from service.fence import Fence
 from service.intake import Accepted

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from indexer.sources_tar import shard_of
+from indexer.sources_url import protocol_of
 from model.video import VideoError
 from service.batching import Batcher
 from service.cache import LRUCache
@@ -35,10 +37,16 @@ _BY_SUFFIX = {
 
 def find_file(video: Video) -> Path:
     """A place where the video's file still lies, unchanged in size. Raises ``Gone``."""
-    for name in video.paths:
-        path = Path(name)
+    files = [Path(name) for name in video.paths if protocol_of(name) is None and shard_of(name) is None]
+    for path in files:
         if path.is_file() and path.stat().st_size == video.size_bytes:
             return path
+    if video.paths and not files:
+        raise Gone(
+            f"video {video.video_id} was indexed from a tar shard or a URL, and its media is not local",
+            expected="a video that was indexed from a file, or with its media kept",
+            next_step="index its source again with `emcl index build --keep-media`, which copies it into the store",
+        )
     raise Gone(
         f"the file of video {video.video_id} is no longer where it was indexed, or has changed",
         expected=f"the {video.size_bytes} bytes that were indexed",

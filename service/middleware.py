@@ -23,7 +23,7 @@ from service.problems import from_error, from_fault
 
 logger = logging.getLogger(__name__)
 
-_DRAINED_BYTES = 64 * 1024  # the rest of a body that is read and dropped, so that its connection can be used again
+DRAINED_BYTES = 64 * 1024  # the rest of a body that is read and dropped, so that its connection can be used again
 
 SECURITY_HEADERS = {
     # Everything comes from this server; no inline script or style anywhere, /docs included.
@@ -252,7 +252,7 @@ async def _refuse(error: ServiceError, scope: Scope, receive: Receive, send: Sen
     """Answer a request whose body was not read. What is left of a long one is not waited for: the connection ends."""
     headers = Headers(scope=scope)
     declared = headers.get("content-length", "0")
-    if "transfer-encoding" in headers or not declared.isdecimal() or int(declared) > _DRAINED_BYTES:
+    if "transfer-encoding" in headers or not declared.isdecimal() or int(declared) > DRAINED_BYTES:
         error.headers["Connection"] = "close"
     await from_error(error)(scope, receive, send)
 

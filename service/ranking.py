@@ -91,7 +91,7 @@ def score_segments(
     ids_QC = candidates.ids_QC
     parts: list[Any] = []
     for rows in _turns(reader, ids_QC):
-        features_QCFD, mask_QCF = reader.segment_features(ids_QC[rows])
+        features_QCFD, mask_QCF = reader.stored_features(ids_QC[rows])
         parts.append(encoder.score_videos(queries_QD[rows], features_QCFD, mask_QCF, ids_QC[rows] >= 0, rerank))
     return Scored(
         candidates=candidates,

@@ -155,8 +155,7 @@ class SourceOut(Answer):
     @classmethod
     def of(cls, source: Source) -> SourceOut:
         """The JSON of a source."""
-        stages = {stage: round(seconds * 1000, 3) for stage, seconds in source.stage_seconds.items()}
-        return cls(generation=source.generation, fingerprint=source.fingerprint, stage_ms=stages)
+        return cls(generation=source.generation, fingerprint=source.fingerprint, stage_ms=stage_ms(source))
 
 
 class SearchAnswer(Answer):
@@ -287,6 +286,21 @@ class OverlayOut(Answer):
     waiting: int = Field(description="Uploaded videos that are not searchable yet.")
 
 
+class IndexOut(Answer):
+    """What one FAISS index is, and what it finds."""
+
+    factory: str = Field(description="Kind, as a FAISS factory string; `Flat` is exact.")
+    options: str = Field(description="FAISS's search parameters, and `refine`: how many times as many are scored.")
+    auto: bool = Field(description="Whether it was chosen by size, memory and recall.")
+    mapped: bool = Field(description="Whether it is more than fits in the memory that it may take.")
+    vectors: int
+    bytes_per_vector: float
+    recall: float = Field(description="Share of the `depth` nearest that was found when it was built; 1 if exact.")
+    depth: int
+    queries: int = Field(description="Queries that this was measured on; 0 if exact.")
+    source: str = Field(description="Where those came from.")
+
+
 class IndexAnswer(Answer):
     """What is being served."""
 
@@ -297,8 +311,13 @@ class IndexAnswer(Answer):
     created: str
     fingerprint: str
     model: str
+    runtime: str = Field(description="What computes the model's towers, with its precision, such as `onnx int8`.")
+    runtime_reason: str = Field(description="Why that runtime.")
     dim: int
     factory: str
+    indexes: dict[str, IndexOut] = Field(
+        description="`videos` and `captions`; empty for a generation of an earlier version."
+    )
     segment_seconds: float
     counts: dict[str, int]
     sampling: dict[str, Any]
@@ -334,6 +353,11 @@ class Problem(Answer):
     errors: list[dict[str, str]] | None = Field(None, description="Each wrong field, for validation errors.")
     incident: str | None = Field(None, description="Where the log has more, for faults of the service.")
     request_id: str | None = Field(None, description="Of this request, as in the header and the log.")
+
+
+def stage_ms(source: Source) -> dict[str, float]:
+    """Milliseconds by stage, to the microsecond."""
+    return {stage: round(seconds * 1000, 3) for stage, seconds in source.stage_seconds.items()}
 
 
 def thumbnail_url(video_id: str, moment_seconds: float | None = None) -> str:

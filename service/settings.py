@@ -34,9 +34,28 @@ class Settings(BaseSettings):
     )
     pretrained: str | None = Field(None, description="Pretrained tag or weights file, for an open_clip name.")
     device: str = Field("auto", description="Where the model runs: `auto`, `cpu`, `cuda` or `cuda:N`.")
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Precision of the CLIP towers.")
+    runtime: Literal["auto", "torch", "torch-compiled", "onnx", "onnx-int8"] = Field(
+        "auto",
+        description="What computes the CLIP towers; `auto`: the fastest that `emcl export` has judged to rank as fp32, "
+        "else `torch`.",
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="Precision of the CLIP towers; `auto`: fp32 where the runtime leaves a choice."
+    )
+    exports: Path | None = Field(
+        None, description="Folder of what `emcl export` made. Default: beside the checkpoint, or `var/exports`."
+    )
     threads: int = Field(1, ge=1, le=256, description="Threads of PyTorch for one batch.")
     faiss_threads: int = Field(1, ge=1, le=256, description="Threads of FAISS for one batch.")
+    faiss_device: Literal["auto", "cpu", "gpu"] = Field(
+        "auto",
+        description="Where stage 1 searches; `auto`: on GPUs that this build of FAISS sees and that can hold the index."
+        " What a GPU cannot do, such as filters, the CPU does.",
+    )
+    index_mmap: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Leave vectors in the files of the index, mapped; `auto`: if it is more than its `--index-memory`.",
+    )
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
@@ -100,7 +119,13 @@ class Settings(BaseSettings):
         10_000.0, gt=0, le=600_000, description="Longest time that a query waits to be computed; then 503."
     )
     max_batch: int = Field(32, ge=1, le=1024, description="Most queries that are computed together.")
-    max_wait_ms: float = Field(2.0, ge=0, le=1000, description="How long the first query of a batch waits for others.")
+    max_wait_ms: float = Field(
+        2.0,
+        ge=0,
+        le=1000,
+        description="Longest time that a query waits for others if several were computed together just before; who is "
+        "alone never waits.",
+    )
     max_queue: int = Field(256, ge=1, le=100_000, description="Most queries that wait; more are answered with 503.")
     cache_entries: int = Field(10_000, ge=0, description="Text embeddings kept in memory; 0 keeps none.")
 

@@ -1,9 +1,9 @@
 """What was computed before: results and text embeddings, in this process and, shared with others, in Redis.
 
 In: the queries of one request. Out: what is known of them. A result is known by a digest of all that decides it: the
-program's version, the model's fingerprint and configuration, its precision, the version of the index, and every
-parameter of the query. A text embedding is known by all of these that shape it. So nothing of another model, another
-generation or another setting can be found, however old what lies in Redis is.
+program's version, the model's fingerprint and configuration, what computes it (runtime and precision), the version of
+the index, and every parameter of the query. A text embedding is known by all of these that shape it. So nothing of
+another model, another generation or another setting can be found, however old what lies in Redis is.
 
 What comes from Redis is trusted as far as its bytes prove: each value repeats the digest it is kept under and carries a
 checksum, so that a value that was damaged, cut or moved to another key counts as unknown. (Whoever may write to Redis
@@ -16,7 +16,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -64,8 +64,9 @@ class SharedCache:
         self._keep_seconds = keep_seconds
         self._writes: set[asyncio.Task[None]] = set()
         encoder = engine.encoder
-        self._text_base = [version("emcl-search"), encoder.fingerprint, precision]
-        self._result_base = [*self._text_base, encoder.config.model_dump(mode="json")]
+        base = [version("emcl-search"), encoder.fingerprint, precision]
+        self._text_base = _hashed(json.dumps(base))
+        self._result_base = _hashed(json.dumps([*base, encoder.config.model_dump(mode="json")], sort_keys=True))
 
     async def close(self) -> None:
         """Drop what is still being written."""
@@ -203,14 +204,22 @@ class SharedCache:
 
     def _result_digest(self, query: SearchQuery, index_version: str) -> bytes:
         candidates = self._engine.limits.candidates_of(query.ranking)
-        return _digest([*self._result_base, index_version, candidates, asdict(query)])
+        # A query's text form holds every field of it by name, texts quoted and escaped: two that differ never agree.
+        return _digest(self._result_base, f"{index_version!r} {candidates} {query!r}")
 
     def _text_digest(self, text: str) -> bytes:
-        return _digest([*self._text_base, text])
+        return _digest(self._text_base, text)
 
 
-def _digest(parts: Any) -> bytes:
-    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=_DIGEST_BYTES).digest()
+def _hashed(base: str) -> hashlib.blake2b:
+    return hashlib.blake2b(base.encode(), digest_size=_DIGEST_BYTES)
+
+
+def _digest(base: hashlib.blake2b, rest: str) -> bytes:
+    """Of ``base``, which was hashed once, and what is particular."""
+    digest = base.copy()
+    digest.update(rest.encode("utf-8", "surrogatepass"))
+    return digest.digest()
 
 
 def _result_key(digest: bytes) -> str:

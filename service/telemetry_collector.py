@@ -150,6 +150,7 @@ def _index(services: Services) -> Iterator[Metric]:
             "version": version,
             "fingerprint": services.engine.encoder.fingerprint,
             "model": services.engine.encoder.config.name,
+            "runtime": services.engine.encoder.runtime.label,
         },
     )
     yield _gauge(

@@ -140,6 +140,17 @@ def clip_store(tmp_path_factory, tiny_encoder):
 
 
 @pytest.fixture(scope="session")
+def clips(tmp_path_factory) -> list[bytes]:
+    """The bytes of six generated clips that are in no store."""
+    from model.synthetic import make_scene, write_clip
+
+    folder = tmp_path_factory.mktemp("new_clips")
+    for number in range(6):
+        write_clip(make_scene(1, "test", number), folder / f"{number}.mp4")
+    return [(folder / f"{number}.mp4").read_bytes() for number in range(6)]
+
+
+@pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory, tiny_encoder) -> Path:
     """The tiny model as a checkpoint file."""
     from model.checkpoint import save_checkpoint
@@ -155,6 +166,21 @@ def validation_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("validation") / "val"
     write_corpus(folder, split="val", count=10, captions=2, workers=1)
     return folder
+
+
+@pytest.fixture(scope="module")
+def client(clip_store, tiny_encoder, tmp_path_factory):
+    """A client of a service over the small store, for tests that change nothing."""
+    from service_support import serving
+
+    with serving(clip_store, tiny_encoder, tmp_path_factory.mktemp("client"), max_text_chars=100, max_texts=8) as made:
+        yield made
+
+
+@pytest.fixture
+def video_id(client) -> str:
+    """One of the videos of ``client``."""
+    return client.get("/v1/videos").json()["videos"][0]["video_id"]
 
 
 class Server:
@@ -174,17 +200,26 @@ class Server:
                 self.url, self.port = found[1], int(found[2])
                 break
         else:
+            self.process.wait()
+            self.process.stderr.close()
             raise RuntimeError("the server did not start:\n" + "".join(self.said))
         self._log = threading.Thread(target=lambda: self.said.extend(self.process.stderr))
         self._log.start()
 
     def stop(self) -> int:
-        """End it as a service manager does; returns its exit code."""
+        """End it as a service manager does; returns its exit code. One that does not end is killed."""
         self.process.terminate()
-        code = self.process.wait(30)
+        try:
+            return self.process.wait(60)
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """End it as a power cut does."""
+        self.process.kill()
+        self.process.wait()
         self._log.join(10)
         self.process.stderr.close()
-        return code
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +244,8 @@ def start_server() -> Iterator[Callable[..., Server]]:
     for server in servers:
         if server.process.poll() is None:
             server.stop()
+        else:
+            server.kill()  # what it left open
 
 
 @pytest.fixture(scope="session")

@@ -163,6 +163,32 @@ def fill(writer: StoreWriter, numbers: Sequence[int], captions: int = 2) -> None
     writer.add_tags({location_of(n).video_id: ["even" if n % 2 == 0 else "odd"] for n in numbers})
 
 
+def contents(store: Path) -> dict[str, object]:
+    """Everything that can be found in a store, without the numbers that depend on the order of work."""
+    from indexer.store import StoreReader
+
+    with StoreReader.open(store, fingerprint=FINGERPRINT) as reader:
+        found: dict[str, object] = {}
+        for video in reader.list_videos(limit=1000, state=None):
+            ids = np.array([segment.segment_id for segment in video.segments], dtype=np.int64)
+            features, mask = reader.segment_features(ids)
+            windows = [(s.number, s.start_seconds, s.end_seconds, *s.timestamps_seconds) for s in video.segments]
+            found[video.video_id] = (
+                *(video.state, video.reason, video.tags, video.paths, video.duration_seconds),
+                *(windows, [part[keep].tobytes() for part, keep in zip(features, mask, strict=True)]),
+                reader.segment_embeddings(ids).tobytes(),
+                sorted(caption.text for caption in video.captions),
+            )
+        captions = reader.captions(reader.caption_ids())
+        found["captions"] = sorted((c.video_id or "", c.text) for c in captions)
+        found["counts"] = reader.manifest.counts
+        queries = FakeEncoder().encode_texts(["red", "blue", "a hand"])
+        scores, ids = reader.search_videos(FakeEncoder().map_rows(None, queries), 5)
+        found["hits"] = [[(s.video_id, s.number) for s in reader.segments(row)] for row in ids]
+        found["scores"] = scores.tobytes()
+    return found
+
+
 def _steps(folder: Path) -> None:
     """For n = 0, 1, …: fill and publish ``folder/n`` in a process that kills itself before its n-th ``fsync``."""
     for number in range(200):

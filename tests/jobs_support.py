@@ -19,31 +19,6 @@ from typing import Any
 KIND = "evaluate"
 PATIENCE_SECONDS = 60.0
 
-# A training of a second or two.
-TINY = {
-    "model": {
-        "clip": {
-            "custom": {
-                "embed_dim": 32,
-                "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 32},
-                "text_cfg": {"context_length": 48, "vocab_size": 1014, "width": 32, "heads": 2, "layers": 1},
-            }
-        },
-        "tokenizer": {"max_words": 48, "merges": 500},
-        "temporal": {"layers": 1, "max_positions": 8},
-        "emcl": {"num_bases": 4, "iterations": 2, "beta": 0.05},
-        "sampling": {"sample_fps": 1.0, "max_frames": 4},
-    },
-    "data": {"kind": "synthetic", "validation_clips": 4},
-    "optimiser": {"learning_rate": 1e-3, "encoder_learning_rate": 5e-4, "warmup_steps": 2},
-    "batch_size": 4,
-    "steps": 60,
-    "workers": 0,
-    "log_every": 1,
-    "validate_every": 60,
-    "checkpoint_every": 5,
-}
-
 
 def until(condition: Callable[[], Any], *, seconds: float = PATIENCE_SECONDS) -> Any:
     """Wait until something is true, and return it."""
@@ -57,6 +32,14 @@ def until(condition: Callable[[], Any], *, seconds: float = PATIENCE_SECONDS) ->
 def ask(book: Any, behaviour: str, **parameters: Any) -> str:
     """Write a job into the book; returns its id."""
     return str(book.create(KIND, {"behaviour": behaviour, **parameters}, resumable=True).job_id)
+
+
+def submit(client: Any, **body: Any) -> Any:
+    """Hand in a job over HTTP; returns how it is described."""
+    response = client.post("/v1/jobs", json=body)
+    assert response.status_code == 202, response.text
+    assert response.headers["location"] == "/v1/jobs/" + response.json()["job_id"]
+    return response.json()
 
 
 def start_worker(folder: Path, **options: Any) -> subprocess.Popen[bytes]:

@@ -1,15 +1,22 @@
-"""A service around the small store of the tests: settings, engine, application, and a client of it."""
+"""A service around the small store of the tests: settings, engine, application, a client of it, and videos for it."""
 
+import sys
 from contextlib import contextmanager
 
+import numpy as np
+import pytest
 from fastapi.testclient import TestClient
 
 from indexer.store import StoreReader
+from indexer.writer import EncodedSegment, EncodedVideo
 from service.app import create_app
+from service.cli import main
 from service.deps import query_limits
 from service.engine import Engine
 from service.keys import KeyBook
-from service.settings import load_settings
+from service.settings import Settings, load_settings, variable_name
+
+PROBLEM = "application/problem+json"
 
 
 def make_app(clip_store, encoder, folder, **options):
@@ -47,6 +54,80 @@ def make_keys(folder):
     return book, {scope: book.create(f"{scope}er", scope)[1] for scope in ("search", "write", "admin")}
 
 
+def assert_problem(response, status, *, slug=None, mentions=""):
+    """The answer is a problem that says all that problems say; returns it."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == PROBLEM
+    problem = response.json()
+    assert problem["status"] == status
+    for field in ("type", "title", "detail", "expected", "next_step"):
+        assert problem[field], field
+    if slug is not None:
+        assert problem["type"] == f"/docs#problem-{slug}"
+    assert mentions in response.text
+    return problem
+
+
+def assert_same_hits(left, right):
+    """The same segments in the same order, with the same scores but for rounding."""
+    assert [(hit["video_id"], hit["segment"]) for hit in left] == [(hit["video_id"], hit["segment"]) for hit in right]
+    assert [hit["score"] for hit in left] == pytest.approx([hit["score"] for hit in right], abs=1e-5)
+
+
 def bearer(token):
     """The header that carries a key."""
     return {"Authorization": f"Bearer {token}"}
+
+
+def random_video(rng, encoder, number, *, most_frames=6, lean_D=None):
+    """A video of random features with the id ``number``: 1 to 3 segments of 1 to ``most_frames`` frames.
+
+    With ``lean_D`` each segment leans by a random amount to that direction, and features are what float16 can hold.
+    """
+    segments = []
+    for part in range(1 + number % 3):
+        frames = int(rng.integers(1, most_frames + 1))
+        features = rng.normal(size=(1, frames, encoder.dim))
+        if lean_D is not None:
+            features = (features + rng.normal() * lean_D).astype(np.float16)
+        features = features.astype(np.float32)
+        segments.append(
+            EncodedSegment(
+                number=part,
+                start_seconds=10.0 * part,
+                end_seconds=10.0 * part + 10,
+                timestamps_seconds=10.0 * part + np.arange(frames) * 1.5,
+                features_FD=features[0],
+                pooled_D=encoder.pool(features, np.ones((1, frames), bool))[0],
+            )
+        )
+    return EncodedVideo(
+        video_id=f"{number:064x}",
+        name=f"{number:064x}",
+        duration_seconds=10.0 * len(segments),
+        width=64,
+        height=48,
+        reason=None,
+        segments=segments,
+    )
+
+
+def emcl_command(monkeypatch, capsys, *first):
+    """A function that runs ``emcl FIRST ARGUMENTS`` in this process: exit code, output and errors.
+
+    No setting comes from the environment, but what is set there afterwards.
+    """
+    for name in Settings.model_fields:
+        monkeypatch.delenv(variable_name(name), raising=False)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["emcl", *first, *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run

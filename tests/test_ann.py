@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+import faiss
 import numpy as np
 import pytest
 
-from indexer import ann
+from indexer import ann, ann_flat
 from indexer.errors import Damaged, IndexFactoryError
 
 COUNT, DIM = 700, 16
 TRAINED = ["IVF8,Flat", "PCA8,Flat", "PCA8,IVF4,Flat", "IVF8,SQ8", "IVF4,PQ4x4", "IVF4,PQ4x4,RFlat"]
-KINDS = ["Flat", "SQ8", "HNSW16", *TRAINED]
+FAST_SCAN = ["PQ8x4fs", "IVF8,PQ8x4fs", "OPQ8,PQ8x4fs"]
+KINDS = ["Flat", "SQ8", "HNSW16", *TRAINED, *FAST_SCAN]
 
 
 def recipe(factory: str, options: str = "") -> SimpleNamespace:
@@ -28,7 +31,7 @@ def rows() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def ids() -> np.ndarray:
-    return np.random.default_rng(1).permutation(10**12 + np.arange(COUNT) * 7)
+    return 10**12 + np.arange(COUNT) * 7
 
 
 def make(factory: str, rows: np.ndarray, ids: np.ndarray, options: str = "") -> ann.FaissIndex:
@@ -80,7 +83,7 @@ def test_allowed_ids_are_the_only_answers(factory: str, rows: np.ndarray, ids: n
 def test_an_index_comes_back_from_its_file(factory: str, rows: np.ndarray, ids: np.ndarray, tmp_path: Path) -> None:
     index = make(factory, rows, ids, "nprobe=3" if "IVF" in factory else "")
     index.save(tmp_path / "i.faiss")
-    again = ann.load(tmp_path / "i.faiss")
+    again = ann.load(tmp_path / "i.faiss", ids)
     assert len(again) == COUNT
     np.testing.assert_array_equal(again.ids, ids)
     for one, other in zip(index.search(rows[:8], 5), again.search(rows[:8], 5), strict=True):
@@ -111,8 +114,117 @@ def test_an_empty_index_and_no_queries_give_empty_answers(rows: np.ndarray, ids:
 
 def test_equal_scores_are_ordered_by_id(rows: np.ndarray) -> None:
     same = np.repeat(rows[:1], 6, axis=0)
-    found = make("Flat", same, np.array([50, 10, 40, 20, 60, 30])).search(rows[:1], 6)[1]
-    np.testing.assert_array_equal(found, [[10, 20, 30, 40, 50, 60]])
+    found = make("Flat", same, np.arange(10, 70, 10)).search(rows[:1], 4)[1]
+    np.testing.assert_array_equal(found, [[10, 20, 30, 40]])
+
+
+@pytest.fixture(scope="module")
+def many() -> tuple[np.ndarray, np.ndarray]:
+    """Vectors with enough rows and channels for matrix products, a thousand of them alike, and queries."""
+    rng = np.random.default_rng(2)
+    rows = rng.standard_normal((6000, 64)).astype(np.float32)
+    rows[1000:2000] = rows[1000]
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    queries = np.concatenate([rows[:20], rows[1000:1003], rng.standard_normal((10, 64)).astype(np.float32)])
+    return rows, (queries / np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_batch_by_matrix_product_is_the_scan_to_the_last_bit(
+    many: tuple[np.ndarray, np.ndarray], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, queries = many
+    monkeypatch.setattr(ann_flat, "ROWS_PER_THREAD", 1500)
+    index = ann.build(recipe("Flat"), 64, np.arange(6000), [rows], train_rows=rows[:0])
+    before = faiss.omp_get_max_threads()
+    ann.set_threads(threads)
+    try:
+        scores, found = index.search(queries, 150)
+        for q in range(len(queries)):
+            alone_scores, alone = index.search(queries[q : q + 1], 150)
+            np.testing.assert_array_equal(alone[0], found[q])
+            np.testing.assert_array_equal(alone_scores[0], scores[q])
+    finally:
+        ann.set_threads(before)
+    np.testing.assert_array_equal(found[20], np.arange(1000, 1150))  # of a thousand equal ones, the first
+    expected = np.sort(queries @ rows.T, axis=1)[:, ::-1][:, :150]
+    np.testing.assert_allclose(scores, expected, atol=1e-6)
+
+
+def test_batches_of_several_threads_at_once_are_right(many: tuple[np.ndarray, np.ndarray]) -> None:
+    rows, queries = many
+    index = ann.build(recipe("Flat"), 64, np.arange(6000), [rows], train_rows=rows[:0])
+    expected = [index.search(queries[:size], 50) for size in (1, 33)]
+    with ThreadPoolExecutor(4) as pool:
+        for size, found in zip(
+            [1, 33] * 8, pool.map(lambda s: index.search(queries[:s], 50), [1, 33] * 8), strict=True
+        ):
+            for one, other in zip(found, expected[size > 1], strict=True):
+                np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("factory", KINDS)
+def test_refinement_gives_the_exact_order_of_the_shortlist(factory: str, rows: np.ndarray, ids: np.ndarray) -> None:
+    plain = make(factory, rows, ids)
+    refined = ann.build(recipe(factory, "refine=4"), DIM, ids, [rows], train_rows=rows, rows=lambda p: rows[p])
+    queries = rows[:20] + 0.05
+    scores, found = refined.search(queries, 10)
+    shortlist = plain.shortlist(queries, 40)
+    for q in range(20):
+        listed = shortlist[q][shortlist[q] >= 0]
+        exact_scores = rows[listed] @ queries[q]
+        best = np.lexsort((listed, -exact_scores))[:10]
+        np.testing.assert_array_equal(found[q][: len(best)], ids[listed[best]])
+        np.testing.assert_allclose(scores[q][: len(best)], exact_scores[best], atol=1e-6)
+        np.testing.assert_array_equal(refined.search(queries[q : q + 1], 10)[1][0], found[q])
+
+
+@pytest.mark.parametrize("factory", KINDS)
+@pytest.mark.parametrize("gone", [5, 400])
+def test_what_is_left_out_makes_room_for_others(
+    factory: str, gone: int, rows: np.ndarray, ids: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ann, "FEW_GONE", 100)
+    index = make(factory, rows, ids)
+    left_out = ids[:gone]
+    without = index.excluding(np.concatenate([left_out, [3, 4]]))
+    scores, found = index.search(rows[:20], 10, without=without)
+    assert not np.isin(found, left_out).any()
+    assert (np.diff(scores, axis=1)[found[:, 1:] >= 0] <= 0).all()
+    if factory == "Flat":
+        np.testing.assert_array_equal(found, exact(rows[:20], rows[gone:], ids[gone:], 10)[1])
+    assert index.excluding(np.array([3, 4])) is None
+
+
+def test_a_narrow_filter_finds_all_whatever_the_index(rows: np.ndarray, ids: np.ndarray) -> None:
+    built = ann.build(recipe("IVF8,SQ8", "refine=2"), DIM, ids, [rows], train_rows=rows, rows=lambda p: rows[p])
+    allowed = ids[::9]
+    found = built.search(rows[:20], 10, allowed)[1]
+    np.testing.assert_array_equal(found, exact(rows[:20], rows[::9], allowed, 10)[1])
+
+
+@pytest.mark.parametrize("factory", ["Flat", "SQfp16", "SQ8", "IVF8,SQ8", "HNSW16", "IVF8,PQ8x4fs"])
+def test_a_mapped_index_answers_as_one_in_memory(
+    factory: str, rows: np.ndarray, ids: np.ndarray, tmp_path: Path
+) -> None:
+    make(factory, rows, ids, "nprobe=3" if "IVF" in factory else "").save(tmp_path / "i.faiss")
+    read, mapped = ann.load(tmp_path / "i.faiss", ids), ann.load(tmp_path / "i.faiss", ids, mmap=True)
+    for one, other in zip(read.search(rows[:8], 5), mapped.search(rows[:8], 5), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_an_index_of_the_first_format_opens(mmap: bool, rows: np.ndarray, ids: np.ndarray, tmp_path: Path) -> None:
+    former = faiss.IndexIDMap2(faiss.IndexFlatIP(DIM))
+    former.add_with_ids(rows, ids)
+    faiss.write_index(former, str(tmp_path / "i.faiss"))
+    index = ann.load(tmp_path / "i.faiss", ids, mmap=mmap)
+    np.testing.assert_array_equal(index.search(rows[:9], 5)[1], make("Flat", rows, ids).search(rows[:9], 5)[1])
+    with pytest.raises(Damaged, match="other ids"):
+        ann.load(tmp_path / "i.faiss", ids + 1)
+    make("Flat", rows, ids).save(tmp_path / "j.faiss")
+    with pytest.raises(Damaged, match="700 vectors for 699 ids"):
+        ann.load(tmp_path / "j.faiss", ids[1:])
 
 
 @pytest.mark.parametrize("shape", [(DIM,), (2, DIM + 1), (1, 2, DIM)])
@@ -133,6 +245,9 @@ def test_k_below_one_is_refused(rows: np.ndarray, ids: np.ndarray) -> None:
         ("Flat", "nprobe=2", "does not take the search options"),
         ("IVF64,Flat", "", "trains on at least 2496 vectors .64 lists., the store has 700"),
         ("PQ4", "", None),
+        ("Flat", "refine=0", "expected one factor from 1 to 1000"),
+        ("Flat", "refine=2,refine=3", "expected one factor"),
+        ("CAGRA", "", "built on a GPU by a FAISS with cuVS"),
     ],
 )
 def test_recipes_that_do_not_fit_say_why(
@@ -149,4 +264,4 @@ def test_recipes_that_do_not_fit_say_why(
 def test_files_that_are_no_index_are_refused(tmp_path: Path) -> None:
     (tmp_path / "i.faiss").write_bytes(b"no index at all")
     with pytest.raises(Damaged, match="emcl index rebuild"):
-        ann.load(tmp_path / "i.faiss")
+        ann.load(tmp_path / "i.faiss", np.arange(1))

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from service_support import random_video
 from typer.testing import CliRunner
 
 from indexer import bank as bank_module
@@ -14,7 +15,7 @@ from indexer.config import ModelSpec, StoreSettings
 from indexer.errors import Damaged
 from indexer.rows import Location
 from indexer.store import StoreReader
-from indexer.writer import EncodedSegment, EncodedVideo, StoreWriter
+from indexer.writer import StoreWriter
 from model.config import EMCLConfig
 from model.corpus import with_emcl
 from model.query_bank import QueryBank
@@ -53,37 +54,10 @@ def fill(path, encoder, numbers, model=None):
             rng, name = np.random.default_rng(number), f"{number:064x}"
             location = Location(path=f"/nowhere/v{number}.mp4", video_id=name, size_bytes=1, modified_ns=1)
             writer.add_locations([location])
-            writer.add_videos([random_video(rng, encoder, number, name, side)])
+            writer.add_videos([random_video(rng, encoder, number, most_frames=5, lean_D=side)])
             writer.add_tags({name: [f"mod2-{number % 2}"]})
         writer.publish(encoder)
     return path
-
-
-def random_video(rng, encoder, number, name, side):
-    segments = []
-    for part in range(1 + number % 3):
-        frames = int(rng.integers(1, 6))
-        features = rng.normal(size=(1, frames, encoder.dim)) + rng.normal() * side
-        features = features.astype(np.float16).astype(np.float32)
-        segments.append(
-            EncodedSegment(
-                number=part,
-                start_seconds=10.0 * part,
-                end_seconds=10.0 * part + 10,
-                timestamps_seconds=10.0 * part + np.arange(frames) * 1.5,
-                features_FD=features[0],
-                pooled_D=encoder.pool(features, np.ones((1, frames), bool))[0],
-            )
-        )
-    return EncodedVideo(
-        video_id=name,
-        name=name,
-        duration_seconds=10.0 * len(segments),
-        width=64,
-        height=48,
-        reason=None,
-        segments=segments,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -245,11 +219,12 @@ def test_a_normalised_answer_does_not_depend_on_the_batch(banked, encoder):
 def test_videos_added_since_are_found_too(banked, encoder):
     engine = open_engine(banked, encoder)
     with StoreWriter.open(banked) as writer:
-        name, rng = f"{777:064x}", np.random.default_rng(777)
+        number, rng = 777, np.random.default_rng(777)
+        name = f"{number:064x}"
         location = Location(path="/nowhere/new.mp4", video_id=name, size_bytes=1, modified_ns=1)
         writer.add_locations([location])
         side = 3 * encoder.encode_texts(["a red ring"])[0]
-        writer.add_videos([random_video(rng, encoder, 0, name, side)])
+        writer.add_videos([random_video(rng, encoder, number, most_frames=5, lean_D=side)])
         writer.publish(encoder)
     engine.reload()
     everything = Ranking(k=91, candidates=91, normalise="qb-norm", group="segment")

@@ -1,63 +1,34 @@
-"""Indexing runs over real files, with a fake encoder: what is found, cut, encoded, skipped, moved, failed."""
+"""Indexing a folder: what is indexed, what is done once only, what becomes of files that move or are no videos."""
 
 from __future__ import annotations
 
-import json
-import os
+import shutil
 import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-from index_support import DIM, FakeEncoder, make_clip, settings
+from build_support import by_name, index, write_clips
+from index_support import FakeEncoder, make_clip, settings
 
-from indexer import decode
-from indexer.build import BuildReport, BuildRequest, build
 from indexer.catalogue import Catalogue
-from indexer.decode import DecodeSettings, windows_of
-from indexer.errors import CaptionFileError, ModelMismatch, SourceError
-from indexer.progress import Progress
-from indexer.reader import Reader, ReaderSettings, ReadResult
-from indexer.rows import Location
+from indexer.decode import windows_of
+from indexer.errors import ModelMismatch, SourceError
 from indexer.store import StoreReader
 from indexer.verify import verify
-from indexer.writer import StoreWriter
-from model.config import SamplingConfig
-
-
-def index(store: Path, *paths: Path | str, encoder: FakeEncoder | None = None, **options: object) -> BuildReport:
-    request = BuildRequest(paths=[str(path) for path in paths], **options)
-    with StoreWriter.open(store, settings=settings()) as writer:
-        return build(writer, encoder or FakeEncoder(), request, Progress())
 
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("clips")
-    for number in range(4):
-        make_clip(folder / f"{number}.mp4", number, seconds=0.5)
-    make_clip(folder / "long.mp4", 9, seconds=3.5)
-    return folder
+    return write_clips(tmp_path_factory.mktemp("clips"))
 
 
 @pytest.fixture
 def folder(clips: Path, tmp_path: Path) -> Path:
-    target = tmp_path / "videos"
-    target.mkdir()
-    for path in clips.iterdir():
-        (target / path.name).write_bytes(path.read_bytes())
-    return target
-
-
-def by_name(store: Path) -> dict[str, object]:
-    with StoreReader.open(store) as reader:
-        return {Path(video.path or "none").name: video for video in reader.list_videos(state=None)}
+    return Path(shutil.copytree(clips, tmp_path / "videos"))
 
 
 @pytest.mark.parametrize(
@@ -216,64 +187,6 @@ def test_pruning_leaves_other_folders_alone(folder: Path, tmp_path: Path) -> Non
     assert "other.mp4" in by_name(tmp_path / "s")
 
 
-def test_captions_come_from_files_and_sidecars_once(folder: Path, tmp_path: Path) -> None:
-    rows = [
-        {"video": "0.mp4", "captions": ["zero", "nought"], "tags": ["small"]},
-        {"video": "long", "captions": "a long one"},
-        {"video": None, "captions": "free"},
-    ]
-    captions = tmp_path / "c.jsonl"
-    captions.write_text("\n".join(json.dumps(row) for row in rows))
-    (folder / "1.txt").write_text("one\n")
-    report = index(tmp_path / "s", folder, captions=captions)
-    assert report.captions == 5
-    videos = by_name(tmp_path / "s")
-    assert [caption.text for caption in videos["0.mp4"].captions] == ["zero", "nought"]
-    assert videos["0.mp4"].tags == ("small",)
-    assert [caption.text for caption in videos["1.mp4"].captions] == ["one"]
-    again = index(tmp_path / "s", folder, captions=captions)
-    assert again.captions == 0
-    assert again.manifest == report.manifest
-
-
-def test_captions_can_follow_later_without_videos(folder: Path, tmp_path: Path) -> None:
-    index(tmp_path / "s", folder)
-    captions = tmp_path / "c.csv"
-    captions.write_text("video,captions\n2.mp4,two\n")
-    report = index(tmp_path / "s", captions=captions)
-    assert (report.found, report.captions) == (0, 1)
-    assert by_name(tmp_path / "s")["2.mp4"].captions[0].text == "two"
-
-
-def test_captions_of_videos_that_are_not_there_are_reported(folder: Path, tmp_path: Path) -> None:
-    captions = tmp_path / "c.jsonl"
-    captions.write_text('{"video": "0", "captions": "x"}\n{"video": "nine", "captions": "y"}\n')
-    report = index(tmp_path / "s", folder, captions=captions)
-    assert not report.complete
-    assert report.unmatched == [f"{captions}:2: there is no video 'nine' among those indexed"]
-    assert report.captions == 1
-
-
-def test_bad_captions_stop_the_run_before_anything_is_encoded(folder: Path, tmp_path: Path) -> None:
-    captions = tmp_path / "c.jsonl"
-    captions.write_text('{"video": "0"}\n')
-    encoder = FakeEncoder()
-    with pytest.raises(CaptionFileError, match=r"c\.jsonl:1"):
-        index(tmp_path / "s", folder, captions=captions, encoder=encoder)
-    assert encoder.encoded_segments == 0
-
-
-def test_captions_alone_make_a_store(tmp_path: Path) -> None:
-    captions = tmp_path / "c.jsonl"
-    captions.write_text('{"captions": ["one", "two"]}\n')
-    report = index(tmp_path / "s", captions=captions)
-    assert report.manifest is not None
-    assert report.manifest.counts.model_dump() == {"videos": 0, "segments": 0, "captions": 2, "failed": 0}
-    with StoreReader.open(tmp_path / "s") as reader:
-        assert (reader.search_videos(np.ones((1, DIM), "f4"), 2)[1] == -1).all()
-    assert verify(tmp_path / "s").recall == {"captions": 1.0}
-
-
 def test_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
     index(tmp_path / "s", folder / "0.mp4")
     with pytest.raises(ModelMismatch, match=r"abababababab.*cdcdcdcdcdcd"):
@@ -316,8 +229,9 @@ def interruptible() -> Iterator[None]:
 def test_ctrl_c_keeps_what_is_done_and_ends_the_workers(folder: Path, tmp_path: Path) -> None:
     class Interrupting(FakeEncoder):
         def encode_videos(self, frames_BFSSC: np.ndarray, mask_BF: np.ndarray) -> np.ndarray:
-            if self.encoded_segments:
-                signal.raise_signal(signal.SIGINT)
+            with closing(Catalogue.open_readonly(tmp_path / "s" / "catalogue.db")) as catalogue:
+                if "indexed" in catalogue.states().values():
+                    signal.raise_signal(signal.SIGINT)
             return super().encode_videos(frames_BFSSC, mask_BF)
 
     for number in range(10, 20):
@@ -333,102 +247,3 @@ def test_ctrl_c_keeps_what_is_done_and_ends_the_workers(folder: Path, tmp_path: 
     report = index(tmp_path / "s", folder, encoder=encoder)
     assert report.indexed == 15 - len(done)
     assert verify(tmp_path / "s").problems == []
-
-
-# The decode workers. The functions are module-level, because they travel to the workers by name.
-
-
-def crash(*_: object) -> None:
-    os.kill(os.getpid(), signal.SIGSEGV)
-
-
-def hang(*_: object) -> None:
-    threading.Event().wait()
-
-
-def slow_memory(*_: object) -> None:
-    raise MemoryError
-
-
-def read(folder: Path, timeout_seconds: float, broken: Callable[..., None]) -> dict[str, str | None]:
-    """Read all clips with ``broken`` in place of the decoder for every clip called 1.mp4."""
-    sampling = SamplingConfig(sample_fps=4.0, max_frames=2)
-    options = DecodeSettings(sampling=sampling, segment_seconds=10, image_size=16)
-    paths = sorted(folder.glob("?.mp4"))
-    locations = [
-        Location(path=str(p), video_id=p.name, size_bytes=p.stat().st_size, modified_ns=p.stat().st_mtime_ns)
-        for p in paths
-    ]
-    with Reader(ReaderSettings(decode=options, workers=1, timeout_seconds=timeout_seconds)) as reader:
-        submit = reader._submit
-        schedule = reader._pool.schedule
-
-        def submit_broken(task: object) -> object:
-            if task.location.video_id != "1.mp4":
-                return submit(task)
-            return schedule(broken, timeout=timeout_seconds)
-
-        reader._submit = submit_broken
-        return {result.location.video_id: result.reason for result in reader.read(locations)}
-
-
-@pytest.mark.parametrize(
-    ("broken", "reason"),
-    [
-        (crash, "the decoder crashed on it (exit code -11)"),
-        (hang, "decoding took longer than 4 s and was stopped"),
-        (slow_memory, "MemoryError"),
-    ],
-)
-def test_a_file_that_crashes_or_hangs_a_worker_costs_only_itself(
-    clips: Path, broken: Callable[..., None], reason: str
-) -> None:
-    reasons = read(clips, 4.0, broken)
-    assert reasons == {"0.mp4": None, "1.mp4": reason, "2.mp4": None, "3.mp4": None}
-
-
-def test_a_file_that_changed_after_it_was_hashed_fails(clips: Path) -> None:
-    path = clips / "0.mp4"
-    location = Location(path=str(path), video_id="v", size_bytes=path.stat().st_size, modified_ns=1)
-    with pytest.raises(SourceError, match="changed after it was hashed"):
-        decode.check_unchanged(location)
-    with pytest.raises(SourceError, match="cannot be read any more"):
-        decode.check_unchanged(replace(location, path=str(clips / "gone.mp4")))
-
-
-def test_what_cannot_be_read_of_a_video_is_noted(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = clips / "long.mp4"
-    read_all = Reader.read
-
-    def read_without_second_window(self: Reader, locations: object) -> Iterator[ReadResult]:
-        for result in read_all(self, locations):
-            lost = result.number == 1
-            yield replace(result, segment=None, reason="no frame can be decoded") if lost else result
-
-    monkeypatch.setattr(Reader, "read", read_without_second_window)
-    report = index(tmp_path / "s", path)
-    assert report.complete
-    assert report.notes == [f"{path} was indexed in part: 1-2 s: no frame can be decoded"]
-    with StoreReader.open(tmp_path / "s") as reader:
-        (video,) = reader.list_videos()
-        assert video.reason == "1-2 s: no frame can be decoded"
-        assert [segment.number for segment in video.segments] == [0, 2, 3]
-    assert verify(tmp_path / "s").problems == []
-
-
-def test_a_long_video_is_read_in_bounded_pieces(tmp_path: Path) -> None:
-    path = make_clip(tmp_path / "long.mp4", 1, seconds=6)
-    stat = path.stat()
-    location = Location(path=str(path), video_id="v", size_bytes=stat.st_size, modified_ns=stat.st_mtime_ns)
-    options = DecodeSettings(sampling=SamplingConfig(sample_fps=4.0), segment_seconds=0.5, image_size=16)
-    running = []
-    with Reader(ReaderSettings(decode=options, workers=1)) as reader:
-        submit = reader._submit
-        reader._submit = lambda task: running.append(task) or submit(task)
-        results = []
-        for result in reader.read([location]):
-            results.append(result)
-            assert len(running) - len(results) <= 2
-            time.sleep(0.01)
-    assert sorted(result.number for result in results) == list(range(12))
-    assert all(result.segment is not None and len(result.segment.frames_FSSC) == 2 for result in results)

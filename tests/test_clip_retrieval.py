@@ -6,8 +6,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from service_support import serving
-from test_api import assert_problem
+from service_support import assert_problem, serving
 
 # What ClipClient 2.45 sends: json.dumps as a plain string, so that no Content-Type goes with it.
 SENT = {

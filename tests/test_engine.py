@@ -1,85 +1,19 @@
 """The engine: answers that depend on nothing but their query, and what each way of ranking means."""
 
-import sqlite3
-import subprocess
-import sys
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from engine_support import CAPTIONS, LIMITS, fill_store, ids, upload, video_id
 
-from indexer.config import ModelSpec, StoreSettings
-from indexer.rows import Location
 from indexer.store import StoreReader
-from indexer.writer import EncodedSegment, EncodedVideo, StoreWriter
 from service import ranking as ranking_module
 from service.engine import Engine
-from service.errors import Conflict, NotFound, Unprocessable
 from service.query import (
-    QueryLimits,
     Ranking,
     RerankQuery,
     SearchQuery,
     SegmentRef,
     UploadQuery,
-    VideoFilter,
 )
-
-LIMITS = QueryLimits(max_texts=64, max_text_chars=200, max_candidates=1000)
-VIDEOS, CAPTIONS = 60, 50
-
-
-def video_id(number):
-    return f"{number:064x}"
-
-
-def fill_store(path, encoder, videos=VIDEOS, captions=CAPTIONS):
-    """A store of random features: videos of 1 to 3 segments of 1 to 6 frames, captions encoded by the model."""
-    rng = np.random.default_rng(7)
-    settings = StoreSettings(
-        model_spec=ModelSpec(), fingerprint=encoder.fingerprint, dim=encoder.dim, sampling=encoder.config.sampling
-    )
-    with StoreWriter.open(path, settings=settings) as writer:
-        names = [video_id(number) for number in range(videos)]
-        if names:
-            places = [
-                Location(path=f"/nowhere/v{n}.mp4", video_id=name, size_bytes=1, modified_ns=1)
-                for n, name in enumerate(names)
-            ]
-            writer.add_locations(places)
-            writer.add_videos([_random_video(rng, encoder, n, name) for n, name in enumerate(names)])
-            writer.add_tags({name: [f"mod3-{n % 3}", f"mod2-{n % 2}"] for n, name in enumerate(names)})
-        texts = [f"caption number {number} of a thing" for number in range(captions)]
-        if texts:
-            writer.add_captions([(None, text) for text in texts], encoder.encode_texts(texts))
-        writer.publish(encoder)
-    return path
-
-
-def _random_video(rng, encoder, number, name):
-    segments = []
-    for part in range(1 + number % 3):
-        frames = int(rng.integers(1, 7))
-        features = rng.normal(size=(1, frames, encoder.dim)).astype(np.float32)
-        segments.append(
-            EncodedSegment(
-                number=part,
-                start_seconds=10.0 * part,
-                end_seconds=10.0 * part + 10,
-                timestamps_seconds=10.0 * part + np.arange(frames) * 1.5,
-                features_FD=features[0],
-                pooled_D=encoder.pool(features, np.ones((1, frames), bool))[0],
-            )
-        )
-    return EncodedVideo(
-        video_id=name,
-        name=name,
-        duration_seconds=10.0 * len(segments),
-        width=64,
-        height=48,
-        reason=None,
-        segments=segments,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -94,21 +28,8 @@ def engine(store, tiny_encoder):
     made.close()
 
 
-def ids(result):
-    return [(hit.video_id, hit.segment) for hit in result.hits]
-
-
 def scores(result):
     return np.array([(hit.score, hit.stage1_score) for hit in result.hits])
-
-
-def upload(seed, frames=4, size=32, **changes):
-    rng = np.random.default_rng(seed)
-    return UploadQuery(
-        frames_FSSC=rng.integers(0, 256, (frames, size, size, 3), dtype=np.uint8),
-        timestamps_seconds=np.arange(frames, dtype=np.float64),
-        ranking=Ranking(**changes),
-    )
 
 
 @pytest.mark.parametrize("rerank", ["emcl", "none", "frozen"])
@@ -187,54 +108,6 @@ def test_emcl_changes_scores_and_none_does_not(engine):
         for rerank in ("emcl", "none")
     ]
     assert {hit.score for hit in answers[0].hits} != {hit.score for hit in answers[1].hits}
-
-
-def test_grouping_keeps_the_best_segment_of_each_video(engine):
-    every = SearchQuery(text="a red circle", ranking=Ranking(k=120, candidates=120, group="segment"))
-    segments, videos = engine.search([every, replace(every, ranking=replace(every.ranking, group="video"))])
-    best = {}
-    for hit in segments.hits:
-        best.setdefault(hit.video_id, hit)
-    assert list(best.values()) == list(videos.hits)
-    assert len(videos.hits) == VIDEOS
-    assert len(segments.hits) == 120
-
-
-@pytest.mark.parametrize("group", ["video", "segment"])
-def test_pages_join_to_the_whole(engine, group):
-    whole = Ranking(k=30, candidates=100, group=group)
-    pages = [replace(whole, k=10, offset=offset) for offset in (0, 10, 20)]
-    results = engine.search([SearchQuery(text="a red circle", ranking=ranking) for ranking in (whole, *pages)])
-    assert ids(results[0]) == ids(results[1]) + ids(results[2]) + ids(results[3])
-
-
-def test_filters_leave_only_matching_videos(engine):
-    wanted = VideoFilter(tags=("mod3-0", "mod2-1"), min_seconds=5.0, max_seconds=10.0)
-    result = engine.search([SearchQuery(text="anything", ranking=Ranking(k=100), filter=wanted)])[0]
-    assert {hit.video_id for hit in result.hits} == {video_id(n) for n in range(VIDEOS) if n % 3 == 0 and n % 2 == 1}
-    assert all(hit.duration_seconds == 10.0 and set(hit.tags) >= set(wanted.tags) for hit in result.hits)
-    nothing = VideoFilter(tags=("no such tag",))
-    assert engine.search([SearchQuery(text="anything", filter=nothing)])[0].hits == ()
-
-
-def test_fewer_hits_than_asked_for_where_there_are_fewer(engine):
-    result = engine.search([SearchQuery(text="anything", ranking=Ranking(k=900, candidates=1000))])[0]
-    assert len(result.hits) == VIDEOS
-
-
-@pytest.mark.parametrize("segment", [None, 1])
-def test_more_like_this_leaves_the_video_itself_out(engine, segment):
-    query = SearchQuery(video_id=video_id(5), segment=segment, ranking=Ranking(k=50, candidates=50, group="segment"))
-    result = engine.search([query])[0]
-    assert len(result.hits) == 50
-    assert video_id(5) not in {hit.video_id for hit in result.hits}
-
-
-def test_unknown_videos_and_segments_are_named(engine):
-    with pytest.raises(NotFound, match="no video"):
-        engine.search([SearchQuery(video_id="0" * 63 + "x")])
-    with pytest.raises(NotFound, match="none with number 7"):
-        engine.search([SearchQuery(video_id=video_id(5), segment=7)])
 
 
 def test_the_moment_is_the_heaviest_frame_of_the_segment(engine):
@@ -344,82 +217,3 @@ def test_gathering_in_turns_changes_nothing(engine, monkeypatch):
     monkeypatch.setattr(ranking_module, "GATHER_ELEMENTS", 1)
     in_turns = engine.search(queries)
     assert [ids(result) for result in at_once] == [ids(result) for result in in_turns]
-
-
-def test_an_index_of_captions_alone_has_no_videos_to_find(tmp_path, tiny_encoder):
-    path = fill_store(tmp_path / "store", tiny_encoder, videos=0, captions=3)
-    engine = Engine(tiny_encoder, lambda: StoreReader.open(path), limits=LIMITS, cache_entries=0)
-    assert engine.search([SearchQuery(text="anything")])[0].hits == ()
-    assert engine.probe().hits == ()
-    result = engine.search_uploads([upload(1)])[0]
-    assert (len(result.captions), result.hits) == (3, ())
-    engine.close()
-
-
-def test_an_index_of_videos_alone_has_no_captions_to_find(tmp_path, tiny_encoder):
-    path = fill_store(tmp_path / "store", tiny_encoder, videos=3, captions=0)
-    engine = Engine(tiny_encoder, lambda: StoreReader.open(path), limits=LIMITS, cache_entries=0)
-    result = engine.search_uploads([upload(1)])[0]
-    assert (result.captions, len(result.hits)) == ((), 3)
-    engine.close()
-
-
-def test_reload_serves_the_new_generation_and_lets_old_queries_end(tmp_path, tiny_encoder):
-    path = fill_store(tmp_path / "store", tiny_encoder, videos=2, captions=0)
-    engine = Engine(tiny_encoder, lambda: StoreReader.open(path), limits=LIMITS, cache_entries=0)
-    with StoreWriter.open(path) as writer:
-        writer.remove_videos([video_id(0)])
-        writer.publish(tiny_encoder)
-    with engine.live.lease() as old:
-        engine.reload()
-        assert len(engine.search([SearchQuery(text="anything")])[0].hits) == 1
-        assert len(old.reader.list_videos()) == 2  # still open for whoever began with it
-    with pytest.raises((ValueError, sqlite3.Error), match="closed"):
-        old.reader.list_videos()
-    engine.close()
-
-
-def test_a_generation_that_cannot_be_opened_leaves_the_present_one(tmp_path, tiny_encoder):
-    path = fill_store(tmp_path / "store", tiny_encoder, videos=3, captions=0)
-    engine = Engine(
-        tiny_encoder,
-        lambda: StoreReader.open(path, fingerprint=tiny_encoder.fingerprint),
-        limits=LIMITS,
-        cache_entries=0,
-    )
-    (path / "CURRENT").write_text("000009-gone\n")
-    with pytest.raises(Conflict, match="present generation is served on"):
-        engine.reload()
-    assert len(engine.search([SearchQuery(text="anything")])[0].hits) == 3
-    engine.close()
-
-
-@pytest.mark.parametrize(
-    "query",
-    [
-        SearchQuery(),
-        SearchQuery(text="a", video_id=video_id(1)),
-        SearchQuery(text=" \n"),
-        SearchQuery(text="a" * 201),
-        SearchQuery(text="a", ranking=Ranking(k=0)),
-        SearchQuery(text="a", ranking=Ranking(k=11, candidates=10)),
-        SearchQuery(text="a", ranking=Ranking(k=5, offset=6, candidates=10)),
-        SearchQuery(text="a", ranking=Ranking(offset=-1)),
-        SearchQuery(text="a", ranking=Ranking(candidates=1001)),
-        SearchQuery(text="a", filter=VideoFilter(min_seconds=3.0, max_seconds=2.0)),
-        SearchQuery(text="a", filter=VideoFilter(min_seconds=float("nan"))),
-    ],
-)
-def test_queries_over_the_limits_are_refused_with_the_limit(query):
-    with pytest.raises(Unprocessable) as refusal:
-        LIMITS.check_search(query)
-    assert refusal.value.expected
-    assert refusal.value.next_step
-
-
-def test_the_engine_knows_no_web_framework_and_loads_nothing_heavy():
-    code = (
-        "import sys, service.engine; print([m for m in ('fastapi', 'starlette', 'torch', 'faiss') if m in sys.modules])"
-    )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import jobs_support as support
 import pytest
-from jobs_support import TINY, ask, begun, until
+from jobs_support import ask, begun, until
 from service_support import bearer, make_app, make_keys, serving
+from training_support import TINY
 
 from indexer.verify import verify
 from indexer.writer import StoreWriter

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from jobs_support import TINY
 from service_support import serving
+from training_support import TINY
 
 from indexer.errors import StoreLocked
 from indexer.verify import verify

@@ -3,41 +3,19 @@
 import numpy as np
 import pytest
 import torch
+from golden_support import golden_architecture, reference_name
 
-from model.config import ClipConfig, EMCLConfig, ModelConfig, PoolingConfig, SamplingConfig, TemporalConfig
 from model.loss import contrastive_loss
-from model.net import EMCLNet, build_net
+from model.net import EMCLNet
 from model.optimiser import build_optimiser
 from model.train_config import OptimiserConfig
-
-TOWERS = {
-    "embed_dim": 64,
-    "quick_gelu": True,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16},
-    "text_cfg": {"context_length": 16, "vocab_size": 500, "width": 64, "heads": 2, "layers": 2},
-}
-
-
-def reference_name(ours: str) -> str:
-    """Our parameter name in the reference's state dict."""
-    if ours.startswith("temporal.blocks."):
-        return ours.replace("temporal.blocks.", "transformerClip.", 1)
-    return ours.replace("temporal.positions.", "frame_position_embeddings.", 1).replace("clip.model.", "clip.", 1)
 
 
 @pytest.fixture
 def step(golden) -> tuple[EMCLNet, dict[str, torch.Tensor], torch.Tensor]:
     """The net in training mode, the golden arrays, and the loss, from which gradients have been computed."""
     arrays = {key: torch.from_numpy(value) for key, value in golden("emclnet_forward").items() if key != "meta"}
-    net = build_net(
-        ModelConfig(
-            clip=ClipConfig(custom=TOWERS),
-            temporal=TemporalConfig(layers=2, max_positions=16),
-            pooling=PoolingConfig(temperature=3.0, mask="after"),
-            emcl=EMCLConfig.reference(num_bases=8),
-            sampling=SamplingConfig(max_frames=12),
-        )
-    )
+    net = golden_architecture()
     state = net.state_dict()
     for name, value in state.items():
         state[name] = arrays["M_in"] if name == "emcl.state" else arrays["state/" + reference_name(name)].view_as(value)

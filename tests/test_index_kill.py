@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from index_support import FINGERPRINT, FakeEncoder, fill, make_clip, settings
+from index_support import FakeEncoder, contents, fill, make_clip, settings
 
 from indexer.catalogue import Catalogue
 from indexer.store import StoreReader
@@ -24,30 +24,6 @@ from indexer.writer import StoreWriter
 SUPPORT = Path(__file__).with_name("index_support.py")
 KILLS = 19
 SEED = 20
-
-
-def contents(store: Path) -> dict[str, object]:
-    """Everything that can be found in a store, without the numbers that depend on the order of work."""
-    with StoreReader.open(store, fingerprint=FINGERPRINT) as reader:
-        found: dict[str, object] = {}
-        for video in reader.list_videos(limit=1000, state=None):
-            ids = np.array([segment.segment_id for segment in video.segments], dtype=np.int64)
-            features, mask = reader.segment_features(ids)
-            windows = [(s.number, s.start_seconds, s.end_seconds, *s.timestamps_seconds) for s in video.segments]
-            found[video.video_id] = (
-                *(video.state, video.reason, video.tags, video.paths, video.duration_seconds),
-                *(windows, [part[keep].tobytes() for part, keep in zip(features, mask, strict=True)]),
-                reader.segment_embeddings(ids).tobytes(),
-                sorted(caption.text for caption in video.captions),
-            )
-        captions = reader.captions(reader.caption_ids())
-        found["captions"] = sorted((c.video_id or "", c.text) for c in captions)
-        found["counts"] = reader.manifest.counts
-        queries = FakeEncoder().encode_texts(["red", "blue", "a hand"])
-        scores, ids = reader.search_videos(FakeEncoder().map_rows(None, queries), 5)
-        found["hits"] = [[(s.video_id, s.number) for s in reader.segments(row)] for row in ids]
-        found["scores"] = scores.tobytes()
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -70,19 +46,19 @@ def start(store: Path, corpus: Path) -> subprocess.Popen[str]:
 
 def run_and_kill(store: Path, corpus: Path, events: int, delay_seconds: float) -> set[str]:
     """Start indexing, kill -9 after so many events and a little time; returns the videos that it had committed."""
-    process = start(store, corpus)
     committed = set()
-    assert process.stdout is not None
-    for _ in range(events):
-        line = process.stdout.readline().split()
-        if not line:
-            break
-        if line[0] == "committed":
-            committed.add(line[1])
-    time.sleep(delay_seconds)
-    workers = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-    process.send_signal(signal.SIGKILL)
-    output, _ = process.communicate()
+    with start(store, corpus) as process:
+        assert process.stdout is not None
+        for _ in range(events):
+            line = process.stdout.readline().split()
+            if not line:
+                break
+            if line[0] == "committed":
+                committed.add(line[1])
+        time.sleep(delay_seconds)
+        workers = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        process.send_signal(signal.SIGKILL)
+        output, _ = process.communicate()
     committed |= {line.split()[1] for line in output.splitlines() if line.startswith("committed ")}
     _, alive = psutil.wait_procs(workers, timeout=20)
     assert not alive, "decode workers must not outlive the indexer"
@@ -108,16 +84,17 @@ def test_killed_at_random_moments_and_continued(tmp_path: Path, corpus: Path) ->
             assert found.problems == []
             if committed:
                 assert {v for v, state in states(store).items() if state == "indexed"} >= committed
-    process = start(store, corpus)
-    _, errors = process.communicate(timeout=200)
-    assert process.returncode == 0, errors
+    # One that is not disturbed at the same time, to be compared with.
+    undisturbed = tmp_path / "undisturbed"
+    with start(store, corpus) as process, start(undisturbed, corpus) as other:
+        _, errors = process.communicate(timeout=200)
+        assert process.returncode == 0, errors
+        _, errors = other.communicate(timeout=200)
+        assert other.returncode == 0, errors
     found = verify(store)
     assert found.problems == []
     assert found.notes == []
     assert found.recall == {"videos": 1.0, "captions": 1.0}
-
-    undisturbed = tmp_path / "undisturbed"
-    assert start(undisturbed, corpus).communicate(timeout=200) is not None
     assert contents(store) == contents(undisturbed)
     assert len([p for p in (store / "generations").iterdir() if p.name.startswith(".tmp-")]) == 0
 
@@ -161,14 +138,15 @@ def test_a_reader_works_on_whatever_a_killed_writer_left(stepped: Path) -> None:
 
 
 def test_a_hanging_decode_worker_ends_with_a_killed_indexer(tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, str(SUPPORT), "hang", str(tmp_path)])
-    started = tmp_path / "started"
-    while not (started.exists() and started.read_text()):
-        assert process.poll() is None
-        time.sleep(0.05)
-    worker = psutil.Process(int(started.read_text()))
-    process.kill()
-    process.wait()
+    with subprocess.Popen([sys.executable, str(SUPPORT), "hang", str(tmp_path)]) as process:
+        try:
+            started = tmp_path / "started"
+            while not (started.exists() and started.read_text()):
+                assert process.poll() is None
+                time.sleep(0.05)
+            worker = psutil.Process(int(started.read_text()))
+        finally:
+            process.kill()
     _, alive = psutil.wait_procs([worker], timeout=20)
     for survivor in alive:
         survivor.kill()

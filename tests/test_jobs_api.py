@@ -1,23 +1,20 @@
-"""Jobs over HTTP: what is refused at once, what is accepted and kept, logs and events, and serving what a job made."""
+"""The HTTP interface of jobs: what is refused at once, what is accepted, kept, listed and told, and to whom."""
 
 import json
-import shutil
-import signal
 import threading
-from pathlib import Path
 
-import httpx
 import pytest
-from jobs_support import TINY, until
-from service_support import bearer, make_keys, serving
+from jobs_support import submit
+from service_support import PROBLEM, assert_problem, bearer, make_keys, serving
+from training_support import TINY, training_job
 
-from service.jobs.book import JobBook
 from service.jobs.progress import TrainingProgress
 from service.jobs.record import JobProgress
 
-PROBLEM = "application/problem+json"
 NO_JOB = "0" * 16
-TRAIN = {"kind": "train", "config": TINY, "device": "cpu"}
+
+
+TRAIN = training_job()
 
 
 @pytest.fixture(scope="module")
@@ -44,26 +41,6 @@ def book(client):
     return client.app.state.services.jobs.book
 
 
-def assert_problem(response, status, *, mentions=""):
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == PROBLEM
-    problem = response.json()
-    assert problem["next_step"]
-    assert mentions in response.text
-    return problem
-
-
-def submit(client, **body):
-    response = client.post("/v1/jobs", json=body)
-    assert response.status_code == 202, response.text
-    assert response.headers["location"] == "/v1/jobs/" + response.json()["job_id"]
-    return response.json()
-
-
-def changed(**changes):
-    return {**TRAIN, "config": {**TINY, **changes}}
-
-
 @pytest.mark.parametrize(
     ("body", "status", "mentions"),
     [
@@ -77,13 +54,13 @@ def changed(**changes):
         ({**TRAIN, "timeout_seconds": 0}, 422, "timeout_seconds"),
         ({**TRAIN, "start_from": "served"}, 422, "start_from"),
         ({**TRAIN, "start_from": NO_JOB}, 404, NO_JOB),
-        (changed(steps=0), 422, "steps"),
-        (changed(learning_rat=1), 422, "learning_rat"),
-        (changed(start_from="/etc/passwd"), 422, "config.start_from"),
-        (changed(data={"kind": "manifest", "train": "/etc/passwd"}), 422, "config.data.train"),
-        (changed(model={"clip": {"architecture": "hf-hub:someone/model"}}), 422, "fetched"),
-        (changed(model={"clip": {"custom": {"text_cfg": {"hf_model_name": "someone/model"}}}}), 422, "fetched"),
-        (changed(model={"clip": {"pretrained": "/etc/passwd"}}), 422, "pretrained"),
+        (training_job(steps=0), 422, "steps"),
+        (training_job(learning_rat=1), 422, "learning_rat"),
+        (training_job(start_from="/etc/passwd"), 422, "config.start_from"),
+        (training_job(data={"kind": "manifest", "train": "/etc/passwd"}), 422, "config.data.train"),
+        (training_job(model={"clip": {"architecture": "hf-hub:someone/model"}}), 422, "fetched"),
+        (training_job(model={"clip": {"custom": {"text_cfg": {"hf_model_name": "someone/model"}}}}), 422, "fetched"),
+        (training_job(model={"clip": {"pretrained": "/etc/passwd"}}), 422, "pretrained"),
         ({"kind": "index"}, 422, "paths"),
         ({"kind": "index", "paths": ["."], "model": "demo"}, 422, "new"),
         ({"kind": "index", "captions": "captions.jsonl", "store": "new"}, 422, "paths"),
@@ -116,7 +93,7 @@ def test_paths_lead_nowhere_but_into_allowed_folders(client, folder, path):
         {"kind": "index", "captions": path},
         {"kind": "evaluate", "data": path},
         {"kind": "train", "config_file": path},
-        changed(data={"kind": "manifest", "train": path or "/"}),  # as a path, "" means the allowed folder
+        training_job(data={"kind": "manifest", "train": path or "/"}),  # as a path, "" means the allowed folder
     ):
         problem = assert_problem(client.post("/v1/jobs", json=body), 422)
         assert "root:" not in json.dumps(problem)
@@ -161,7 +138,7 @@ def test_allowed_paths_are_accepted_relative_and_absolute(client, folder):
     assert job["parameters"]["paths"] == [str(inside / "deep"), str(inside)]
     assert job["parameters"]["captions"] == str(inside / "captions.jsonl")
     job = submit(client, kind="train", config_file="train.yaml")
-    job = submit(client, **changed(data={"kind": "manifest", "train": "captions.jsonl"}))
+    job = submit(client, **training_job(data={"kind": "manifest", "train": "captions.jsonl"}))
     book = client.app.state.services.jobs.book
     config = json.loads((book.job_folder(job["job_id"]) / "config.json").read_text())
     assert config["data"]["train"] == str(inside / "captions.jsonl")
@@ -314,143 +291,3 @@ def test_a_full_disk_is_503_and_accepts_nothing(clip_store, tiny_encoder, tmp_pa
         monkeypatch.setattr("service.jobs.book.write_atomically", full)
         assert_problem(client.post("/v1/jobs", json=TRAIN), 503, mentions="cannot be written")
         assert book.count() == 1
-
-
-@pytest.fixture(scope="module")
-def other_index(tmp_path_factory, tiny_config, clip_store):
-    """Three of the clips, indexed with a model of other weights and another image size."""
-    import torch
-
-    from indexer.cli import build
-    from model.checkpoint import save_checkpoint
-    from model.net import build_net
-
-    made = tmp_path_factory.mktemp("other")
-    custom = tiny_config.clip.custom
-    clip = {"custom": {**custom, "vision_cfg": {**custom["vision_cfg"], "image_size": 48}}}
-    config = type(tiny_config)(**{**tiny_config.model_dump(), "clip": clip})
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        checkpoint = save_checkpoint(build_net(config), made / "other.safetensors")
-    clips = [str(clip_store / "clips" / f"clip_{n}.mp4") for n in range(3)]
-    build(clips, made / "store", model=str(checkpoint), device="cpu", workers=1)
-    return made
-
-
-def index_job(book, store):
-    """A job that made this index."""
-    job_id = book.create("index", {"store": "new", "model": "served", "paths": []}, resumable=True).job_id
-    shutil.copytree(store, book.job_folder(job_id) / "store")
-    book.start(job_id, pid=1, host="here")
-    book.succeed(job_id, {"complete": True})
-    return job_id
-
-
-def test_another_index_is_served_with_its_model_while_queries_go_on(
-    clip_store, tiny_encoder, tiny_checkpoint, tmp_path, other_index
-):
-    options = {"model": str(tiny_checkpoint), "jobs_inputs": str(clip_store)}
-    with serving(clip_store, tiny_encoder, tmp_path, **options) as client:
-        book = client.app.state.services.jobs.book
-        job_id = index_job(book, other_index / "store")
-        before = client.get("/v1/index").json()
-        answers, stop = [], threading.Event()
-
-        def search():
-            while not stop.is_set():
-                answers.append(client.post("/v1/search", json={"text": f"a red circle {len(answers) % 50}"}))
-
-        searching = [threading.Thread(target=search) for _ in range(2)]
-        for thread in searching:
-            thread.start()
-        try:
-            after = client.post("/v1/index/reload", json={"index": job_id})
-            assert after.status_code == 200, after.text
-            until(lambda: answers[-1].json()["source"]["fingerprint"] == after.json()["fingerprint"])
-        finally:
-            stop.set()
-            for thread in searching:
-                thread.join()
-        assert after.json()["counts"]["videos"] == 3
-        assert after.json()["fingerprint"] != before["fingerprint"]
-        assert {answer.status_code for answer in answers} == {200}
-        videos = {before["fingerprint"]: 6, after.json()["fingerprint"]: 3}
-        for answer in answers:
-            assert len(answer.json()["hits"]) == videos[answer.json()["source"]["fingerprint"]]
-        path = clip_store / "clips" / "clip_1.mp4"
-        upload = client.post("/v1/search/video", files={"file": ("a.mp4", path.read_bytes())})
-        assert upload.json()["hits"][0]["title"] == "clip_1"
-        assert client.get("/health/ready").status_code == 200
-        assert "emcl_" in client.get("/metrics").text
-
-        assert_problem(client.delete(f"/v1/jobs/{job_id}"), 409, mentions="served")
-        added = submit(client, kind="index", paths=["clips"])
-        assert added["parameters"]["store"] == job_id  # "served" means what is served now, also later
-        assert client.post("/v1/index/reload").json()["counts"]["videos"] == 3
-        back = client.post("/v1/index/reload", json={"index": "configured"})
-        assert back.json()["counts"]["videos"] == 6
-        client.post(f"/v1/jobs/{added['job_id']}/cancel")
-        client.delete(f"/v1/jobs/{added['job_id']}")
-        assert client.delete(f"/v1/jobs/{job_id}").status_code == 204
-
-
-def test_an_index_that_cannot_be_served_changes_nothing(clip_store, tiny_encoder, tmp_path, other_index):
-    with serving(clip_store, tiny_encoder, tmp_path) as client:
-        book = client.app.state.services.jobs.book
-        damaged, without_model = (index_job(book, other_index / "store") for _ in range(2))
-        for file in (book.job_folder(damaged) / "store").rglob("videos.faiss"):
-            file.write_bytes(b"damaged")
-        assert_problem(client.post("/v1/index/reload", json={"index": damaged}), 409, mentions=damaged)
-        moved = other_index / "other.safetensors"
-        moved.rename(other_index / "hidden")
-        try:
-            assert_problem(client.post("/v1/index/reload", json={"index": without_model}), 409)
-        finally:
-            (other_index / "hidden").rename(moved)
-        assert client.post("/v1/search", json={"text": "a red circle"}).json()["hits"]
-        assert client.get("/v1/index").json()["counts"]["videos"] == 6
-
-
-def book_is_at_rest(folder):
-    """Whether no process works on any job: the embedded worker has ended with the service."""
-    book = JobBook(folder)
-    counts = book.counts()
-    book.close()
-    return counts["running"] == counts["lost"] == 0
-
-
-@pytest.mark.slow
-def test_a_training_over_http_is_indexed_and_served(start_server, clip_store, tiny_checkpoint, tmp_path):
-    store = tmp_path / "store"
-    shutil.copytree(clip_store / "store", store)
-    server = start_server(
-        *("--store", store, "--model", tiny_checkpoint, "--jobs-folder", tmp_path / "jobs", "--device", "cpu"),
-        *("--jobs-inputs", clip_store / "clips", "--job-nice", 0, "--keys-file", tmp_path / "keys.json"),
-    )
-    with httpx.Client(base_url=server.url, timeout=60) as client:
-
-        def done(**body):
-            job_id = submit(client, **body)["job_id"]
-            url = f"/v1/jobs/{job_id}"
-            job = until(
-                lambda: (now := client.get(url).json())["state"] not in ("queued", "running") and now, seconds=150
-            )
-            assert job["state"] == "succeeded", client.get(url + "/log").text
-            return job
-
-        trained = done(**changed(steps=8, validate_every=4))
-        assert trained["progress"]["done"] == 8
-        assert "R@1" in trained["result"]["validation"]["text_to_video"]
-        curve = client.get(f"/v1/jobs/{trained['job_id']}/metrics").json()["metrics"]
-        assert [line["step"] for line in curve if "loss" in line] == list(range(1, 9))
-        indexed = done(kind="index", paths=["."], store="new", model=trained["job_id"], device="cpu", workers=1)
-        assert indexed["result"]["counts"]["videos"] == 6
-        assert indexed["result"]["fingerprint"] == trained["result"]["fingerprint"]
-        served = client.post("/v1/index/reload", json={"index": indexed["job_id"]}).json()
-        assert served["fingerprint"] == trained["result"]["fingerprint"]
-        answer = client.post("/v1/search", json={"text": "a red circle", "k": 6}).json()
-        assert answer["source"]["fingerprint"] == trained["result"]["fingerprint"]
-        assert len(answer["hits"]) == 6
-        assert "emcl train" in Path(tmp_path / "jobs" / trained["job_id"] / "log.txt").read_text()
-    assert server.stop() in (0, -signal.SIGTERM)
-    assert book_is_at_rest(tmp_path / "jobs")

@@ -5,14 +5,12 @@ import multiprocessing
 import os
 import re
 import stat
-import sys
 
 import pytest
+from service_support import emcl_command
 
 from service import keys as keys_module
-from service.cli import main
 from service.keys import SCOPES, KeyBook, includes
-from service.settings import Settings, variable_name
 
 
 @pytest.fixture
@@ -23,21 +21,9 @@ def path(tmp_path):
 @pytest.fixture
 def run(monkeypatch, capsys, path):
     """Run ``emcl keys …`` on the file; returns exit code, output and errors."""
-    for name in Settings.model_fields:
-        monkeypatch.delenv(variable_name(name), raising=False)
+    made = emcl_command(monkeypatch, capsys, "keys")
     monkeypatch.setenv("EMCL_KEYS_FILE", str(path))
-
-    def run_main(*arguments):
-        monkeypatch.setattr(sys, "argv", ["emcl", "keys", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run_main
+    return made
 
 
 def test_a_key_is_shown_once_and_kept_hashed(run, path):

@@ -14,7 +14,7 @@ import pytest
 from indexer.verify import verify
 from model.synthetic import make_scene, write_clip
 
-KILLS = 5
+KILLS, STEPS = 5, 12
 SEED = 12
 PATIENCE_SECONDS = 120
 
@@ -27,10 +27,11 @@ class Client(threading.Thread):
         self._http = httpx.Client(base_url=url, timeout=30)
         self._clip, self._number = clip, number
         self.kept, self.deleted = kept, deleted
+        self.steps = 0  # what it has done
 
     def run(self) -> None:
         try:
-            for step in range(12):
+            for step in range(STEPS):
                 # Other bytes, the same pictures: a free box with a number in it.
                 content = self._clip + b"\0\0\0\x10free" + bytes(7) + bytes([16 * self._number + step])
                 answer = self._http.post("/v1/videos", files={"file": content}, data={"tags": "live"})
@@ -38,6 +39,7 @@ class Client(threading.Thread):
                     self.kept.add(answer.json()["video_id"])
                 if step % 3 == 2 and self.kept:
                     self._take_back(random.Random(step).choice(sorted(self.kept)))
+                self.steps = step + 1
         except httpx.TransportError:
             pass  # killed
         finally:
@@ -64,13 +66,14 @@ def test_a_killed_service_loses_nothing_that_it_acknowledged(clip_store, tiny_ch
         server = start_server(*options)
         client = Client(server.url, clip, number, kept, deleted)
         client.start()
-        time.sleep(chance.uniform(1, 3))
-        server.process.kill()
-        server.process.wait()
-        server._log.join(10)
-        server.process.stderr.close()
+        wanted, deadline = chance.randint(3, STEPS), time.monotonic() + PATIENCE_SECONDS
+        while client.steps < wanted and client.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.5))  # in which some of it is committed
+        server.kill()
         client.join(60)
         assert not client.is_alive()
+        assert client.steps >= wanted
     assert kept
     assert deleted
     server = start_server(*options)

@@ -7,8 +7,7 @@ import sys
 
 import httpx
 import pytest
-from service_support import serving
-from test_api import assert_problem
+from service_support import assert_problem, serving
 
 from service.logs import JsonFormatter, TextFormatter, logging_to_stderr
 from service.telemetry_context import Observation, observing, request_id_of

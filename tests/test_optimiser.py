@@ -9,11 +9,11 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import nn
-from training_support import tiny
+from training_support import tiny, train_until_killed
 
 from model.net import build_net
 from model.optimiser import BertAdam, build_optimiser, rate_factor, set_learning_rates, warmup_cosine
-from model.train import Trainer, train
+from model.train import train
 from model.train_config import OptimiserConfig
 
 
@@ -200,17 +200,7 @@ def test_a_written_configuration_reads_back(kind):
 def test_a_killed_and_resumed_run_with_bert_adam_ends_in_the_same_bits(tmp_path, monkeypatch):
     config = tiny(optimiser={"kind": "bert-adam", "learning_rate": 1e-3, "encoder_learning_rate": 1e-3})
     whole = load_file(train(config, tmp_path / "whole"))
-    step = Trainer._step
-
-    def killed(self, number, batch, **options):
-        if number == 3:  # one step after the checkpoint at 2: that step is done again
-            raise KeyboardInterrupt
-        return step(self, number, batch, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", killed)
-        with pytest.raises(KeyboardInterrupt):
-            train(config, tmp_path / "killed")
+    train_until_killed(monkeypatch, config, tmp_path / "killed")  # one step after a checkpoint: that is done again
     resumed = load_file(train(config, tmp_path / "killed", resume=True))
     assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
     adamw = load_file(train(tiny(), tmp_path / "adamw"))

@@ -9,11 +9,12 @@ import time
 
 import httpx
 import pytest
+from service_support import emcl_command
 from typer.main import get_command
 
 from model.checkpoint import save_checkpoint
-from service.cli import app, main
-from service.settings import Settings, option_name, variable_name
+from service.cli import app
+from service.settings import Settings, option_name
 
 
 @pytest.fixture(scope="module")
@@ -25,20 +26,7 @@ def indexed(clip_store, tiny_checkpoint):
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Run ``emcl`` with arguments; returns its exit code, output and errors."""
-    for name in Settings.model_fields:
-        monkeypatch.delenv(variable_name(name), raising=False)
-
-    def run_main(*arguments):
-        monkeypatch.setattr(sys, "argv", ["emcl", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run_main
+    return emcl_command(monkeypatch, capsys)
 
 
 def test_help_lists_every_command_without_loading_a_model():

@@ -4,12 +4,14 @@ import dataclasses
 import threading
 import time
 from contextlib import contextmanager
+from copy import copy
 
 import numpy as np
 import pytest
 from redis_support import running_redis
 from service_support import serving
 
+from model.runtime import RuntimeChoice
 from service import shared_cache
 from service.engine import Engine
 from service.query import Ranking, SearchQuery, VideoFilter
@@ -150,9 +152,12 @@ def cache_of(encoder, clip_store, folder, **options):
 def test_results_are_found_for_the_same_model_settings_and_index_alone(clip_store, tiny_encoder, tmp_path):
     result, text = cache_of(tiny_encoder, clip_store, tmp_path)
     assert cache_of(tiny_encoder, clip_store, tmp_path) == (result, text)
-    other_precision = cache_of(tiny_encoder, clip_store, tmp_path, precision="bf16")
-    assert other_precision[0] != result
-    assert other_precision[1] != text
+    for runtime, precision in (("torch", "bf16"), ("onnx", "fp32"), ("onnx-int8", "int8")):
+        other = copy(tiny_encoder)
+        other.runtime = RuntimeChoice(runtime=runtime, precision=precision, reason="for a test")
+        other_arithmetic = cache_of(other, clip_store, tmp_path)
+        assert other_arithmetic[0] != result
+        assert other_arithmetic[1] != text
 
 
 def test_a_model_of_other_emcl_settings_shares_embeddings_and_no_results(clip_store, tiny_encoder, tmp_path):

@@ -260,7 +260,7 @@ def test_another_model_is_refused_with_both_fingerprints(built: Path) -> None:
     [
         ({"segment_seconds": 5.0}, r"segment_seconds is 1.0, asked for 5.0"),
         ({"sampling": SamplingConfig(max_frames=3)}, r"sampling is .*asked for .*max_frames"),
-        ({"factory": "HNSW8"}, r"factory is Flat, asked for HNSW8.*emcl index rebuild --index"),
+        ({"factory": "HNSW8"}, r"factory is auto, asked for HNSW8.*emcl index rebuild --index"),
     ],
 )
 def test_other_settings_are_refused(built: Path, changes: dict[str, object], message: str) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from training_support import tiny
+from training_support import tiny, train_until_killed
 
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import load_mapping
@@ -34,18 +34,7 @@ def weights(path):
 def test_a_killed_and_resumed_run_ends_in_the_same_bits(tmp_path, monkeypatch, joint_emcl):
     config = tiny(joint_emcl=joint_emcl)
     whole = train(config, tmp_path / "whole")
-
-    step = Trainer._step
-
-    def killed(self, number, batch, **options):
-        if number == 3:  # one step after the checkpoint at 2: that step is done again
-            raise KeyboardInterrupt
-        return step(self, number, batch, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", killed)
-        with pytest.raises(KeyboardInterrupt):
-            train(config, tmp_path / "killed")
+    train_until_killed(monkeypatch, config, tmp_path / "killed")  # one step after a checkpoint: that is done again
     torch.manual_seed(12345)  # whatever happened in between
     resumed = train(config, tmp_path / "killed", resume=True)
 

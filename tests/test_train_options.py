@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_support import tiny, with_model
+from training_support import tiny, train_until_killed, with_model
 
 from model.checkpoint import load_checkpoint
 from model.config import EMCLConfig, load_mapping
@@ -63,10 +63,7 @@ def everything(data):
 def test_with_everything_on_a_killed_and_resumed_run_ends_in_the_same_bits(data, tmp_path, monkeypatch, at):
     config = everything(data)
     train(config, tmp_path / "whole", device="cpu")
-    with monkeypatch.context() as patch:
-        stop_at(patch, at)
-        with pytest.raises(KeyboardInterrupt):
-            train(config, tmp_path / "killed", device="cpu")
+    train_until_killed(monkeypatch, config, tmp_path / "killed", at=at, device="cpu")
     torch.manual_seed(12345)  # whatever happened in between
     changed = config.model_copy(update={"timeout_seconds": 60.0})  # on which no weight depends
     train(changed, tmp_path / "killed", resume=True, device="cpu")

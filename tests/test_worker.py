@@ -11,7 +11,8 @@ import time
 import jobs_support as support
 import pytest
 import typer
-from jobs_support import TINY, ask, is_alive, pids, until
+from jobs_support import ask, is_alive, pids, until
+from training_support import TINY
 
 from indexer.progress import FileProgress, Progress
 from service.cli import app

@@ -7,13 +7,17 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from model.train import Trainer, train
 from model.train_config import TrainConfig
 
 
-def tiny(**changes) -> TrainConfig:
-    """A run of a second: 8 clips of 32 x 32 per step."""
-    settings = {
+def tiny_settings(**changes) -> dict[str, Any]:
+    """A run of a second, as a file would hold it: 8 clips of 32 x 32 per step."""
+    return {
         "model": {
             "clip": {
                 "custom": {
@@ -37,13 +41,43 @@ def tiny(**changes) -> TrainConfig:
         "checkpoint_every": 2,
         **changes,
     }
-    return TrainConfig.model_validate(settings)
+
+
+# A training of a second or two, long enough to be met while it runs.
+TINY = tiny_settings(
+    data={"kind": "synthetic", "validation_clips": 4}, batch_size=4, steps=60, validate_every=60, checkpoint_every=5
+)
+
+
+def training_job(**changes) -> dict[str, Any]:
+    """The request for such a training, with changes to its configuration."""
+    return {"kind": "train", "config": {**TINY, **changes}, "device": "cpu"}
+
+
+def tiny(**changes) -> TrainConfig:
+    """The run of ``tiny_settings``."""
+    return TrainConfig.model_validate(tiny_settings(**changes))
 
 
 def with_model(config: TrainConfig, **changes) -> TrainConfig:
     """The run with other parts in its model."""
     model = {**config.model.model_dump(mode="json"), **changes}
     return TrainConfig.model_validate({**config.model_dump(mode="json"), "model": model})
+
+
+def train_until_killed(monkeypatch, config: TrainConfig, output: Path, *, at: int = 3, **options) -> None:
+    """Train until step ``at``, which is not made; with checkpoints every 2 steps, 3 is one step after a checkpoint."""
+    step = Trainer._step
+
+    def killed(self, number, *arguments, **step_options):
+        if number == at:
+            raise KeyboardInterrupt
+        return step(self, number, *arguments, **step_options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, output, **options)
 
 
 def start_group(size: int, script: Path, *arguments: str) -> list[subprocess.Popen[str]]:

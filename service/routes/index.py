@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 
 from service.auth import require
 from service.deps import Services, ServicesDep, unless_gone
-from service.schemas import IndexAnswer, LiveAnswer, OverlayOut, ReadyAnswer, SourceOut, UploadLimitsOut
+from service.schemas import IndexAnswer, IndexOut, LiveAnswer, OverlayOut, ReadyAnswer, SourceOut, UploadLimitsOut
 from service.schemas_jobs import ReloadRequest
 
 logger = logging.getLogger(__name__)
@@ -70,8 +70,11 @@ def _describe(services: Services) -> IndexAnswer:
         created=manifest.created,
         fingerprint=encoder.fingerprint,
         model=encoder.config.name,
+        runtime=encoder.runtime.label,
+        runtime_reason=encoder.runtime.reason,
         dim=manifest.dim,
         factory=manifest.factory,
+        indexes={side: IndexOut(**report.model_dump()) for side, report in manifest.indexes.items()},
         segment_seconds=manifest.segment_seconds,
         counts=counts.model_dump(),
         sampling=manifest.sampling.model_dump(),

@@ -6,10 +6,12 @@ import asyncio
 from time import perf_counter
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 
+from service.answers import search_response
 from service.auth import require
 from service.deps import ServicesDep, unless_gone
+from service.direct import direct_route
 from service.errors import Unprocessable
 from service.query import Group, Ranking, Rerank, SearchQuery, UploadQuery
 from service.schemas import (
@@ -45,8 +47,7 @@ _UPLOAD_BODY = {
 }
 
 
-@router.post("/search", summary="Find moments in videos")
-async def search(asked: SearchRequest, request: Request, services: ServicesDep) -> SearchAnswer | ManyAnswers:
+async def search(asked: SearchRequest, request: Request, services: ServicesDep) -> Response:
     """Rank the indexed videos for a `text`, for each of several `texts`, or for likeness to an indexed `video_id`.
 
     Stage 1 takes `candidates` segments from the index; stage 2 pools the frames of each by the query, corrects query
@@ -72,8 +73,17 @@ async def search(asked: SearchRequest, request: Request, services: ServicesDep) 
         services.engine.check_bank()
     work = unless_gone(request, services.search(queries))
     results = await services.telemetry.timed(work, batched=True)
-    answers = [SearchAnswer.of(result) for result in results]
-    return answers[0] if asked.texts is None else ManyAnswers(results=answers)
+    return search_response(results, many=asked.texts is not None)
+
+
+router.add_api_route(
+    "/search",
+    search,
+    methods=["POST"],
+    summary="Find moments in videos",
+    response_model=SearchAnswer | ManyAnswers,
+    route_class_override=direct_route(SearchRequest, "search"),
+)
 
 
 async def _check_indexed(services: ServicesDep, query: SearchQuery) -> None:

@@ -1,0 +1,84 @@
+"""Videos over HTTP: lists, ranges of their bytes, pictures, and files that went away."""
+
+import pytest
+from service_support import PROBLEM, assert_problem
+
+
+def test_videos_are_listed_in_pages_and_described(client, video_id):
+    first = client.get("/v1/videos", params={"limit": 4}).json()
+    second = client.get("/v1/videos", params={"limit": 4, "offset": 4}).json()
+    assert first["total"] == 6
+    ids = [video["video_id"] for video in first["videos"] + second["videos"]]
+    assert ids == sorted(set(ids))
+    assert len(ids) == 6
+    video = client.get(f"/v1/videos/{video_id}").json()
+    assert video == first["videos"][0]
+    assert video["state"] == "indexed"
+    assert len(video["captions"]) == 2
+    assert video["segments"][0]["start"] == 0
+
+
+def test_streams_serve_whole_files_and_ranges(client, clip_store, video_id):
+    path = clip_store / "clips" / (client.get(f"/v1/videos/{video_id}").json()["title"] + ".mp4")
+    content, url = path.read_bytes(), f"/v1/videos/{video_id}/stream"
+    whole = client.get(url)
+    assert (whole.status_code, whole.content) == (200, content)
+    assert whole.headers["content-type"] == "video/mp4"
+    assert whole.headers["accept-ranges"] == "bytes"
+    size = len(content)
+    for header, start, end in (
+        ("bytes=0-0", 0, 1),
+        ("bytes=10-19", 10, 20),
+        (f"bytes={size - 5}-", size - 5, size),
+        ("bytes=-7", size - 7, size),
+        (f"bytes=5-{size + 100}", 5, size),
+        (f"bytes=-{size + 100}", 0, size),
+    ):
+        part = client.get(url, headers={"Range": header})
+        assert (part.status_code, part.content) == (206, content[start:end]), header
+        assert part.headers["content-range"] == f"bytes {start}-{end - 1}/{size}"
+    for header in (f"bytes={size}-", "bytes=-0", "bytes=9-3", "bytes=", "bytes=a-b", "lines=1-2", "bytes=0-1,9-3"):
+        refused = client.get(url, headers={"Range": header})
+        assert_problem(refused, 416, slug="range-not-satisfiable")
+        assert refused.headers["content-range"] == f"bytes */{size}"
+    head = client.head(url)
+    assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", str(size))
+    part = client.get(url, headers={"Range": "bytes=0-3", "If-Range": '"another"'})
+    assert (part.status_code, part.content) == (200, content)
+    part = client.get(url, headers={"Range": "bytes=0-3", "If-Range": whole.headers["etag"]})
+    assert (part.status_code, part.content) == (206, content[:4])
+
+
+def test_a_file_that_went_away_or_changed_is_gone(client, clip_store, video_id):
+    path = clip_store / "clips" / (client.get(f"/v1/videos/{video_id}").json()["title"] + ".mp4")
+    content = path.read_bytes()
+    try:
+        path.unlink()
+        assert_problem(client.get(f"/v1/videos/{video_id}/stream"), 410, slug="gone")
+        path.write_bytes(content + b"more")
+        assert_problem(client.get(f"/v1/videos/{video_id}/stream"), 410, slug="gone")
+    finally:
+        path.write_bytes(content)
+
+
+def test_thumbnails_are_pictures_of_their_moment(client, video_id):
+    url = f"/v1/videos/{video_id}/thumbnail"
+    first, last, behind, default = (
+        client.get(url, params=params) for params in ({"t": 0}, {"t": 1.9}, {"t": 1e6}, None)
+    )
+    for picture in (first, last, behind, default):
+        assert picture.status_code == 200
+        assert picture.headers["content-type"] == "image/jpeg"
+        assert picture.content.startswith(b"\xff\xd8")
+    assert first.content != last.content
+    for wrong in ("-1", "nan", "inf", "x"):
+        assert_problem(client.get(url, params={"t": wrong}), 422)
+
+
+@pytest.mark.parametrize("path", ["", "/stream", "/thumbnail"])
+def test_unknown_and_impossible_videos(client, path):
+    assert_problem(client.get(f"/v1/videos/{'0' * 64}{path}"), 404, slug="not-found")
+    for wrong in ("nothing", "0" * 63, "..%2F..%2Fetc%2Fpasswd", "G" * 64):
+        response = client.get(f"/v1/videos/{wrong}{path}")
+        assert response.status_code in (404, 422)
+        assert response.headers["content-type"] == PROBLEM
