@@ -6,11 +6,12 @@ PORT ?= 8000
 # Anything pip should be told, such as --extra-index-url for PyTorch's CPU wheels.
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: help demo test lint check-types audit tests docs format clean
+.PHONY: help demo test lint check-types audit tests bench docs format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -40,6 +41,9 @@ tests: $(VENV)/.installed-dev
 	@echo "==> pytest"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
+bench: $(VENV)/.installed-dev ## Measure everything (20 minutes) and write var/bench/report.md
+	@$(BIN)/python -m benchmarks.report --output var/bench $(BENCH_ARGS)
+
 docs: $(VENV)/.installed-dev ## Write the generated parts of the documentation
 	@$(BIN)/python -m typer service.cli utils docs --name emcl --output docs/cli.md
 	@echo "the README's table of settings is what \`$(BIN)/python -m service.settings\` prints"
@@ -66,7 +70,7 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "==> installing what the checks need"
-	@$(PIP) --editable '.[cpu,decord,train,dev]'
+	@$(PIP) --editable '.[cpu,decord,train,onnx,http,dev]'
 	@# Its client is tested against our routes; what the package itself depends on is not needed for that.
 	@$(PIP) --no-deps clip-retrieval==2.45.0
 	@if command -v npm >/dev/null; then npm ci --silent --no-audit --no-fund --prefix tests/page_types; \

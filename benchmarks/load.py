@@ -2,6 +2,7 @@
 
     python -m benchmarks.load                        1, 10, 50 and 200 clients, without and with caches, 20 s each
     python -m benchmarks.load --soak 600             50 clients for ten minutes: errors, and memory over time
+    python -m benchmarks.load --refusals 20          100 clients that never give up, a queue of 32: who waits how long
 
 Load comes from wrk (Debian's package), another process; the service is `emcl serve` over the demo's store. Every
 request is a full search (100 candidates, EM pass, 10 hits). Queries are captions that the generator writes, thousands
@@ -28,7 +29,9 @@ from typing import Any
 CLIENTS = (1, 10, 50, 200)
 COLD, WARM = 20_000, 200
 BATCH = 32
-LUA = Path(__file__).with_name("load.lua")
+LUA, REFUSALS_LUA = Path(__file__).with_name("load.lua"), Path(__file__).with_name("refusals.lua")
+HAMMERING, SHORT_QUEUE = 100, 32
+REFUSAL_TARGET_MS = 50
 NO_CACHES = ("--cache-entries", "0", "--result-cache-bytes", "0")
 
 
@@ -148,6 +151,53 @@ def soak(store: Path, files: dict[str, Path], seconds: float, clients: int) -> d
         server.stop()
 
 
+def refusals(store: Path, files: dict[str, Path], seconds: float) -> dict[str, Any]:
+    """Clients that ask again the moment they are told anything, far over capacity: latencies of answers and refusals.
+
+    Client and server share this machine, and all that the clients do beside it counts too.
+    """
+    queue = ("--max-queue", str(SHORT_QUEUE), "--max-texts", "8")
+    server = Server(store, *NO_CACHES, *queue)
+    command = ["wrk", f"-t{HAMMERING}", f"-c{HAMMERING}", "--timeout", "30s", "-s", str(REFUSALS_LUA)]
+    try:
+        wrk(server.url, files["cold"], 10, 3)  # warm up
+        run = [*command, f"-d{max(1, int(seconds))}s", server.url, "--", str(files["cold"])]
+        output = subprocess.run(run, check=True, capture_output=True, text=True).stdout
+        memory_mib = round(server.memory_mib())
+    finally:
+        server.stop()
+    found = json.loads(output.splitlines()[-1])
+    answered, refused = _latencies(found.pop("latencies"))
+    return {
+        "clients": HAMMERING,
+        "max_queue": SHORT_QUEUE,
+        "answered": _spread(answered, found["seconds"]),
+        "refused": {**_spread(refused, found["seconds"]), "target_p95_ms": REFUSAL_TARGET_MS},
+        "memory_mib": memory_mib,
+        **found,
+    }
+
+
+def _latencies(text: str) -> tuple[list[float], list[float]]:
+    """Milliseconds of answers and of refusals: parts of `answers;refusals` between bars, numbers between commas."""
+    kinds: tuple[list[float], list[float]] = ([], [])
+    for part in text.split("|"):
+        for kind, numbers in zip(kinds, part.split(";"), strict=True):
+            kind += [float(number) for number in numbers.split(",") if number]
+    return kinds
+
+
+def _spread(milliseconds: list[float], seconds: float) -> dict[str, float]:
+    if len(milliseconds) < 100:
+        raise SystemExit(f"only {len(milliseconds)} answers of a kind: too few to say anything; run for longer")
+    cuts = statistics.quantiles(milliseconds, n=100)
+    return {
+        "per_second": round(len(milliseconds) / seconds, 1),
+        **{f"p{part}_ms": round(cuts[part - 1], 1) for part in (50, 95, 99)},
+        "max_ms": round(max(milliseconds), 1),
+    }
+
+
 def table(report: dict[str, Any]) -> str:
     """Markdown."""
     lines = ["| caches | clients | requests/s | p50 ms | p95 ms | p99 ms | errors | MiB |", "|---" * 8 + "|"]
@@ -176,6 +226,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--soak", type=float, metavar="SECONDS", help="one load for this long instead")
     parser.add_argument("--clients", type=int, default=50, help="of the soak")
+    parser.add_argument("--refusals", type=float, metavar="SECONDS", help="far over capacity for this long instead")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     if shutil.which("wrk") is None:
@@ -188,6 +239,9 @@ def main() -> None:
         files = write_queries(Path(folder))
         if arguments.soak:
             report = soak(store, files, arguments.soak, arguments.clients)
+        elif arguments.refusals:
+            report = refusals(store, files, arguments.refusals)
+            print(json.dumps(report, indent=2))
         else:
             report = ladder(store, files, arguments.seconds)
             print(table(report))

@@ -1,0 +1,170 @@
+"""The whole query from HTTP in to HTTP out beside the sum of its stages, nothing cached.
+
+    python -m benchmarks.whole_query                  600 queries of one client over the demo's store
+
+The service runs in a process of its own (`emcl serve`, caches off). One client, in this process, keeps one connection
+open and asks one text after the other, each only once. For every query: the wall time from before its bytes are sent to
+after the last byte of its answer was read, and the stages that the answer itself names (encode, candidates, rerank,
+answer). Both are of the same query, so what else runs on the machine slows both; the median of their ratios is the
+result. Beside it, the same texts through `service.engine.Engine` in this process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from benchmarks.load import NO_CACHES, Server, write_queries
+
+WARM_UP = 50
+TARGET = 1.3
+
+
+class Connection:
+    """One HTTP/1.1 connection that is kept open; as little between the clock and the socket as there can be."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._host = f"{parts.hostname}:{parts.port}".encode()
+        self._socket = socket.create_connection((parts.hostname, parts.port), timeout=60)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def search(self, body: bytes) -> tuple[float, bytes, bytes]:
+        """Milliseconds until the whole answer was here, its head and its body. Raises ``RuntimeError`` if not 200."""
+        request = (
+            b"POST /v1/search HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        )
+        sent = request % (self._host, len(body)) + body
+        started = time.perf_counter()
+        self._socket.sendall(sent)
+        said = b""
+        while b"\r\n\r\n" not in said:
+            said += self._read()
+        head, _, answer = said.partition(b"\r\n\r\n")
+        size = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+        while len(answer) < size:
+            answer += self._read()
+        taken = 1000 * (time.perf_counter() - started)
+        if not head.startswith(b"HTTP/1.1 200"):
+            raise RuntimeError(f"the service answered {head[:80]!r}: {answer[:300]!r}")
+        return taken, head, answer
+
+    def _read(self) -> bytes:
+        piece = self._socket.recv(1 << 17)
+        if not piece:
+            raise RuntimeError("the service closed the connection")
+        return piece
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@contextmanager
+def connected(store: Path) -> Iterator[Connection]:
+    """A connection to a service of its own over ``store``."""
+    server = Server(store, *NO_CACHES)
+    try:
+        connection = Connection(server.url)
+        try:
+            yield connection
+        finally:
+            connection.close()
+    finally:
+        server.stop()
+
+
+def over_http(store: Path, bodies: list[bytes]) -> list[dict[str, float]]:
+    """For each query: ``wall``, its stages, and ``timing:`` what the header Server-Timing says; milliseconds."""
+    found = []
+    with connected(store) as connection:
+        for number, body in enumerate(bodies):
+            taken, head, answer = connection.search(body)
+            if number < WARM_UP:
+                continue
+            timing = head.lower().split(b"server-timing:")[1].split(b"\r\n")[0].decode()
+            told = dict(part.strip().split(";dur=") for part in timing.split(","))
+            stages = json.loads(answer)["source"]["stage_ms"]
+            found.append({"wall": taken, **stages, **{f"timing:{name}": float(ms) for name, ms in told.items()}})
+    return found
+
+
+def bare(store: Path, texts: list[str]) -> list[dict[str, float]]:
+    """For each query: ``wall`` of the engine in this process, and its stages; milliseconds."""
+    from service.deps import build_engine
+    from service.query import SearchQuery
+    from service.settings import load_settings
+
+    engine = build_engine(load_settings({"store": store, "cache_entries": 0}))
+    found = []
+    try:
+        for number, text in enumerate(texts):
+            started = time.perf_counter()
+            (result,) = engine.search([SearchQuery(text=text)])
+            taken = 1000 * (time.perf_counter() - started)
+            if number >= WARM_UP:
+                found.append({"wall": taken, **{n: 1000 * s for n, s in result.source.stage_seconds.items()}})
+    finally:
+        engine.close()
+    return found
+
+
+def measure(store: Path, *, queries: int = 600) -> dict[str, Any]:
+    """Medians in milliseconds, and the median ratio of the whole query to the sum of its stages."""
+    with tempfile.TemporaryDirectory() as folder:
+        lines = write_queries(Path(folder))["cold"].read_text(encoding="utf-8").splitlines()
+    bodies = list(dict.fromkeys(lines))[: queries + WARM_UP]
+    asked = over_http(store, [body.encode() for body in bodies])
+    alone = bare(store, [json.loads(body)["text"] for body in bodies])
+    sums = [sum(ms for name, ms in one.items() if name != "wall" and ":" not in name) for one in asked]
+    walls = [one["wall"] for one in asked]
+    return {
+        "queries": len(asked),
+        "http_ms": round(statistics.median(walls), 2),
+        "http_p95_ms": round(statistics.quantiles(walls, n=20)[-1], 2),
+        "sum_of_stages_ms": round(statistics.median(sums), 2),
+        "beside_the_stages_ms": round(statistics.median(w - s for w, s in zip(walls, sums, strict=True)), 2),
+        "ratio": round(statistics.median(w / s for w, s in zip(walls, sums, strict=True)), 3),
+        "target": TARGET,
+        "stages_ms": _medians(asked),
+        "bare_engine_ms": _medians(alone),
+    }
+
+
+def _medians(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {name: round(statistics.median(row[name] for row in rows), 2) for name in rows[0]}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("var/demo"), help="of `emcl demo`")
+    parser.add_argument("--queries", type=int, default=600, help="measured, after a warm-up")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    given = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from service.demo import prepare
+
+    found = measure(prepare(given.folder, 300, say=print), queries=given.queries)
+    print(
+        f"{found['queries']} queries: HTTP in to HTTP out {found['http_ms']:.2f} ms (p95 {found['http_p95_ms']:.2f}), "
+        f"sum of stages {found['sum_of_stages_ms']:.2f} ms, beside them {found['beside_the_stages_ms']:.2f} ms; "
+        f"ratio {found['ratio']:.2f} (at most {TARGET} wanted)\n"
+        f"over HTTP: {found['stages_ms']}\nbare engine: {found['bare_engine_ms']}"
+    )
+    if given.json is not None:
+        given.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
