@@ -37,9 +37,10 @@ audit: $(VENV)/.installed-dev
 	@$(BIN)/python tests/audit_dependencies.py
 
 # One thread per operation: the tests start servers and workers of their own, and two pools would fight for the cores.
+# A file's tests share what they set up, so a file stays in one process. By hand, `pytest tests/test_x.py` needs neither.
 tests: $(VENV)/.installed-dev
 	@echo "==> pytest"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 bench: $(VENV)/.installed-dev ## Measure everything (20 minutes) and write var/bench/report.md
 	@$(BIN)/python -m benchmarks.report --output var/bench $(BENCH_ARGS)

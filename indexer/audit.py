@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from indexer.catalogue import Catalogue
+from indexer.catalogue_reader import CatalogueReader
 from indexer.features import CAPTIONS, FRAMES, POOLED, Place
 from indexer.schema import database_uri
 
@@ -36,21 +36,21 @@ _UNCHANGED_ROWS = {
 }
 
 
-def places(catalogue: Catalogue, kind: str) -> Iterator[tuple[str, Place]]:
+def places(catalogue: CatalogueReader, kind: str) -> Iterator[tuple[str, Place]]:
     """Where each row of one kind of shard lies, with a name for what it is, in the order of the files."""
     for number, shard, row, rows, crc32 in catalogue.connection.execute(_PLACES[kind]):
         what = f"{'caption' if kind == CAPTIONS.name else 'segment'} {number}"
         yield what, Place(shard=shard, row=row, rows=rows, crc32=crc32)
 
 
-def integrity_errors(catalogue: Catalogue) -> list[str]:
+def integrity_errors(catalogue: CatalogueReader) -> list[str]:
     """What SQLite finds wrong with the file and its references."""
     found = [row[0] for row in catalogue.connection.execute("PRAGMA integrity_check") if row[0] != "ok"]
     broken = {row[0] for row in catalogue.connection.execute("PRAGMA foreign_key_check")}
     return found + [f"rows of {table} refer to videos that are not there" for table in sorted(broken)]
 
 
-def differing_tables(catalogue: Catalogue, copy: Path, *, same_revision: bool) -> list[str]:
+def differing_tables(catalogue: CatalogueReader, copy: Path, *, same_revision: bool) -> list[str]:
     """Tables that differ from those in ``copy``, an earlier ``copy_to`` of this catalogue.
 
     At the same revision nothing may differ; later, the rows of segments and captions that are still there may not.

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from indexer.encoder_options import Device
+
 app = typer.Typer()
 
 
@@ -25,7 +27,7 @@ def bank(
     seed: Annotated[int, typer.Option(help="Seed of that draw.")] = 0,
     beta: Annotated[float, typer.Option(min=0.01, max=1000, help="QB-Norm's inverse temperature.")] = 20.0,
     top: Annotated[int, typer.Option(min=1, help="Segments that each text marks as hubs.")] = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Compute the query bank that `normalise: qb-norm` of a search needs. Run it again after many videos were added.
 

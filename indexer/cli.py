@@ -17,6 +17,7 @@ import typer
 from indexer.bank_cli import app as bank_app
 from indexer.cli_output import print_manifest, print_report, print_verification, print_videos
 from indexer.create_cli import app as create_app
+from indexer.encoder_options import Device, Exports, Model, Precision, Pretrained, Runtime
 from indexer.index_options import Factory, IndexMemory, IndexRecall, SearchOptions
 from indexer.merge_cli import app as merge_app
 from indexer.source_options import AllowProtocol, KeepMedia, PartitionOption, RetryFailed
@@ -51,25 +52,6 @@ Captions = Annotated[
         dir_okay=False,
         help="JSONL or CSV with `video`, `captions`, optional `tags`. NAME.txt beside a video works too.",
     ),
-]
-Model = Annotated[
-    str | None,
-    typer.Option(
-        help="`demo`, a checkpoint's path, or an open_clip name with --pretrained. Default: the store's model; "
-        "for a new store CLIP ViT-B-32 with OpenAI's weights."
-    ),
-]
-Pretrained = Annotated[str | None, typer.Option(help="Tag or weights file of an open_clip model.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Precision = Annotated[
-    Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="Arithmetic of the encoder; auto as the runtime has it.")
-]
-Runtime = Annotated[
-    Literal["auto", "torch", "torch-compiled", "onnx", "onnx-int8"],
-    typer.Option(help="What computes the encoder; auto: the fastest that `emcl export` has judged, else torch."),
-]
-Exports = Annotated[
-    Path | None, typer.Option(help="Folder of `emcl export`. Default: beside the checkpoint, or var/exports.")
 ]
 Workers = Annotated[int | None, typer.Option(min=1, help="Decoding processes. Default: one per core, at most 8.")]
 Timeout = Annotated[float, typer.Option(min=1, help="Seconds that decoding one segment may take.")]
@@ -215,10 +197,10 @@ def remove(
 @app.command("list")
 def list_videos(store: Store, as_json: Json = False) -> None:
     """List every video with its state; also those that could not be read, with the reason."""
-    from indexer.catalogue import Catalogue
+    from indexer.catalogue_reader import CatalogueReader
     from indexer.generation import CATALOGUE
 
-    with closing(Catalogue.open_readonly(store / CATALOGUE)) as catalogue:
+    with closing(CatalogueReader.open_readonly(store / CATALOGUE)) as catalogue:
         videos = catalogue.summaries()
     print_videos(videos, as_json=as_json)
 

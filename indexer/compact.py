@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from indexer import generation
 from indexer.catalogue import Catalogue
+from indexer.catalogue_reader import CatalogueReader
 from indexer.errors import Damaged, StoreError
 from indexer.features import CAPTIONS, FRAMES, HEADER_BYTES, POOLED, SHARD_KINDS, ShardKind, ShardReader
 from indexer.writer import StoreWriter
@@ -100,7 +101,7 @@ def waiting_bytes(writer: StoreWriter) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.npy") if path.name not in named)
 
 
-def loose_shards(catalogue: Catalogue, kind: ShardKind) -> dict[int, tuple[int, int]]:
+def loose_shards(catalogue: CatalogueReader, kind: ShardKind) -> dict[int, tuple[int, int]]:
     """Shards with rows that nothing names: committed rows, and those of them that something names."""
     columns = _COLUMNS[kind.name]
     query = f"SELECT {columns.shard}, sum({columns.rows}) FROM {columns.table} GROUP BY 1"  # noqa: S608 - constants

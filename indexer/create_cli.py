@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from indexer.encoder_options import Device, Pretrained
 from indexer.index_options import Factory, IndexMemory, IndexRecall, SearchOptions
 
 app = typer.Typer()
@@ -19,7 +20,7 @@ def create(
         str | None,
         typer.Option(help="As for build. Default: CLIP ViT-B-32 with OpenAI's weights.", show_default=False),
     ] = None,
-    pretrained: Annotated[str | None, typer.Option(help="Tag or weights file of an open_clip model.")] = None,
+    pretrained: Pretrained = None,
     segment_seconds: Annotated[
         float | None, typer.Option(min=0.1, help="Longer videos are cut into segments of this length. Default: 30.")
     ] = None,
@@ -27,7 +28,7 @@ def create(
     index_options: SearchOptions = None,
     index_memory: IndexMemory = None,
     index_recall: IndexRecall = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Make an empty store, so that a service can start and take its first videos by `POST /v1/videos`.
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from indexer.catalogue import Catalogue
+from indexer.catalogue_reader import CatalogueReader
 from indexer.config import FROZEN_MAP_ROWS, KEPT_GENERATIONS, FileCheck, IndexReport, Manifest, StoreSettings
 from indexer.errors import Damaged, NotAStore, StoreError
 from indexer.features import CAPTIONS, FRAMES, POOLED, SHARD_KINDS, ShardKind, ShardReader
@@ -48,7 +48,7 @@ PHASES = ("snapshot", "EMCL map", "video index", "caption index")
 
 def publish(
     store: Path,
-    catalogue: Catalogue,
+    catalogue: CatalogueReader,
     settings: StoreSettings,
     mapper: RowMapper,
     progress: Callable[[str], None] = lambda _: None,
@@ -155,7 +155,7 @@ def clean_up(store: Path) -> None:
 def _build(
     store: Path,
     work: Path,
-    catalogue: Catalogue,
+    catalogue: CatalogueReader,
     settings: StoreSettings,
     mapper: RowMapper,
     progress: Callable[[str], None],
@@ -200,7 +200,7 @@ def _build(
     return manifest
 
 
-def _used_shards(catalogue: Catalogue, segments: Places, captions: Places) -> dict[str, dict[int, int]]:
+def _used_shards(catalogue: CatalogueReader, segments: Places, captions: Places) -> dict[str, dict[int, int]]:
     used = {FRAMES.name: segments["shard"], POOLED.name: segments["pooled_shard"], CAPTIONS.name: captions["shard"]}
     committed = {kind.name: catalogue.shard_rows(kind.name) for kind in SHARD_KINDS}
     return {name: {int(n): committed[name][int(n)] for n in np.unique(numbers)} for name, numbers in used.items()}

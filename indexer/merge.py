@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from indexer import generation
-from indexer.catalogue import Catalogue
+from indexer.catalogue_reader import CatalogueReader
 from indexer.config import StoreSettings
 from indexer.errors import Damaged, NotAStore, SettingsConflict
 from indexer.features import CAPTIONS, FRAMES, POOLED, SHARD_KINDS, Array, Place, ShardReader
@@ -54,7 +54,7 @@ class MergeReport:
 class _Input:
     """A store that is read: one moment of its catalogue, and the rows that were committed then."""
 
-    def __init__(self, path: Path, catalogue: Catalogue, settings: StoreSettings) -> None:
+    def __init__(self, path: Path, catalogue: CatalogueReader, settings: StoreSettings) -> None:
         self.path = path
         self.catalogue = catalogue
         self.settings = settings
@@ -134,14 +134,14 @@ def count_videos(stores: Sequence[Path]) -> int:
     """Videos in all stores together, counted as often as they occur."""
     total = 0
     for path in stores:
-        catalogue = Catalogue.open_readonly(path / generation.CATALOGUE)
+        catalogue = CatalogueReader.open_readonly(path / generation.CATALOGUE)
         total += len(catalogue.states())
         catalogue.close()
     return total
 
 
 def _settings(store: Path) -> StoreSettings | None:
-    catalogue = Catalogue.open_readonly(store / generation.CATALOGUE)
+    catalogue = CatalogueReader.open_readonly(store / generation.CATALOGUE)
     try:
         return catalogue.settings
     finally:
@@ -149,7 +149,7 @@ def _settings(store: Path) -> StoreSettings | None:
 
 
 def _open(path: Path) -> _Input | None:
-    catalogue = Catalogue.open_readonly(path / generation.CATALOGUE)
+    catalogue = CatalogueReader.open_readonly(path / generation.CATALOGUE)
     try:
         catalogue.connection.execute("BEGIN")  # one moment, whatever is written meanwhile
         settings = catalogue.settings

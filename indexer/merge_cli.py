@@ -7,16 +7,16 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer()
+from indexer.encoder_options import Device
 
-_Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+app = typer.Typer()
 
 
 @app.command()
 def merge(
     stores: Annotated[list[Path], typer.Argument(metavar="STORE...", help="Stores of one model; they are only read.")],
     store: Annotated[Path, typer.Option(help="Folder of the merged store; made if need be, else added to.")],
-    device: _Device = "auto",
+    device: Device = "auto",
 ) -> None:
     """Put stores together that were built apart, such as the parts of `build --partition`, without encoding anything.
 
@@ -60,7 +60,7 @@ def compact(
             "publication. Readers that have it open go on.",
         ),
     ] = False,
-    device: _Device = "auto",
+    device: Device = "auto",
 ) -> None:
     """Give back the space of removed videos and captions: shards are written anew without their rows, and published."""
     from indexer.build import check_model, current_manifest, publish_if_changed

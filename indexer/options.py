@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from indexer.ann_recipe import check
-from indexer.catalogue import read_settings
+from indexer.catalogue_reader import read_settings
 from indexer.config import DEFAULT_FACTORY, DEFAULT_SEGMENT_SECONDS, ModelSpec, StoreSettings, refuse_differences
 from indexer.errors import IndexFactoryError, StoreError
 from indexer.generation import CATALOGUE

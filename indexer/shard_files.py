@@ -9,12 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from indexer import generation
-from indexer.catalogue import Catalogue
+from indexer.catalogue_reader import CatalogueReader
 from indexer.errors import Damaged
 from indexer.features import SHARD_KINDS
 
 
-def unnamed(store: Path, catalogue: Catalogue) -> list[Path]:
+def unnamed(store: Path, catalogue: CatalogueReader) -> list[Path]:
     """Shards that may be removed; none while a kept generation cannot be read and so nobody knows what it names."""
     named = {kind.file_name(n) for kind in SHARD_KINDS for n in catalogue.shard_rows(kind.name)}
     try:
@@ -33,7 +33,7 @@ def unnamed(store: Path, catalogue: Catalogue) -> list[Path]:
     return [path for path in former if path.name not in named and path.exists()]
 
 
-def remove_unnamed(store: Path, catalogue: Catalogue) -> int:
+def remove_unnamed(store: Path, catalogue: CatalogueReader) -> int:
     """Remove them. Returns the bytes that became free."""
     size_bytes = 0
     for path in unnamed(store, catalogue):

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from indexer import audit, generation
-from indexer.catalogue import Catalogue
+from indexer.catalogue_reader import CatalogueReader
 from indexer.config import IndexReport
 from indexer.errors import Damaged, NewerFormat, NotAStore, StoreError
 from indexer.features import HEADER_BYTES, SHARD_KINDS, ShardKind, ShardReader, header_rows
 from indexer.recall import measure_recall
 from indexer.store import StoreReader
-from indexer.writer import acquire_lock
+from indexer.writer_lock import acquire_lock
 
 
 @dataclass(kw_only=True)
@@ -52,7 +52,7 @@ def verify(store: Path, on_row: OnRow = lambda: None) -> Verification:
     with acquire_lock(store):
         _check_generations(store, found)
         try:
-            with closing(Catalogue.open_readonly(store / generation.CATALOGUE)) as catalogue:
+            with closing(CatalogueReader.open_readonly(store / generation.CATALOGUE)) as catalogue:
                 _check_catalogue(store, catalogue, found)
                 _check_shards(store, catalogue, found, on_row)
         except NewerFormat:
@@ -84,7 +84,7 @@ def _check_generations(store: Path, found: Verification) -> None:
             found.notes.append(f"a former generation is damaged and goes with the next but one: {error}")
 
 
-def _check_catalogue(store: Path, catalogue: Catalogue, found: Verification) -> None:
+def _check_catalogue(store: Path, catalogue: CatalogueReader, found: Verification) -> None:
     found.problems += [_catalogue_problem(store, message) for message in audit.integrity_errors(catalogue)]
     if catalogue.settings is None:
         found.problems.append(_catalogue_problem(store, "the settings are missing"))
@@ -114,7 +114,7 @@ def _catalogue_problem(store: Path, message: str) -> str:
     )
 
 
-def _check_shards(store: Path, catalogue: Catalogue, found: Verification, on_row: OnRow) -> None:
+def _check_shards(store: Path, catalogue: CatalogueReader, found: Verification, on_row: OnRow) -> None:
     settings = catalogue.settings
     if settings is None:
         return

@@ -7,14 +7,10 @@ off or deleted when the next writer opens the store.
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -26,17 +22,16 @@ import numpy.typing as npt
 from indexer import generation
 from indexer.catalogue import Catalogue
 from indexer.config import Manifest, StoreSettings, refuse_differences
-from indexer.errors import FeatureError, NotAStore, StoreLocked
+from indexer.errors import FeatureError, NotAStore
 from indexer.features import CAPTIONS, FRAMES, POOLED, SHARD_BYTES, SHARD_KINDS, ShardWriter, to_half
 from indexer.rows import CaptionRow, Location, SegmentRow, SourceRow, VideoRow
 from indexer.shard_files import remove_unnamed
+from indexer.writer_lock import LOCK_HOLDER, acquire_lock
 
 if TYPE_CHECKING:
     from model.emcl import FrozenMap
 
 logger = logging.getLogger(__name__)
-
-LOCK, LOCK_HOLDER = "writer.lock", "writer.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,32 +297,6 @@ class StoreWriter:
         with self.catalogue.transaction():
             yield
             self.catalogue.set_shard_rows({kind: self.shards[kind].rows for kind in kinds})
-
-
-def acquire_lock(path: Path) -> filelock.BaseFileLock:
-    """Become the one writer of the store in ``path``. Raises ``StoreLocked`` that says who it is instead."""
-    lock = filelock.FileLock(path / LOCK, blocking=False)
-    try:
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise StoreLocked(
-            f"{path} is being written by {_holder(path)}; wait until it has ended. Searching goes on meanwhile"
-        ) from error
-    holder = {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "since": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    (path / LOCK_HOLDER).write_text(json.dumps(holder), encoding="utf-8")
-    return lock
-
-
-def _holder(path: Path) -> str:
-    try:
-        holder = json.loads((path / LOCK_HOLDER).read_text(encoding="utf-8"))
-        return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
-    except (OSError, ValueError, KeyError, TypeError):  # the holder has just begun or just ended
-        return "another process"
 
 
 def _agree(catalogue: Catalogue, wanted: StoreSettings | None, path: Path) -> StoreSettings:

@@ -16,14 +16,12 @@ from service.client_endpoint import Endpoint, Sent, endpoint
 from service.query import Group, Rerank
 from service.schemas import (
     EmbeddingsAnswer,
-    IndexAnswer,
-    LiveAnswer,
     ManyAnswers,
-    ReadyAnswer,
     SearchAnswer,
     UploadAnswer,
 )
 from service.schemas_access import SessionAnswer
+from service.schemas_index import IndexAnswer, LiveAnswer, ReadyAnswer
 from service.schemas_jobs import JobMetrics, JobOut, JobsPage
 from service.schemas_library import CaptionsAdded, CaptionsPage, VideoAdded, VideoOut, VideosPage
 

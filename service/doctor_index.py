@@ -114,7 +114,7 @@ def check_decoding(patient: Patient) -> Check:
 
 def check_writer(patient: Patient) -> Check:
     """Whether a process writes the store at this moment, and who."""
-    from indexer.writer import LOCK, LOCK_HOLDER
+    from indexer.writer_lock import LOCK, LOCK_HOLDER
 
     lock, holder = patient.settings.store / LOCK, patient.settings.store / LOCK_HOLDER
     if not lock.exists() or not _is_held(lock):

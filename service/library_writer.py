@@ -165,11 +165,11 @@ class LibraryWriter:
 
     def _publish(self, settings: StoreSettings) -> None:
         from indexer import generation
-        from indexer.catalogue import Catalogue
+        from indexer.catalogue_reader import CatalogueReader
 
         done = False
         try:
-            with closing(Catalogue.open_readonly(self._path / generation.CATALOGUE)) as catalogue:
+            with closing(CatalogueReader.open_readonly(self._path / generation.CATALOGUE)) as catalogue:
                 generation.publish(self._path, catalogue, settings, self._mapper)
             done = True
         except (ValueError, OSError, sqlite3.Error):

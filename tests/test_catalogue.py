@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from indexer import schema
-from indexer.catalogue import Catalogue, read_settings
+from indexer.catalogue import Catalogue
+from indexer.catalogue_reader import read_settings
 from indexer.errors import NewerFormat, NotAStore, SourceError
 from indexer.features import Place
 from indexer.rows import CaptionRow, Location, SegmentRow, VideoRow

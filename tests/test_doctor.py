@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from indexer.writer import LOCK, LOCK_HOLDER, acquire_lock
+from indexer.writer_lock import LOCK, LOCK_HOLDER, acquire_lock
 from service import doctor_index, doctor_machine
 from service.cli import main
 from service.doctor import Check, Patient, all_examinations, examine, failed, line_of

@@ -31,7 +31,7 @@ def test_words_find_videos_while_they_are_typed(page, page_server):
     assert first.locator(".weights rect.best").count() >= 1
     expect(first.locator(".frames img.loaded")).to_have_count(6)
     assert page.url.endswith("?q=a+red+circle")
-    page.wait_for_function("performance.getEntriesByName('answer to paint').length > 0")
+    page.wait_for_function("() => performance.getEntriesByName('answer to paint').length > 0")
     assert page.complaints == []
 
 
@@ -89,7 +89,7 @@ def test_the_player_starts_at_the_moment_and_finds_more_like_it(page, page_serve
     expect(page.locator("#player-captions li")).to_have_count(2)
     page.locator("#player video").evaluate("video => video.pause()")
     frames.nth(2).click()
-    page.wait_for_function("document.querySelector('#player video').currentTime >= 0.9")
+    page.wait_for_function("() => document.querySelector('#player video').currentTime >= 0.9")
     page.locator("#player-alike").click()
     expect(page.locator("#player")).not_to_be_visible()
     expect(page.locator("#results .score")).to_have_count(5)

@@ -157,7 +157,7 @@ def test_what_browsers_do_not_play_is_shown_as_a_preview(page, server, keys, fol
     until_playing(page, "#player video")
     assert "/preview" in page.locator("#player video").get_attribute("src")
     page.locator("#player video").evaluate("video => { video.pause(); video.currentTime = 2.5; }")
-    page.wait_for_function("document.querySelector('#player video').readyState >= 2")
+    page.wait_for_function("() => document.querySelector('#player video').readyState >= 2")
     assert page.evaluate("document.querySelector('#player video').duration") == pytest.approx(4, abs=0.2)
 
 

@@ -18,7 +18,8 @@ import pytest
 from index_support import DIM, FINGERPRINT, FakeEncoder, fill, location_of, settings, video_of
 
 from indexer import generation
-from indexer.catalogue import Catalogue, read_settings
+from indexer.catalogue import Catalogue
+from indexer.catalogue_reader import read_settings
 from indexer.config import STORE_FORMAT, Manifest
 from indexer.errors import (
     Damaged,

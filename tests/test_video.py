@@ -276,7 +276,7 @@ TURNS = {
 }
 
 
-@pytest.mark.parametrize(("turn", "upright"), TURNS.items(), ids=str)
+@pytest.mark.parametrize(("turn", "upright"), TURNS.items(), ids=[f"{turn}-{flipped}" for turn, flipped in TURNS])
 def test_frames_are_upright(tmp_path, turn, upright):
     degrees, mirrored = turn
     path = tmp_path / "turned.mp4"

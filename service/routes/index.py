@@ -9,7 +9,8 @@ from fastapi import APIRouter, Request
 
 from service.auth import require
 from service.deps import Services, ServicesDep, unless_gone
-from service.schemas import IndexAnswer, IndexOut, LiveAnswer, OverlayOut, ReadyAnswer, SourceOut, UploadLimitsOut
+from service.schemas import SourceOut
+from service.schemas_index import IndexAnswer, IndexOut, LiveAnswer, OverlayOut, ReadyAnswer, UploadLimitsOut
 from service.schemas_jobs import ReloadRequest
 
 logger = logging.getLogger(__name__)

@@ -14,6 +14,7 @@ from service.deps import ServicesDep, unless_gone
 from service.direct import direct_route
 from service.errors import Unprocessable
 from service.query import Group, Ranking, Rerank, SearchQuery, UploadQuery
+from service.routes.forms import upload_form
 from service.schemas import (
     EmbeddingsAnswer,
     EmbeddingsRequest,
@@ -29,22 +30,6 @@ from service.schemas import (
 UPLOAD_PATH = "/v1/search/video"
 
 router = APIRouter(prefix="/v1", tags=["search"], dependencies=[require("search")])
-
-# The upload's body is streamed by hand, so its form is described by hand.
-_UPLOAD_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {"file": {"type": "string", "format": "binary", "description": "A video."}},
-                }
-            }
-        },
-    }
-}
 
 
 async def search(asked: SearchRequest, request: Request, services: ServicesDep) -> Response:
@@ -91,7 +76,7 @@ async def _check_indexed(services: ServicesDep, query: SearchQuery) -> None:
     await asyncio.to_thread(services.engine.check_indexed, query)
 
 
-@router.post(UPLOAD_PATH.removeprefix("/v1"), summary="Find captions for a video", openapi_extra=_UPLOAD_BODY)
+@router.post(UPLOAD_PATH.removeprefix("/v1"), summary="Find captions for a video", openapi_extra=upload_form())
 async def search_video(
     request: Request,
     services: ServicesDep,

@@ -15,6 +15,7 @@ from service.auth import require
 from service.deps import Services, ServicesDep, unless_gone
 from service.errors import Unprocessable
 from service.media import Moment, check_range, find_file, media_type
+from service.routes.forms import upload_form
 from service.schemas import VIDEO_ID
 from service.schemas_library import (
     MAX_CAPTIONS,
@@ -47,26 +48,10 @@ StateFilter = Literal["indexed", "failed", "pending", "any"]
 _NONE: list[str] = []
 _TEXTS = ("title", "tags", "captions")
 
-# The upload's body is streamed by hand, so its form is described by hand.
-_UPLOAD_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "additionalProperties": False,
-                    "properties": {
-                        "file": {"type": "string", "format": "binary", "description": "A video."},
-                        "title": {"type": "string", "maxLength": MAX_TITLE_CHARS, "description": "What to call it."},
-                        "tags": {"type": "array", "items": {"type": "string"}, "description": "Its tags."},
-                        "captions": {"type": "array", "items": {"type": "string"}, "description": "Its captions."},
-                    },
-                }
-            }
-        },
-    }
+_BESIDE_THE_FILE = {
+    "title": {"type": "string", "maxLength": MAX_TITLE_CHARS, "description": "What to call it."},
+    "tags": {"type": "array", "items": {"type": "string"}, "description": "Its tags."},
+    "captions": {"type": "array", "items": {"type": "string"}, "description": "Its captions."},
 }
 _ADDED: dict[int | str, dict[str, Any]] = {200: {"model": VideoAdded, "description": "These bytes were known already."}}
 
@@ -102,7 +87,7 @@ async def list_videos(
     summary="Add a video",
     status_code=202,
     responses=_ADDED,
-    openapi_extra=_UPLOAD_BODY,
+    openapi_extra=upload_form(_BESIDE_THE_FILE),
     dependencies=[require("write")],
 )
 async def add_video(request: Request, response: Response, services: ServicesDep) -> VideoAdded:
