@@ -122,7 +122,7 @@ def indexing(scale: Scale) -> Iterator[Row]:
     found = measure(
         rounds=rounds,
         demo_clips=scale.pick(100, 4),
-        large_clips=scale.pick(6, 1),
+        large_clips=scale.pick(24, 1),
         ranked_clips=scale.pick(60, 4),
         ranked_seeds=(11,),
     )
