@@ -49,6 +49,7 @@ def rates(scale: Scale, device: str) -> Iterator[Row]:
             unit="TFLOP/s",
             samples=tuple(2 * side**3 / seconds / 1e12 for seconds in times),
             better="more",
+            ours=False,
         )
 
 

@@ -80,9 +80,9 @@ def _rows(segments: int, built: dict[str, Any], searched: dict[str, Any]) -> Ite
     yield row("index, bytes a vector", unit="B/vector", samples=(built["file_bytes"] / segments,))
     yield row("most memory while building", unit="MiB", samples=(built["peak_mib"],), target=limit)
     yield row(
-        "memory while searching",
+        "most memory while searching",
         unit="MiB",
-        samples=(searched["resident_mib"],),
+        samples=(searched["peak_mib"],),
         target=limit,
         facts={"of that, mapped files": searched["files_mib"], "before the index was opened": searched["before_mib"]},
     )
@@ -153,7 +153,7 @@ def search(found: VectorSet, folder: Path, *, quick: bool) -> dict[str, Any]:
         "batch": tuple(seconds / BATCH for seconds in times["batch"]),
         "floor": tuple(seconds * share for seconds in times["floor"]),
         "recall": recall(found_Qk, exact(found, queries, NEIGHBOURS)),
-        "resident_mib": now.all,
+        "peak_mib": now.peak,
         "files_mib": round(now.files, 1),
         "before_mib": round(before.all, 1),
     }

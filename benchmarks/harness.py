@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -33,6 +34,8 @@ LEAST_ROUNDS = 5
 
 PRODUCT_SIDE, PRODUCT_SIDE_QUICK = 1536, 256
 READ_BYTES, READ_BYTES_QUICK = 256 << 20, 4 << 20
+GRACE_SECONDS = 5.0
+"""Time that a child's processes have to end after SIGTERM."""
 
 
 class NotHereError(RuntimeError):
@@ -128,10 +131,10 @@ def run_child(
     """Run ``python -m module`` with so many threads to every library; its last line of output is its answer, as JSON.
 
     ``on_line`` is told every line as it comes. Raises ``ChildFailedError`` if it does not end well and in time, with an
-    answer.
+    answer. Whatever it started ends with it.
     """
     begun = time.perf_counter()
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as errors, _signals_raise():
         process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             stdout=subprocess.PIPE,
@@ -139,22 +142,12 @@ def run_child(
             text=True,
             env=environment(thread_count),
             cwd=Path(__file__).parent.parent,
+            start_new_session=True,
         )
-        late = threading.Event()
-        timer = threading.Timer(timeout_seconds, _stop, (process, late))
-        timer.start()
-        try:
-            with process:
-                try:
-                    last = _follow(process, on_line)
-                except BaseException:
-                    process.kill()
-                    raise
-        finally:
-            timer.cancel()
+        last, late = _watch(process, timeout_seconds, on_line)
         errors.seek(0)
         said = errors.read()[-2000:]
-    if late.is_set():
+    if late:
         raise ChildFailedError(f"python -m {module} was stopped after {timeout_seconds:.0f} s\n{said}")
     if process.returncode != 0:
         raise ChildFailedError(f"python -m {module} {' '.join(arguments)} ended with {process.returncode}\n{said}")
@@ -167,9 +160,85 @@ def run_child(
     return Child(answer=answer, seconds=time.perf_counter() - begun)
 
 
-def _stop(process: subprocess.Popen[str], late: threading.Event) -> None:
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise ``SystemExit``, as Ctrl-C raises: a child in its own session hears of none of them."""
+
+    def leave(number: int, _: object) -> None:
+        sys.exit(128 + number)
+
+    ours = threading.current_thread() is threading.main_thread()
+    numbers = [one for one in (signal.SIGTERM, signal.SIGHUP) if ours and signal.getsignal(one) is signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _watch(
+    process: subprocess.Popen[str], timeout_seconds: float, on_line: Callable[[str], None] | None
+) -> tuple[str, bool]:
+    """The last line that a child prints, and whether it was stopped. Nothing that it started is left, however it ends.
+
+    The child leads a session of its own.
+    """
+    late = threading.Event()
+    timer = threading.Timer(timeout_seconds, _stop, (process.pid, late))
+    try:
+        with process:
+            try:
+                timer.start()
+                last = _follow(process, on_line)
+                # Ended, but not reaped: nobody else can have its number while its group is looked for.
+                os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            finally:
+                _end(process.pid)
+    finally:
+        timer.cancel()
+    return last, late.is_set()
+
+
+def _stop(leader: int, late: threading.Event) -> None:
     late.set()
-    process.kill()
+    _end(leader)
+
+
+def _end(leader: int) -> None:
+    """SIGTERM to a child's process group and to those that its descendants lead; SIGKILL to what then stays."""
+    known = _groups({leader})
+    until = time.monotonic() + GRACE_SECONDS
+    try:
+        _signal(known, signal.SIGTERM)
+        while time.monotonic() < until and _groups(known):
+            time.sleep(0.05)
+    finally:  # also if a second Ctrl-C comes meanwhile
+        _signal(_groups(known), signal.SIGKILL)
+
+
+def _signal(groups: set[int], number: signal.Signals) -> None:
+    for group in groups:
+        with suppress(ProcessLookupError):
+            os.killpg(group, number)
+
+
+def _groups(known: set[int]) -> set[int]:
+    """Process groups of all living processes that are in one of ``known`` or descend from one that is.
+
+    A child that calls ``run_child`` itself, or a server with workers, has descendants in groups of their own.
+    """
+    living: dict[int, tuple[int, int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it ended just now
+            state, parent, group = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[:3]
+            if state not in "ZX":
+                living[int(path.parent.name)] = int(parent), int(group)
+    found = {number for number, (_, group) in living.items() if group in known}
+    while more := {number for number, (parent, _) in living.items() if parent in found} - found:
+        found |= more
+    return {living[number][1] for number in found}
 
 
 def environment(thread_count: int) -> dict[str, str]:

@@ -19,6 +19,7 @@ Legend: N segments, Q queries, F frames, D channels.
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import json
 import subprocess
@@ -181,6 +182,8 @@ def serve(folder: Path, segments: int) -> dict[str, Any]:
         whole.append(1000 * (time.perf_counter() - started))
         spent = result.source.stage_seconds
         stages.append([1000 * spent["candidates"], 1000 * spent["rerank"]])
+    gc.collect()  # what nobody holds any more is no need of the service
+    memory = resident_mib()
     engine.close()
     settled = np.array(stages[WARM_UP:])
     both = settled.sum(axis=1)
@@ -192,6 +195,7 @@ def serve(folder: Path, segments: int) -> dict[str, Any]:
         "both_ms_p50": round(float(np.median(both)), 2),
         "both_ms_p95": round(float(np.percentile(both, 95)), 2),
         "whole_ms_p50": round(float(np.median(whole[WARM_UP:])), 2),
+        **memory,
     }
 
 
@@ -234,17 +238,22 @@ def measure(segments: int, folder: Path, tell: Callable[[str], None] = lambda _:
     folder.mkdir(parents=True, exist_ok=True)
     vectors_in(folder)
     for name in PHASES:
-        command = [sys.executable, "-m", "benchmarks.million", "--phase", name]
-        command += ["--segments", str(segments), "--folder", str(folder)]
-        started = time.perf_counter()
-        done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-        found[name] = {"seconds": round(time.perf_counter() - started, 1), **json.loads(done.stdout.splitlines()[-1])}
+        found[name] = run_phase(name, segments, folder)
         tell(f"{name}: {json.dumps(found[name])}")
     return found
 
 
+def run_phase(name: str, segments: int, folder: Path) -> dict[str, Any]:
+    """One phase in a process of its own: its seconds, its memory and what it found."""
+    command = [sys.executable, "-m", "benchmarks.million", "--phase", name]
+    command += ["--segments", str(segments), "--folder", str(folder)]
+    started = time.perf_counter()
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    return {"seconds": round(time.perf_counter() - started, 1), **json.loads(done.stdout.splitlines()[-1])}
+
+
 def resident_mib() -> dict[str, float]:
-    """Resident memory of this process by the kernel: its peak, and what is its own and of files at the end."""
+    """Resident memory of this process by the kernel: its peak, and what is its own and of files now."""
     wanted = {"VmHWM": "peak_mib", "RssAnon": "own_mib", "RssFile": "files_mib"}
     lines = (line.split() for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines())
     return {wanted[key[0][:-1]]: round(int(key[1]) / 1024, 1) for key in lines if key[0][:-1] in wanted}
@@ -259,7 +268,7 @@ def main() -> int:
     given = parser.parse_args()
     if given.phase is not None:
         result = PHASES[given.phase](given.folder, given.segments)
-        print(json.dumps({**result, **resident_mib()}))
+        print(json.dumps({**resident_mib(), **result}))  # a phase may have looked while it was at work
         return 0
     with tempfile.TemporaryDirectory() as temporary:
         found = measure(given.segments, given.folder or Path(temporary), lambda line: print(line, flush=True))

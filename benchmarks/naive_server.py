@@ -31,14 +31,17 @@ class Asked(BaseModel):
 
 
 def faiss_defaults(vectors_ND: Floats) -> Search:
-    """FAISS's flat index as its tutorial makes it."""
+    """FAISS's flat index as its tutorial makes it, and with the defaults that it has there."""
     import faiss
+
+    from benchmarks.plain_faiss import PlainIndex
 
     index = faiss.IndexFlatIP(vectors_ND.shape[1])
     index.add(vectors_ND)
+    plain = PlainIndex(index)
 
     def search(query_D: Floats, k: int) -> tuple[Floats, npt.NDArray[np.int64]]:
-        scores, ids = index.search(query_D[None], k)
+        scores, ids = plain.search(query_D[None], k)
         return scores[0], ids[0]
 
     return search
@@ -81,9 +84,11 @@ def make_app(engine: str, folder: Path) -> Any:
     """The application: ``POST /search`` with a text gives scores and row numbers."""
     from fastapi import FastAPI
 
+    from benchmarks.plain_faiss import restore_defaults
     from indexer.generation import load_frozen_map
     from model.encoder import load_encoder
 
+    restore_defaults()  # importing the indexer has changed them
     search = MAKERS[engine](np.load(folder / "vectors.npy"))
     encoder = load_encoder("demo", device="cpu")
     frozen = load_frozen_map(folder)

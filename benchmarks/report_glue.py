@@ -171,5 +171,9 @@ def service_memory(scale: Scale) -> Iterator[Row]:
             unit="B/segment",
             samples=(step["beside_the_index"],),
             target=Target(of="value", bound=BESIDE_INDEX_BYTES),
-            facts={"in all": step["own_bytes_per_segment"], "of that, the index": step["index_bytes_per_segment"]},
+            facts={
+                "in all": step["own_bytes_per_segment"],
+                "of that, the index": step["index_bytes_per_segment"],
+                "runs of one store are apart by": step["runs_apart"],
+            },
         )

@@ -20,6 +20,7 @@ import numpy as np
 
 from benchmarks import harness
 from benchmarks.harness import Scale, Task, interleave
+from benchmarks.plain_faiss import PlainIndex
 from benchmarks.report_rows import Row, Target
 from benchmarks.vectors import Floats, any_rows, recall, same_first
 
@@ -52,6 +53,7 @@ def machine(scale: Scale) -> Iterator[Row]:
                 unit=unit,
                 samples=tuple(work / seconds for seconds in times[name]),
                 better="more",
+                ours=False,
             )
 
 
@@ -59,7 +61,6 @@ def exact_search(scale: Scale) -> Iterator[Row]:
     """One query against all vectors, and a batch: the memory's speed, the matrix product, FAISS as it comes."""
     import faiss
 
-    as_it_comes = faiss.cvar.distance_compute_blas_threshold  # a number of the process, which the indexer sets
     from indexer import ann
 
     dim = scale.pick(512, 64)
@@ -69,29 +70,10 @@ def exact_search(scale: Scale) -> Iterator[Row]:
     ours = ann.build(recipe, dim, ids, [vectors], train_rows=vectors[:0])
     index = faiss.IndexFlatIP(dim)
     index.add(vectors)
-    plain = _Plain(index, as_it_comes)
+    plain = PlainIndex(index)
     yield from _single(ours, plain, vectors, queries, scale.pick(40, 6))
     yield from _batches(ours, plain, vectors, queries[:BATCH], scale.pick(12, 5))
     yield _agreement(ours, plain, queries)
-
-
-class _Plain:
-    """A FAISS index as it comes, in a process where the indexer has changed FAISS's switch to matrix products."""
-
-    def __init__(self, index: Any, blas_threshold: int) -> None:
-        self._index = index
-        self._threshold = blas_threshold
-
-    def search(self, queries_QD: Any, k: int) -> tuple[Any, Any]:
-        import faiss
-
-        changed = faiss.cvar.distance_compute_blas_threshold
-        faiss.cvar.distance_compute_blas_threshold = self._threshold
-        try:
-            scores, rows = self._index.search(queries_QD, k)
-        finally:
-            faiss.cvar.distance_compute_blas_threshold = changed
-        return scores, rows
 
 
 def _single(ours: Any, plain: Any, vectors: Any, queries: Any, rounds: int) -> Iterator[Row]:

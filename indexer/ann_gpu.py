@@ -95,10 +95,10 @@ class GpuSearcher:
         return scores_Qw, found_Qw
 
 
-def build_cagra(dim: int, blocks: Iterable[Floats]) -> Any:
-    """A CAGRA graph over all rows, as an index that a CPU can search and a file can hold.
+def empty_cagra(dim: int) -> Any:
+    """What a CAGRA graph is copied to, which a CPU can search and a file can hold.
 
-    Raises ``IndexFactoryError`` where there is no card or no cuVS.
+    Raises ``IndexFactoryError`` where there is no card or no cuVS, and so no graph.
     """
     if not has_cagra():
         raise IndexFactoryError(
@@ -106,12 +106,18 @@ def build_cagra(dim: int, blocks: Iterable[Floats]) -> Any:
             f"{available()} GPUs and {'a' if hasattr(faiss, 'GpuIndexCagra') else 'no'} CAGRA; install faiss-gpu-cuvs, "
             "or let the program choose: `emcl index rebuild --index auto`"
         )
+    on_cpu = faiss.IndexHNSWCagra(dim, GRAPH_DEGREE // 2, faiss.METRIC_INNER_PRODUCT)
+    on_cpu.base_level_only = False  # the upper levels find a start for a search on a CPU
+    return on_cpu
+
+
+def build_cagra(dim: int, blocks: Iterable[Floats]) -> Any:
+    """A CAGRA graph over all rows. Raises ``IndexFactoryError`` as ``empty_cagra`` does."""
+    on_cpu = empty_cagra(dim)
     config = faiss.GpuIndexCagraConfig()
     config.graph_degree, config.intermediate_graph_degree = GRAPH_DEGREE, BUILD_DEGREE
     on_card = faiss.GpuIndexCagra(faiss.StandardGpuResources(), dim, faiss.METRIC_INNER_PRODUCT, config)
     on_card.train(np.concatenate(list(blocks)))
-    on_cpu = faiss.IndexHNSWCagra(dim, GRAPH_DEGREE // 2, faiss.METRIC_INNER_PRODUCT)
-    on_cpu.base_level_only = False  # the upper levels find a start for a search on a CPU
     on_card.copyTo(on_cpu)
     return on_cpu
 

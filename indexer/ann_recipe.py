@@ -77,9 +77,13 @@ def make(recipe: IndexRecipe, dim: int) -> Any:
 
 
 def check(recipe: IndexRecipe, dim: int) -> None:
-    """Raise ``IndexFactoryError`` unless such an index can be made, or will be chosen."""
-    split_options(recipe.options)
-    if recipe.factory not in (AUTO, CAGRA):
+    """Raise ``IndexFactoryError`` unless such an index can be made here, or will be chosen."""
+    options, _ = split_options(recipe.options)
+    if recipe.factory == CAGRA:
+        from indexer.ann_gpu import empty_cagra  # which needs this module
+
+        set_options(empty_cagra(dim), CAGRA, options)
+    elif recipe.factory != AUTO:
         make(recipe, dim)
 
 

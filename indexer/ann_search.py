@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.ann_flat import FlatScan, best_first
+from indexer.ann_probes import Probes
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -77,18 +78,20 @@ class IvfSearcher:
     def __init__(self, index: faiss.IndexIVF, quantizer: faiss.IndexFlat) -> None:
         self._index = index
         self._centroids = FlatScan(quantizer)
+        self._probes = Probes(index)
 
     def search(self, queries_QD: Floats, width: int, only: Restriction | None) -> tuple[Floats, Ids]:
-        """See ``Searcher``. Where few vectors may be answers, more lists are looked at in the same proportion."""
-        index, probes = self._index, int(self._index.nprobe)
-        if only is not None:
-            probes = int(np.ceil(probes * len(only.keep_N) / max(1, only.kept)))
-        probes = min(probes, int(index.nlist))
-        near_Qp, lists_Qp = self._centroids.search(queries_QD, probes)
+        """See ``Searcher``. Where few vectors may be answers, more lists are looked at (``indexer.ann_probes``)."""
+        index = self._index
+        near_Qp, lists_Qp = self._probes.chosen(
+            lambda probes: self._centroids.search(queries_QD, probes), None if only is None else only.keep_N
+        )
         near_Qp, lists_Qp = np.ascontiguousarray(near_Qp), np.ascontiguousarray(lists_Qp)
         scores_Qw = np.empty((len(queries_QD), width), dtype=np.float32)
         found_Qw = np.empty((len(queries_QD), width), dtype=np.int64)
-        parameters = faiss.SearchParametersIVF(sel=None if only is None else only.selector, nprobe=probes)
+        parameters = faiss.SearchParametersIVF(
+            sel=None if only is None else only.selector, nprobe=int(lists_Qp.shape[1])
+        )
         arrays = (lists_Qp, near_Qp, scores_Qw, found_Qw)
         index.search_preassigned_c(
             len(queries_QD),
@@ -106,6 +109,8 @@ class OneByOne:
 
     def __init__(self, index: Any) -> None:
         self._index = index
+        self._ivf = faiss.try_extract_index_ivf(index)
+        self._probes = None if self._ivf is None else Probes(self._ivf)
 
     def search(self, queries_QD: Floats, width: int, only: Restriction | None) -> tuple[Floats, Ids]:
         """See ``Searcher``."""
@@ -121,9 +126,17 @@ class OneByOne:
         if isinstance(_innermost(self._index), faiss.IndexFastScan):
             return self._sifted(query_1D, width, only)
         breadth = width + min(only.excluded, SPARE_NEIGHBOURS)
-        parameters = _parameters(self._index, only.selector, breadth)
+        parameters = _parameters(self._index, only.selector, breadth, self._lists(query_1D, only))
         scores, positions = self._index.search(query_1D, width, params=parameters)
         return scores, positions
+
+    def _lists(self, query_1D: Floats, only: Restriction) -> int:
+        """How many inverted lists a query looks at, where there are any."""
+        if self._probes is None:
+            return 0
+        rotated_1D = _transformed(self._index, query_1D)
+        _, lists_1p = self._probes.chosen(lambda probes: self._ivf.quantizer.search(rotated_1D, probes), only.keep_N)
+        return max(1, int(np.count_nonzero(lists_1p >= 0)))
 
     def _sifted(self, query_1D: Floats, width: int, only: Restriction) -> tuple[Floats, Ids]:
         """Ask a kind that knows no selector for more and more, until enough of it may be answers."""
@@ -146,16 +159,28 @@ def _innermost(index: Any) -> Any:
     return _innermost(index.index) if isinstance(index, faiss.IndexPreTransform) else index
 
 
-def _parameters(index: Any, selector: Any, breadth: int) -> Any:
-    """Search parameters of an index with a selector; a graph looks at ``breadth`` nodes at least."""
+def _transformed(index: Any, query_1D: Floats) -> Floats:
+    """A query as the inverted lists of an index see it."""
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexRefine):
+        return _transformed(index.base_index, query_1D)
+    if isinstance(index, faiss.IndexPreTransform):
+        for number in range(index.chain.size()):
+            query_1D = faiss.downcast_VectorTransform(index.chain.at(number)).apply(query_1D)
+        return _transformed(index.index, query_1D)
+    return query_1D
+
+
+def _parameters(index: Any, selector: Any, breadth: int, lists: int) -> Any:
+    """Search parameters of an index with a selector; ``breadth`` nodes of a graph, or ``lists``, are looked at."""
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexPreTransform):
-        return faiss.SearchParametersPreTransform(index_params=_parameters(index.index, selector, breadth))
+        return faiss.SearchParametersPreTransform(index_params=_parameters(index.index, selector, breadth, lists))
     if isinstance(index, faiss.IndexRefine):
-        base = _parameters(index.base_index, selector, breadth)
+        base = _parameters(index.base_index, selector, breadth, lists)
         return faiss.IndexRefineSearchParameters(k_factor=index.k_factor, base_index_params=base)
     if isinstance(index, faiss.IndexIVF):
-        return faiss.SearchParametersIVF(sel=selector, nprobe=index.nprobe)
+        return faiss.SearchParametersIVF(sel=selector, nprobe=lists)
     if isinstance(index, faiss.IndexHNSW):
         return faiss.SearchParametersHNSW(sel=selector, efSearch=max(index.hnsw.efSearch, breadth))
     return faiss.SearchParameters(sel=selector)

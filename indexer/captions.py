@@ -203,11 +203,16 @@ def _entry(where: str, row: Any) -> CaptionEntry:
 
 
 def strings_of(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    """The texts under a key, which may be one text, a list of them or missing. Raises ``ValueError``."""
+    """The texts under a key, which may be one text, a list of them or missing. Raises ``ValueError``.
+
+    JSON may hold halves of a character, which can be neither stored nor encoded.
+    """
     value = row.get(key)
     values = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(values, list) or not all(isinstance(text, str) and text.strip() for text in values):
         raise ValueError(f"`{key}` must be a text or a list of texts, none of them empty, got {value!r}")
+    if any("\ud800" <= character <= "\udfff" for text in values for character in text):
+        raise ValueError(f"`{key}` holds half of a character (a lone surrogate)")
     return tuple(text.strip() for text in values)
 
 

@@ -17,6 +17,7 @@ from indexer.catalogue_reader import CatalogueReader, connect
 from indexer.config import StoreSettings
 from indexer.rows import CaptionRow, Location, SegmentRow, SourceRow, VideoRow
 from indexer.schema import migrate
+from indexer.sources_tar import possible_sources
 
 ShardRows = Mapping[str, Mapping[int, int]]
 """Committed rows by kind and shard number."""
@@ -115,7 +116,12 @@ class Catalogue(CatalogueReader):
         self.connection.executemany("INSERT OR IGNORE INTO tags VALUES (?, ?)", tags)
 
     def remove_video(self, video_id: str) -> None:
-        """Forget a video with its segments, captions, tags and places."""
+        """Forget a video with its segments, captions, tags and places.
+
+        The shards and URLs that it came from count as not read, so that they are looked at again.
+        """
+        sources = {name for path in self.paths(video_id) for name in possible_sources(path)}
+        self.connection.executemany("UPDATE sources SET complete = 0 WHERE name = ?", [(name,) for name in sources])
         self.connection.execute("DELETE FROM videos WHERE video_id = ?", (video_id,))
 
     def set_tags(self, video_id: str, tags: Iterable[str]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from indexer import ann, tuning
+from indexer.ann_recipe import CAGRA
 from indexer.config import IndexReport, StoreSettings
 from indexer.index_choice import AUTO, Bounds, Candidate, candidates
 from indexer.side import MappedSide
@@ -71,7 +72,7 @@ def _exact(dim: int) -> Candidate:
 def _build(own: MappedSide, candidate: Candidate) -> ann.FaissIndex:
     dim = own.side.reader.dim
     train = np.zeros((0, dim), dtype=np.float32)
-    if len(own) and not ann.make(candidate, dim).is_trained:
+    if candidate.factory != CAGRA and len(own) and not ann.make(candidate, dim).is_trained:
         train = own.sample(min(candidate.training_rows or TRAINING_ROWS, TRAINING_ROWS))
     return ann.build(candidate, dim, own.side.ids_N, own.blocks(), train_rows=train, rows=own.rows)
 

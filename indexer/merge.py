@@ -22,7 +22,7 @@ import numpy as np
 from indexer import generation
 from indexer.catalogue_reader import CatalogueReader
 from indexer.config import StoreSettings
-from indexer.errors import Damaged, NotAStore, SettingsConflict
+from indexer.errors import Damaged, NotAStore, SettingsConflict, StoreError
 from indexer.features import CAPTIONS, FRAMES, POOLED, SHARD_KINDS, Array, Place, ShardReader
 from indexer.rows import Location
 from indexer.writer import EncodedSegment, EncodedVideo, StoreWriter
@@ -111,7 +111,8 @@ def read_merge_settings(stores: Sequence[Path], out: Path) -> StoreSettings:
 def merge(writer: StoreWriter, stores: Sequence[Path], on_video: Callable[[], None] = lambda: None) -> MergeReport:
     """Copy into the open store what it does not hold yet; ``on_video`` is told of each video of each store.
 
-    Raises ``Damaged`` for an input whose features are not what was written; what was copied until then stays.
+    Raises ``Damaged`` for an input whose features are not what was written, and ``StoreError`` for media that cannot be
+    copied; what was copied until then stays.
     """
     report = MergeReport()
     for path in stores:
@@ -164,15 +165,16 @@ def _open(path: Path) -> _Input | None:
 
 def _merge_locations(writer: StoreWriter, store: _Input, report: MergeReport) -> None:
     known = {location.path: location.video_id for location in writer.catalogue.locations()}
-    new = []
+    ours = []
     for found in store.catalogue.locations():
         location = _brought_along(found, store, writer)
         if known.get(location.path, location.video_id) != location.video_id:
             report.notes.append(f"{location.path} is another video in {store.path} than in a store before it")
-        elif location.path not in known:
-            new.append(location)
-    writer.add_locations(new)
-    for location in new:
+        else:
+            ours.append(location)
+    # Places first: a service removes media that have none. A run that was cut short may have left some without media.
+    writer.add_locations([location for location in ours if location.path not in known])
+    for location in ours:
         _copy_media(location, store, writer)
 
 
@@ -189,7 +191,10 @@ def _brought_along(location: Location, store: _Input, writer: StoreWriter) -> Lo
 
 
 def _copy_media(location: Location, store: _Input, writer: StoreWriter) -> None:
-    """Bring a kept video along: a link if both stores lie on one disk (neither ever changes it), else a copy."""
+    """Bring a kept video along: a link if both stores lie on one disk (neither ever changes it), else a copy.
+
+    Raises ``StoreError`` if it cannot be, on a full disk say.
+    """
     target = Path(location.path)
     source = store.path / MEDIA / target.name
     if target.parent != writer.path.absolute() / MEDIA or target.exists() or not source.exists():
@@ -198,12 +203,20 @@ def _copy_media(location: Location, store: _Input, writer: StoreWriter) -> None:
     work = target.with_name(f"{TEMPORARY_PREFIX}{target.name}")
     work.unlink(missing_ok=True)
     try:
-        os.link(source, work)
-    except OSError:  # another disk, or one without links
-        shutil.copyfile(source, work)
+        _link_or_copy(source, work)
         sync_file(work)
-    work.replace(target)
-    sync_folder(target.parent)
+        work.replace(target)
+        sync_folder(target.parent)
+    except OSError as error:
+        work.unlink(missing_ok=True)
+        raise StoreError(f"{source} could not be copied to {target} ({error}); merge again, and it goes on") from error
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without links
+        shutil.copyfile(source, target)
 
 
 def _merge_videos(writer: StoreWriter, store: _Input, report: MergeReport, on_video: Callable[[], None]) -> None:

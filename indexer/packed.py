@@ -17,6 +17,7 @@ from indexer.progress import Bar, Progress
 from indexer.reader import ReaderSettings
 from indexer.rows import Location
 from indexer.sources import PackedSource
+from indexer.sources_tar import SEPARATOR, shard_of
 from indexer.sources_url import RemoteFiles
 from indexer.staging import SourceResult, Staging
 from indexer.writer import StoreWriter
@@ -89,8 +90,8 @@ class _Run:
         self._report = report
         self._states = dict(writer.catalogue.states())  # as they were; read by the staging threads
         self._media = writer.path.absolute() / MEDIA
-        files = self._media.iterdir() if self._media.is_dir() else ()
-        self._kept = {path.stem for path in files if path.suffix != ".json"}  # .json: the service's records
+        files = {str(path) for path in self._media.iterdir()} if self._media.is_dir() else set()
+        self._kept = {place.video_id for place in writer.catalogue.locations() if place.path in files}
         self._told: set[str] = set()
 
     def wants(self, location: Location) -> bool:
@@ -174,7 +175,9 @@ class _Run:
         if not self._options.keep_media or location.video_id in self._kept:
             return
         assert location.file is not None, location
-        ending = PurePosixPath(location.path.partition("?")[0]).suffix.lower()
+        shard = shard_of(location.path)
+        name = location.path.partition("?")[0] if shard is None else location.path.removeprefix(f"{shard}{SEPARATOR}")
+        ending = PurePosixPath(name).suffix.lower()
         target = self._media / f"{location.video_id}{ending if _ENDING.fullmatch(ending) else '.bin'}"
         self._media.mkdir(exist_ok=True)
         sync_file(Path(location.file))

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.config import Counts
+from indexer.errors import Damaged
 from indexer.records import Caption, Segment, Video, VideoState
 from indexer.schema import database_uri
 
@@ -57,15 +58,22 @@ _VARIABLES = 500
 
 
 class Snapshot:
-    """Reads from one catalogue copy, with one connection for each thread that asks."""
+    """Reads from one catalogue copy, with one connection for each thread that asks.
+
+    The file is opened at once and held: threads that ask only after it was deleted take turns with that connection.
+    (``/proc/self/fd`` would not do: SQLite resolves links, to a name that is no more.) Raises ``Damaged`` if it is
+    gone already.
+    """
 
     def __init__(self, path: Path, overlay: bytes | None = None) -> None:
-        self._uri = database_uri(path, "mode=ro&immutable=1")
+        self._path = path
         self._overlay = overlay
         self._local = threading.local()
-        self._connections: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
         self._closed = False
+        self._held = self._opened()
+        self._held_is_prepared = False
+        self._connections = [self._held]
 
     def close(self) -> None:
         """Close the connections of all threads; no call may be running."""
@@ -137,7 +145,7 @@ class Snapshot:
         """A page of the searchable captions in the order of their ids, of one video or of all."""
         where, values = ("", ()) if video_id is None else ("WHERE video_id = ?", (video_id,))
         query = f"SELECT caption_id, video_id, text FROM searchable_captions {where} ORDER BY caption_id"  # noqa: S608
-        rows = self._connection().execute(f"{query} LIMIT ? OFFSET ?", (*values, limit, offset))
+        rows = self._rows(f"{query} LIMIT ? OFFSET ?", (*values, limit, offset))
         return [Caption(caption_id=c, video_id=v, text=t) for c, v, t in rows]
 
     def count_captions(self, video_id: str) -> int:
@@ -164,20 +172,19 @@ class Snapshot:
                 f" WHERE {' AND '.join(conditions)}"
             )
             if video_ids is None:
-                found += self._connection().execute(query, values).fetchall()
+                found += self._rows(query, values)
             else:
                 found += self._by_ids(f"{query} AND video_id IN", video_ids, values)
         return np.unique(np.array([row[0] for row in found], dtype=np.int64))
 
     def _videos(self, tail: str, values: Sequence[object]) -> list[Video]:
-        rows = self._connection().execute(f"{_VIDEO} {tail}", values).fetchall()
-        return [self._video(row) for row in rows]
+        return [self._video(row) for row in self._rows(f"{_VIDEO} {tail}", values)]
 
     def _video(self, row: Sequence[Any]) -> Video:
         video_id, duration, width, height, size, state, reason, title = row
 
         def select(query: str) -> list[tuple[Any, ...]]:
-            return self._connection().execute(query, (video_id,)).fetchall()
+            return self._rows(query, (video_id,))
 
         paths = tuple(r[0] for r in select("SELECT path FROM locations WHERE video_id = ? ORDER BY path"))
         segments = select("SELECT * FROM segment_windows WHERE video_id = ? ORDER BY number")
@@ -204,18 +211,44 @@ class Snapshot:
             with self._lock:
                 if self._closed:
                     raise ValueError("this reader was closed; open the store again")
-                # check_same_thread off: close() is called from one thread for the connections of all
-                connection = sqlite3.connect(self._uri, uri=True, check_same_thread=False, isolation_level=None)
-                _prepare(connection, self._overlay)
-                self._connections.append(connection)
-            self._local.connection = connection
+                connection = self._local.connection = self._next()
         return connection
 
+    def _next(self) -> sqlite3.Connection:
+        """A connection for one more thread."""
+        try:
+            connection = self._opened()
+        except Damaged:
+            if not self._held_is_prepared:
+                _prepare(self._held, self._overlay)
+                self._held_is_prepared = True
+            return self._held
+        self._connections.append(connection)
+        _prepare(connection, self._overlay)
+        return connection
+
+    def _opened(self) -> sqlite3.Connection:
+        uri = database_uri(self._path, "mode=ro&immutable=1")
+        try:
+            # check_same_thread off: close() is called from one thread for the connections of all
+            return sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None)
+        except sqlite3.OperationalError as error:
+            if self._path.exists():
+                raise
+            raise Damaged(f"{self._path} is missing; run `emcl index rebuild`") from error
+
+    def _rows(self, query: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        connection = self._connection()
+        if connection is not self._held:
+            return connection.execute(query, values).fetchall()
+        with self._lock:  # SQLite's own is not enough: it can wait for a thread that waits for Python, for ``contains``
+            return connection.execute(query, values).fetchall()
+
     def _value(self, query: str, values: Sequence[object] = ()) -> int:
-        return int(self._connection().execute(query, values).fetchone()[0])
+        return int(self._rows(query, values)[0][0])
 
     def _array(self, query: str, dtype: np.dtype[np.void]) -> Places:
-        return np.fromiter(self._connection().execute(query), dtype=dtype)
+        return np.fromiter(self._connection().execute(query), dtype=dtype)  # for publishing: the file is there
 
     def _by_ids(
         self, query: str, ids: Sequence[int] | Sequence[str], values: Sequence[object] = ()
@@ -224,7 +257,7 @@ class Snapshot:
         for start in range(0, len(ids), _VARIABLES):
             part = ids[start : start + _VARIABLES]
             marks = ", ".join("?" * len(part))
-            rows += self._connection().execute(f"{query} ({marks})", (*values, *part)).fetchall()
+            rows += self._rows(f"{query} ({marks})", (*values, *part))
         return rows
 
 

@@ -119,6 +119,9 @@ def discover(paths: Iterable[str], *, exclude: Path | None = None, remote: Remot
             packed[str(path)] = PackedSource(name=str(path), key=path.name)
         else:
             files.setdefault(path, FoundFile(path=path, root=path.parent))
+    for name in [name for name in packed if not _is_utf8(name)]:  # which the catalogue cannot hold
+        del packed[name]
+        unreadable.append((name, "the name is not valid UTF-8; rename it"))
     return Discovery(
         files=[files[path] for path in sorted(files)],
         folders=folders,
@@ -242,10 +245,8 @@ def _walk(folder: Path, skipped: Path | None, unreadable: list[tuple[str, str]])
 
 def _locate(path: Path, known: Mapping[str, Location]) -> Location:
     name = str(path)
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        raise SourceError("the file name is not valid UTF-8; rename the file") from error
+    if not _is_utf8(name):
+        raise SourceError("the file name is not valid UTF-8; rename the file")
     before = path.stat()
     seen = known.get(name)
     if seen is not None and (seen.size_bytes, seen.modified_ns) == (before.st_size, before.st_mtime_ns):
@@ -255,6 +256,14 @@ def _locate(path: Path, known: Mapping[str, Location]) -> Location:
     if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
         raise SourceError("the file changed while it was read; run again when it is complete")
     return Location(path=name, video_id=digest, size_bytes=after.st_size, modified_ns=after.st_mtime_ns)
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _absolute(path: Path) -> Path:

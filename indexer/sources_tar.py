@@ -12,11 +12,12 @@ only regular members are read, and what could make reading them costly (long hea
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, Self
 
 from indexer.captions import strings_of
 from indexer.errors import SourceError
@@ -25,8 +26,17 @@ SUFFIX = ".tar"
 SEPARATOR = "!"
 LARGEST_HEADER_BYTES = 1 << 16
 LARGEST_TEXT_BYTES = 1 << 20
+MOST_HEADERS_AT_ONCE = 16
+"""Headers that say something of the one after them; tarfile reads each inside the one before."""
+
 _LONG_HEADERS = frozenset(
     (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+)
+_PROTOCOL = "[a-z0-9+-]+://"
+# A query ends at the next separator, and only URLs have one: in a path a question mark is part of a name.
+_MEMBER = re.compile(
+    rf"({_PROTOCOL}[^?]+?{re.escape(SUFFIX)}(?:\?[^{SEPARATOR}]*)?|(?!{_PROTOCOL}).+?{re.escape(SUFFIX)}){SEPARATOR}",
+    re.IGNORECASE | re.DOTALL,
 )
 
 
@@ -72,7 +82,7 @@ class Labels:
             self.tags.setdefault(key, []).extend(strings_of(record, "tags"))
             title = record.get("title")
             if isinstance(title, str) and title.strip():
-                self.titles[key] = title.strip()
+                (self.titles[key],) = strings_of(record, "title")
         except (ValueError, RecursionError) as error:
             self.unusable.append(f"{shard}{SEPARATOR}{name}: {error}")
 
@@ -95,7 +105,9 @@ def read_members(stream: IO[bytes]) -> Iterator[TarMember | str]:
                 file = tar.extractfile(found)
                 assert file is not None, found
                 yield TarMember(name=found.name, size_bytes=found.size, file=_MemberFile(file))
-    except (tarfile.TarError, EOFError, OverflowError) as error:
+    except SourceError:
+        raise
+    except (tarfile.TarError, EOFError, OverflowError, ValueError) as error:  # the last for numbers in headers
         raise SourceError(f"it is damaged or no tar file: {error}") from error
 
 
@@ -112,8 +124,15 @@ def member_path(shard: str, member: str) -> str:
 
 def shard_of(path: str) -> str | None:
     """The shard of ``SHARD!MEMBER``; None for what is no member."""
-    shard, separator, _ = path.partition(SUFFIX + SEPARATOR)
-    return shard + SUFFIX if separator else None
+    found = _MEMBER.match(path)
+    return None if found is None else found[1]
+
+
+def possible_sources(path: str) -> Iterator[str]:
+    """What a place may belong to: itself, and all of its beginnings that a ``!`` follows, as names may hold one."""
+    yield path
+    for found in re.finditer(SEPARATOR, path):
+        yield path[: found.start()]
 
 
 class _MemberFile:
@@ -128,7 +147,18 @@ class _MemberFile:
 
 
 class _BoundedInfo(tarfile.TarInfo):
-    """Refuses headers that make tarfile read or remember as much as their sender likes."""
+    """Refuses headers that make tarfile read, remember or recurse as much as their sender likes."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
+        depth = tar.__dict__.get("headers_at_once", 0)
+        if depth > MOST_HEADERS_AT_ONCE:
+            raise SourceError(f"it is damaged: more than {MOST_HEADERS_AT_ONCE} headers of one member")
+        tar.__dict__["headers_at_once"] = depth + 1
+        try:
+            return super().fromtarfile(tar)
+        finally:
+            tar.__dict__["headers_at_once"] = depth
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Any:

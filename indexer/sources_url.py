@@ -10,13 +10,14 @@ its length, or that comes slower than ``SLOWEST_BYTES_PER_SECOND``, is an error.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import io
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, Any, TypeVar
-from urllib.parse import urlsplit
 
 from indexer.errors import SourceError
 from indexer.fetch_errors import is_lasting, reason_of
@@ -33,8 +34,10 @@ CONNECT_TIMEOUT_SECONDS = 30.0
 FETCH_TIMEOUT_SECONDS = 60.0
 """How long nothing may come before it is tried again."""
 
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}
+_SAME = {"s3a": "s3", "gcs": "gs", "local": "file", "ssh": "sftp", "abfss": "abfs", "az": "abfs"}
+_EXTRAS = {"s3": "s3", "gs": "gs", "http": "http", "https": "http"}
 _HTTP = ("http", "https")
+_AUTHORITY = re.compile("[^/?#]*")
 # In the words of fsspec's file systems for HTTP, S3, Google Cloud Storage, local files and memory.
 _VERSION_KEYS = (
     *("ETag", "etag", "Last-Modified", "LastModified", "last_modified"),
@@ -58,20 +61,33 @@ def protocol_of(text: str) -> str | None:
 
 
 def check_url(url: str, allowed: Iterable[str]) -> None:
-    """Raise ``SourceError`` unless ``url`` may be fetched. Fetches nothing."""
+    """Raise ``SourceError`` unless ``url`` may be fetched, whatever its protocol is called. Fetches nothing."""
     allowed = sorted(allowed)
     protocol = protocol_of(url)
+    if _has_credentials(url):  # first, as the others repeat the URL
+        raise SourceError(
+            f"{url.split('@')[-1]!r} was given with a name or password, which the store would keep; give it without"
+        )
     if "::" in url:
         raise SourceError(f"{url!r} chains file systems; give a plain URL")
-    if protocol not in allowed:
+    if protocol is None or _system_of(protocol) not in map(_system_of, allowed):
         named = ", ".join(allowed) if allowed else "none"
         raise SourceError(
             f"{url!r} is not fetched: protocols allowed are {named}; add --allow-protocol {protocol} if it may be"
         )
-    if "@" in urlsplit(url).netloc and protocol in _HTTP:
-        raise SourceError(
-            f"{url.split('@')[-1]!r} was given with a name or password, which the store would keep; give it without"
-        )
+
+
+def _has_credentials(url: str) -> bool:
+    authority = _AUTHORITY.match(url.partition("://")[2])
+    assert authority is not None, url
+    user, separator, _ = authority[0].rpartition("@")
+    is_container = ":" not in user and _system_of(protocol_of(url) or "") == "abfs"  # abfs://CONTAINER@ACCOUNT
+    return bool(separator) and not is_container
+
+
+def _system_of(protocol: str) -> str:
+    """One name for all that a file system goes by. HTTP and HTTPS are two: they are allowed one by one."""
+    return _SAME.get(protocol, protocol)
 
 
 class RemoteFiles:
@@ -171,11 +187,13 @@ class RemoteFiles:
     def _system(self, url: str) -> Any:
         import fsspec  # type: ignore[import-untyped]
 
-        protocol = protocol_of(url)
-        assert protocol is not None, url
+        protocol = _system_of(protocol_of(url) or "")
+        assert protocol, url
         if protocol not in self._systems:
             try:
                 options = self._options(protocol)
+                kind = fsspec.get_filesystem_class(protocol)
+                inspect.signature(kind.__init__).bind(None, **options)  # half a file system complains when it goes
                 self._systems[protocol] = fsspec.filesystem(protocol, skip_instance_cache=True, **options)
             except ImportError as error:
                 extra = _EXTRAS.get(protocol)
@@ -183,10 +201,14 @@ class RemoteFiles:
                 raise SourceError(f"{protocol}:// needs {wanted} ({error})") from error
             except ValueError as error:
                 raise SourceError(f"{url!r}: {error}") from error
+            except Exception as error:  # such as a TypeError for want of what no URL tells
+                raise SourceError(
+                    f"{protocol}:// cannot be read by a URL alone ({error}); copy its files here and give their paths"
+                ) from error
         return self._systems[protocol]
 
     def _options(self, protocol: str) -> dict[str, Any]:
-        if protocol in ("s3", "s3a"):
+        if protocol == "s3":
             seconds = {"connect_timeout": CONNECT_TIMEOUT_SECONDS, "read_timeout": self._timeout_seconds}
             return {"config_kwargs": seconds}
         if protocol in _HTTP:
@@ -202,10 +224,16 @@ class RemoteFiles:
 
     def _redirections(self) -> Any:
         import aiohttp
+        from yarl import URL
 
         async def check(_session: Any, _context: Any, parameters: Any) -> None:
-            target = parameters.response.headers.get("Location", "")
-            if (protocol := protocol_of(target)) is not None and protocol not in self._allowed:
+            headers = parameters.response.headers
+            target = headers.get("Location") or headers.get("URI") or ""  # read as aiohttp does, which follows either
+            try:
+                protocol = URL(target).scheme
+            except ValueError as error:
+                raise SourceError(f"it redirects to what is no URL: {error}") from error
+            if protocol and protocol not in self._allowed:
                 raise SourceError(f"it redirects to {protocol}://, which is not allowed")
 
         trace = aiohttp.TraceConfig()
@@ -222,7 +250,7 @@ class _Stream(io.RawIOBase):
         self._size_bytes = size_bytes
         self._position = 0
         self._file: Any = None
-        self._since = time.monotonic()
+        self._seconds = 0.0
 
     def readable(self) -> bool:
         return True
@@ -244,9 +272,13 @@ class _Stream(io.RawIOBase):
         super().close()
 
     def _read(self, buffer: Any) -> int:
-        if self._file is None:
-            self._file = self._files.open_at(self._url, self._position)
-        block = self._file.read(len(buffer))
+        before = time.monotonic()
+        try:
+            if self._file is None:
+                self._file = self._files.open_at(self._url, self._position)
+            block = self._file.read(len(buffer))
+        finally:
+            self._seconds += time.monotonic() - before  # not what passes between two reads, when we are the slow ones
         if not block and self._position < self._size_bytes:
             raise OSError(f"the answer ended, {self._size_bytes} bytes were announced")
         buffer[: len(block)] = block
@@ -255,9 +287,8 @@ class _Stream(io.RawIOBase):
         return len(block)
 
     def _check_speed(self) -> None:
-        seconds = time.monotonic() - self._since
-        if seconds > self._files._timeout_seconds and self._position < SLOWEST_BYTES_PER_SECOND * seconds:
-            raise SourceError(f"only {self._position} bytes came in {seconds:.0f} s")
+        if self._seconds > self._files._timeout_seconds and self._position < SLOWEST_BYTES_PER_SECOND * self._seconds:
+            raise SourceError(f"only {self._position} bytes came in {self._seconds:.0f} s")
 
     def _drop(self) -> None:
         file, self._file = self._file, None

@@ -30,6 +30,7 @@ from indexer.sources_tar import (
     TarMember,
     key_of,
     member_path,
+    possible_sources,
     read_members,
     shard_of,
 )
@@ -90,7 +91,7 @@ class Staging:
         self._queue: SimpleQueue[Location | BaseException | None] = SimpleQueue()
         self._members: dict[str, list[Location]] = {}
         for location in known.values():
-            self._members.setdefault(_source_name(location.path), []).append(location)
+            self._members.setdefault(self._source_of(location.path), []).append(location)
 
     def __enter__(self) -> Staging:
         shutil.rmtree(self._folder, ignore_errors=True)  # of a run that was killed
@@ -108,26 +109,33 @@ class Staging:
         """Locations to decode, in whatever order they are there; ``results`` is filled until the end."""
         if not sources:
             return
-        with ThreadPoolExecutor(min(READERS, len(sources)), thread_name_prefix="staging") as readers:
-            waiting = Countdown(len(sources), lambda: self._queue.put(None))
+        readers = ThreadPoolExecutor(min(READERS, len(sources)), thread_name_prefix="staging")
+        waiting = Countdown(len(sources), lambda: self._queue.put(None))
 
-            def work(source: PackedSource) -> None:
-                try:
-                    results.append(self._read(source))
-                except RunEnded:
-                    pass
-                except BaseException as error:  # told in the thread that asks for locations
-                    self._queue.put(error)
-                finally:
-                    waiting.one_less()
+        def work(source: PackedSource) -> None:
+            try:
+                self._budget.check_open()
+                results.append(self._read(source))
+            except RunEnded:
+                pass
+            except BaseException as error:  # told in the thread that asks for locations
+                self._budget.close()
+                self._queue.put(error)
+            finally:
+                waiting.one_less()
 
+        try:
             for source in sources:
                 readers.submit(work, source)
             while (item := self._queue.get()) is not None:
                 if isinstance(item, BaseException):
-                    self._budget.close()
                     raise item
                 yield item
+        except BaseException:
+            self._budget.close()
+            raise
+        finally:
+            readers.shutdown(cancel_futures=True)
 
     def release(self, location: Location) -> None:
         """Remove the copy of a video that is done, unless it was moved away."""
@@ -162,6 +170,11 @@ class Staging:
         )
         return result
 
+    def _source_of(self, path: str) -> str:
+        """What a place belongs to, of what was read before; by its form where a run was cut short."""
+        recorded = (name for name in possible_sources(path) if name in self._sources)
+        return next(recorded, None) or shard_of(path) or path
+
     def _is_unchanged(self, source: PackedSource, info: RemoteInfo) -> bool:
         """Whether it was read to its end as it is now, and nothing of it is wanted once more."""
         known = self._sources.get(source.name)
@@ -176,6 +189,7 @@ class Staging:
     def _read_shard(self, stream: IO[bytes], info: RemoteInfo, result: SourceResult) -> None:
         shard = result.source.name
         for member in read_members(stream):
+            self._budget.check_open()
             if isinstance(member, str):
                 result.unread.append(member)
                 continue
@@ -286,7 +300,3 @@ def _listed(reasons: Sequence[str]) -> str | None:
         return None
     more = f"; and {len(reasons) - SHOWN_REASONS} more" if len(reasons) > SHOWN_REASONS else ""
     return "; ".join(reasons[:SHOWN_REASONS]) + more
-
-
-def _source_name(path: str) -> str:
-    return shard_of(path) or path

@@ -62,9 +62,12 @@ class _Base:
         what, index, file, kind, prefix = _LAYERS[name]
         places = np.load(folder / file, mmap_mode="r")
         shards_N, rows_N = places[f"{prefix}shard"], places[f"{prefix}row"]
+        # Not through self: the index would hold this object, which holds the index, and both would outlive their last
+        # view until the garbage collector came by.
+        frozen_map, shard = self.frozen_map, self.shards[kind]
 
         def rows(positions: IdArray) -> FloatArray:
-            return mapped(self.frozen_map, self.shards[kind], shards_N[positions], rows_N[positions])
+            return mapped(frozen_map, shard, shards_N[positions], rows_N[positions])
 
         report = self.manifest.indexes.get(name)
         ids_N = np.ascontiguousarray(places["id"])

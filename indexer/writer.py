@@ -8,6 +8,7 @@ off or deleted when the next writer opens the store.
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from indexer.errors import FeatureError, NotAStore
 from indexer.features import CAPTIONS, FRAMES, POOLED, SHARD_BYTES, SHARD_KINDS, ShardWriter, to_half
 from indexer.rows import CaptionRow, Location, SegmentRow, SourceRow, VideoRow
 from indexer.shard_files import remove_unnamed
+from indexer.staging import FOLDER as STAGING
 from indexer.writer_lock import LOCK_HOLDER, acquire_lock
 
 if TYPE_CHECKING:
@@ -73,6 +75,7 @@ class StoreWriter:
         self.settings = settings
         self.catalogue = catalogue
         self._lock = lock
+        shutil.rmtree(path / STAGING, ignore_errors=True)  # of a run that was killed: nobody else writes
         generation.clean_up(path)
         remove_unnamed(path, catalogue)
         self.shards = {
@@ -218,7 +221,10 @@ class StoreWriter:
                 self.catalogue.remove_captions(caption_ids)
 
     def remove_videos(self, video_ids: Sequence[str]) -> None:
-        """Forget videos with their captions. Their rows in the shards stay as unused space."""
+        """Forget videos with their captions. Their rows in the shards stay as unused space.
+
+        The next build over the files, tar shards or URLs that they came from indexes them again.
+        """
         if not video_ids:
             return
         with self.catalogue.transaction():

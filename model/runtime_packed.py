@@ -19,9 +19,6 @@ from torch import Tensor, nn
 from model.clip import ClipTowers
 from model.compat import import_open_clip
 
-# fp16 is left alone: PyTorch's CPU has no fast path for it to prepare.
-_PACKED_DTYPES = (torch.float32, torch.bfloat16)
-
 
 def can_pack(towers: ClipTowers) -> bool:
     """Whether there is anything to gain: blocks of open_clip, on a CPU, with oneDNN that has the two operations."""
@@ -52,8 +49,15 @@ def _is_packable(block: nn.Module) -> bool:
         return False
     attention: Any = block.attn
     return bool(attention.batch_first and attention.in_proj_weight is not None) and (
-        attention.in_proj_weight.dtype in _PACKED_DTYPES
+        attention.in_proj_weight.dtype in _dtypes()
     )
+
+
+def _dtypes() -> tuple[torch.dtype, ...]:
+    """What oneDNN multiplies on this processor. Not fp16: PyTorch's CPU has no fast path for it to prepare."""
+    operations = torch.ops.mkldnn
+    has_bf16 = hasattr(operations, "_is_mkldnn_bf16_supported") and operations._is_mkldnn_bf16_supported()
+    return (torch.float32, torch.bfloat16) if has_bf16 else (torch.float32,)
 
 
 def _replace(module: Any, computing: Any) -> None:

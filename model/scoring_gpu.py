@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -86,7 +87,7 @@ class GraphScorer:
     ) -> tuple[Floats, Floats]:
         """Scores (Q, N) and frame weights (Q, N, F)."""
         queries = len(text_QD)
-        with self._lock:
+        with self._lock, _current(self._device):
             shape = self._of(features_QNFD, rerank)
             staging = shape.staging
             arrays = {"text": text_QD, "features": features_QNFD, "mask": mask_QNF, "there": candidate_mask_QN}
@@ -126,7 +127,11 @@ class GraphScorer:
 
 
 def capture_graph(run: Replay) -> Replay:
-    """``run`` as a CUDA graph: what is returned launches it and gives the same output tensors each time."""
+    """``run`` as a CUDA graph: what is returned launches it and gives the same output tensors each time.
+
+    On the current device, which must be that of ``run``. What other threads do there meanwhile, encode a text say, is
+    neither captured nor forbidden.
+    """
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -134,7 +139,8 @@ def capture_graph(run: Replay) -> Replay:
             run()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # The stream is given, for PyTorch's own is one for the process, on the device that was the first to capture.
+    with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
         outputs = run()
 
     def replay() -> Scores:
@@ -142,6 +148,11 @@ def capture_graph(run: Replay) -> Replay:
         return outputs
 
     return replay
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """Make a CUDA device the current one: streams, graphs and pinned memory belong to that, not to their tensors'."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _part(block: Tensor, offset: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -234,7 +234,7 @@ class Engine:
 
     def _rerank_one(self, generation: Generation, row_D: Floats, query: RerankQuery, watch: _Stopwatch) -> SearchResult:
         reader = generation.reader
-        ids_C = np.array([_segment_id(generation, named) for named in query.segments])
+        ids_C = np.sort([_segment_id(generation, named) for named in query.segments])  # sums depend on their order
         pooled_CD = self.encoder.map_rows(reader.frozen_map, reader.segment_embeddings(ids_C))
         stage1_C = pooled_CD @ self.encoder.map_rows(reader.frozen_map, row_D[None])[0]
         candidates = ranking.sort_by_id(stage1_C[None], ids_C[None])

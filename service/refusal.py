@@ -36,8 +36,9 @@ _TOLD_EVERY_SECONDS = 1.0
 class RefuseEarly:
     """The outermost middleware of all: answers 503 to ``POST /v1/search`` while no more searches are taken on.
 
-    Taken on are as many as may wait and be computed: ``max_queue`` and one batch. Counting them from here to their
-    answer, not by the length of the queue, refuses at the door also those that arrive together.
+    Taken on are as many as may wait and be computed: ``max_queue`` and one batch. Counting them from their last byte to
+    their answer, not by the length of the queue, refuses at the door also those that arrive together. Who has not sent
+    everything yet does not count, or a few slow senders could stop all searches.
     """
 
     def __init__(self, app: ASGIApp, telemetry: Telemetry, *, other_origins: bool) -> None:
@@ -62,11 +63,20 @@ class RefuseEarly:
             if not (self._other_origins and "origin" in headers):
                 await self._refuse(queue, headers, send)
                 return
-        self._taken_on += 1
+        counted = 0
+
+        async def counting() -> Message:
+            nonlocal counted
+            message = await receive()
+            if not counted and message["type"] == "http.request" and not message.get("more_body", False):
+                counted = 1
+                self._taken_on += 1
+            return message
+
         try:
-            await self.app(scope, receive, send)
+            await self.app(scope, counting, send)
         finally:
-            self._taken_on -= 1
+            self._taken_on -= counted
 
     async def _refuse(self, queue: Batcher[Any, Any], headers: Headers, send: Send) -> None:
         queue.rejected += 1

@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from index_support import FakeEncoder, _kill_before_fsync, fill, location_of, settings
@@ -20,13 +21,25 @@ from indexer.writer import StoreWriter
 
 
 def make_inputs(folder: Path) -> list[Path]:
-    """Two stores that share a video."""
+    """Two stores that share a video, each of which keeps the media of two."""
     stores = [folder / "one", folder / "two"]
     for store, numbers in zip(stores, (range(4), range(3, 7)), strict=True):
         with StoreWriter.open(store, settings=settings(), shard_bytes=256) as writer:
             fill(writer, numbers)
+            for number in numbers[1:3]:
+                keep_media(writer, number)
             writer.publish(FakeEncoder())
     return stores
+
+
+def keep_media(writer: StoreWriter, number: int) -> Path:
+    """Keep the bytes of ``video_of(number)`` in the store, as ``--keep-media`` does."""
+    place = replace(location_of(number), path=str(writer.path / "media" / f"{location_of(number).video_id}.mp4"))
+    media = Path(place.path)
+    media.parent.mkdir(exist_ok=True)
+    media.write_bytes(b"video %d" % number)
+    writer.add_locations([place])
+    return media
 
 
 def make_loose(store: Path) -> None:

@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import compare
-from benchmarks.harness import interleave
+from benchmarks import compare, gpu, stages
+from benchmarks.harness import Scale, interleave
 from benchmarks.report import write_json
-from benchmarks.report_rows import Machine, Report, Row, SectionResult
+from benchmarks.report_rows import Machine, Report, Row, SectionResult, Target
 
 MACHINE = Machine(
     processor="a processor",
@@ -31,12 +31,12 @@ def noisy(seed, *, scale=1.0, busy=1.0, count=30, better="less", name="search"):
     return Row(name=name, clock="wall", samples=tuple(times), floor="floor", floor_samples=tuple(floors), better=better)
 
 
-def plain(name, *values, unit="s", better="less"):
-    return Row(name=name, unit=unit, samples=values, better=better)
+def plain(name, *values, unit="s", better="less", **more):
+    return Row(name=name, unit=unit, samples=values, better=better, **more)
 
 
-def report(*rows, kind="full", machine=MACHINE, state="done"):
-    section = SectionResult(name="a", title="A", state=state, rows=rows)
+def report(*rows, kind="full", machine=MACHINE, state="done", reason=""):
+    section = SectionResult(name="a", title="A", state=state, reason=reason, rows=rows)
     return Report(kind=kind, started="2026-01-01T00:00:00+00:00", seconds=1.0, machine=machine, sections=(section,))
 
 
@@ -98,6 +98,94 @@ def test_less_is_worse_where_more_is_better():
 def test_a_single_measurement_needs_a_larger_change():
     assert verdicts(report(plain("once", 1.0)), report(plain("once", 1.2))) == {"once": ("within noise", False)}
     assert verdicts(report(plain("once", 1.0)), report(plain("once", 2.0))) == {"once": ("slower", True)}
+
+
+@pytest.mark.parametrize(
+    ("unit", "before", "now", "verdict"),
+    [
+        ("share", 0.986, 0.80, ("less", True)),
+        ("share", 0.986, 0.97, ("less", True)),
+        ("share", 0.986, 0.976, ("within noise", False)),
+        ("share", 0.05, 0.06, ("within noise", False)),
+        ("share", 0.80, 0.986, ("more", False)),
+        ("%", 90.0, 72.0, ("less", True)),
+        ("%", 90.0, 85.0, ("within noise", False)),
+        ("%", 90.0, 83.3, ("less", True)),
+        ("%", 72.0, 90.0, ("more", False)),
+    ],
+)
+def test_shares_are_compared_by_their_difference(unit, before, now, verdict):
+    old, new = (report(plain("found", value, unit=unit, better="more")) for value in (before, now))
+    assert verdicts(old, new, tolerance=0.5, same_machine=False) == {"found": verdict}
+
+
+@pytest.mark.parametrize("unit", ["MiB", "B/vector"])
+def test_sizes_are_held_to_the_tolerance_itself(unit, tmp_path, capsys):
+    old = report(plain("size", 3000.0, unit=unit))
+    assert verdicts(old, report(plain("size", 3000.0 * 1.14, unit=unit))) == {"size": ("within noise", False)}
+    assert verdicts(old, report(plain("size", 3000.0 * 1.29, unit=unit))) == {"size": ("more", True)}
+    assert verdicts(report(plain("time", 1.0)), report(plain("time", 1.29))) == {"time": ("within noise", False)}
+    assert run(tmp_path, old, report(plain("size", 3000.0 * 1.29, unit=unit))) == 1
+    assert "**more**" in capsys.readouterr().out
+
+
+def test_a_target_that_was_met_and_is_missed_counts(tmp_path, capsys):
+    enough, limit = Target(of="value", sense="at least", bound=0.98), Target(of="value", bound=4096.0)
+
+    def measured(recall, memory):
+        recall = plain("recall", recall, unit="share", better="more", target=enough)
+        return report(recall, plain("memory", memory, unit="MiB", target=limit))
+
+    assert run(tmp_path, measured(0.985, 4000.0), measured(0.979, 4000.0)) == 1
+    assert "**within noise, misses its target now**" in capsys.readouterr().out
+    assert verdicts(measured(0.985, 4000.0), measured(0.985, 4100.0))["memory"] == ("within noise", True)
+    assert run(tmp_path, measured(0.979, 4100.0), measured(0.979, 4100.0)) == 0  # missed before as well
+    assert run(tmp_path, measured(0.979, 4100.0), measured(0.985, 4000.0)) == 0
+
+
+def test_a_time_that_misses_its_target_counts_beyond_noise_only():
+    def near(seed, **options):
+        return report(Row(**{**noisy(seed, **options).model_dump(), "target": Target(bound=bound)}))
+
+    one, another = noisy(1).ratio, noisy(2).ratio
+    bound = (one + another) / 2  # the same program on either side of it
+    old, new = (near(1), near(2)) if one < another else (near(2), near(1))
+    assert new.rows[("a", "search")].met is False
+    assert verdicts(old, new) == {"search": ("within noise", False)}
+    bound = 2.2
+    old, slower = near(1, count=60), near(2, count=60, scale=1.2)
+    assert verdicts(old, slower, tolerance=0.5) == {"search": ("slower", True)}
+    bound = 5.0
+    old, slower = near(1, count=60), near(2, count=60, scale=1.2)
+    assert verdicts(old, slower, tolerance=0.5) == {"search": ("slower", False)}
+
+
+def test_a_target_that_was_moved_is_no_slower_program():
+    old = report(plain("memory", 100.0, unit="MiB", target=Target(of="value", bound=200.0)))
+    new = report(plain("memory", 100.0, unit="MiB", target=Target(of="value", bound=50.0)))
+    assert verdicts(old, new) == {"memory": ("within noise", False)}
+
+
+def test_a_slower_machine_is_not_a_slower_program(tmp_path, capsys):
+    rows = [*stages.machine(Scale(quick=True)), *gpu.rates(Scale(quick=True), "cpu")]
+    assert rows
+    assert not any(row.ours for row in rows)
+    steady = [Row(**{**row.model_dump(), "samples": (100.0,) * 15}) for row in rows]
+    slower = [Row(**{**row.model_dump(), "samples": (70.0,) * 15}) for row in rows]
+    assert run(tmp_path, report(*steady), report(*slower)) == 0
+    assert capsys.readouterr().out.count("| less |") == len(rows)
+    before = [Row(**{**row.model_dump(), "ours": True}) for row in steady]  # as reports had it formerly
+    assert run(tmp_path, report(*before), report(*slower)) == 0
+
+
+def test_sections_that_were_not_measured_are_told(tmp_path, capsys):
+    old, skipped = report(noisy(1)), report(state="skipped", reason="there is no CUDA device")
+    assert run(tmp_path, old, skipped) == 0
+    assert "not measured: there is no CUDA device |" in capsys.readouterr().out
+    assert run(tmp_path, old, skipped.model_copy(update={"sections": ()})) == 0
+    assert "| a | the whole section |  |  |  |  | not measured: left out" in capsys.readouterr().out
+    assert run(tmp_path, old, old) == 0
+    assert "not measured: 0" in capsys.readouterr().out
 
 
 def test_rows_that_a_failed_section_no_longer_has_are_a_failure():

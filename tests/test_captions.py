@@ -70,6 +70,7 @@ def test_csv_takes_quoted_captions_tags_and_rows_without_a_video(tmp_path: Path)
         ('{"video": "a.mp4", "captions": ["x", " "]}', "none of them empty"),
         ('{"video": "a.mp4", "captions": {"x": 1}}', "a text or a list"),
         ('{"video": "a.mp4", "captions": "x", "tags": [1]}', "`tags` must be"),
+        ('{"video": "a.mp4", "captions": "x \\ud83d"}', "half of a character"),
         ('{"vidoe": "a.mp4", "captions": "x"}', r"`video` is missing, and \['vidoe'\] are not read"),
     ],
 )

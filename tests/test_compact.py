@@ -6,6 +6,8 @@ import errno
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from indexer import generation
 from indexer.compact import compact, drop_former, loose_shards, waiting_bytes
 from indexer.errors import Damaged, StoreError
 from indexer.features import FRAMES, ShardWriter
+from indexer.snapshot import Snapshot
 from indexer.store import StoreReader
 from indexer.verify import verify
 from indexer.writer import StoreWriter
@@ -109,6 +112,44 @@ def test_a_reader_of_the_former_generation_goes_on(store: Path) -> None:
             writer.publish(FakeEncoder())
             drop_former(writer)
         np.testing.assert_array_equal(reader.segment_features(ids)[0], expected)
+
+
+@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize("over", [False, True])
+def test_a_reader_whose_generation_is_gone_answers_every_thread(store: Path, used: bool, over: bool) -> None:
+    """Also threads that ask for the first time, and titles, for which SQLite calls Python while others wait for it."""
+    with StoreWriter.open(store) as writer:
+        if over:
+            writer.edit_video(location_of(1).video_id, title="changed")
+        with StoreReader.open(store) as reader, StoreReader.open(store) as other:
+            expected = other.list_videos(), other.select_segments(tags=["odd"]).tolist(), other.list_captions()
+            if used:
+                reader.list_videos()
+            writer.remove_videos([location_of(2).video_id])
+            compact(writer)
+            writer.publish(FakeEncoder())
+            drop_former(writer)
+            assert [path.name for path in generation.kept(store)] == [generation.current_name(store)]
+            queries = reader.segment_embeddings(reader.segment_ids())[:3]
+            together = threading.Barrier(6)
+
+            def ask(_: int) -> tuple[object, ...]:
+                together.wait()
+                for _ in range(20):
+                    found = reader.list_videos(), reader.select_segments(tags=["odd"]).tolist(), reader.list_captions()
+                    assert reader.list_videos(title="no such title") == []
+                    reader.stored_features(reader.search_videos(queries, 3)[1])
+                return repr(found[0]), *found[1:]
+
+            with ThreadPoolExecutor(6) as pool:
+                assert list(pool.map(ask, range(6))) == [(repr(expected[0]), *expected[1:])] * 6
+
+
+def test_a_generation_that_went_while_it_was_opened_is_told_as_such(store: Path) -> None:
+    folder = generation.kept(store)[-1]
+    shutil.rmtree(folder)
+    with pytest.raises(Damaged, match=r"snapshot\.db is missing"):
+        Snapshot(folder / generation.SNAPSHOT)
 
 
 def test_changes_that_were_not_published_are_still_seen(store: Path) -> None:

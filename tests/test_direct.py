@@ -176,6 +176,31 @@ def test_a_refused_request_that_sends_much_loses_its_connection(clip_store, tiny
     assert b"connection" not in small
 
 
+def test_those_that_have_not_sent_everything_keep_nobody_out(clip_store, tiny_encoder, tmp_path):
+    from test_middleware import ask_by_hand, in_app, never
+
+    app = make_app(clip_store, tiny_encoder, tmp_path, max_queue=4, max_batch=2, max_texts=4)
+    parts = [(b'{"text":', True), (b' "a"}', False)]
+
+    async def whole():
+        if not parts:
+            await never()  # the client stays
+        body, more = parts.pop(0)
+        return {"type": "http.request", "body": body, "more_body": more}
+
+    async def scenario(services):
+        slow = [asyncio.ensure_future(ask_by_hand(app, receive=never)) for _ in range(10)]
+        while services.admission.active < len(slow):
+            await asyncio.sleep(0.002)
+        status, _ = await ask_by_hand(app, receive=whole)
+        for one in slow:
+            one.cancel()
+        await asyncio.gather(*slow, return_exceptions=True)
+        return status, services.searches.rejected
+
+    assert in_app(app, scenario) == (200, 0)
+
+
 def test_a_page_of_another_origin_can_read_its_refusal(clip_store, tiny_encoder, tmp_path, held):
     page = "https://page.example"
     app = make_app(clip_store, tiny_encoder, tmp_path, max_queue=4, max_batch=2, max_texts=4, cors_origins=page)

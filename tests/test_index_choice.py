@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import faiss
 import numpy as np
 import pytest
 
-from indexer import ann, ann_gpu, generation, index_build, tuning
+from indexer import ann, ann_gpu, ann_recipe, generation, index_build, tuning
 from indexer.config import Manifest
 from indexer.errors import IndexFactoryError, StoreError
 from indexer.index_choice import Bounds, candidates, lists_for
@@ -259,6 +260,38 @@ def test_an_index_moves_to_a_card_where_there_is_one_and_answers_the_same(
     if failing:
         with pytest.raises(StoreError, match="cannot be moved to the GPU"):
             ann_gpu.on_device(cpu, "gpu")
+
+
+def test_cagra_is_refused_before_anything_is_encoded_where_it_cannot_be_built() -> None:
+    if ann_gpu.has_cagra():
+        pytest.skip("it can be built here")
+    with pytest.raises(IndexFactoryError, match=r"built on a GPU by a FAISS with cuVS.*install faiss-gpu-cuvs"):
+        ann_recipe.check(settings(factory="CAGRA"), 8)
+
+
+def test_cagra_is_built_where_it_can_be(
+    clusters: Rows, captions: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The card is played by another graph; what is tested is that CAGRA, which FAISS has no name for, gets there."""
+
+    def graph(dim: int, blocks: Iterable[np.ndarray]) -> faiss.Index:
+        index = faiss.IndexHNSWFlat(dim, 16, faiss.METRIC_INNER_PRODUCT)
+        for block in blocks:
+            index.add(block)
+        return index
+
+    monkeypatch.setattr(ann_gpu, "has_cagra", lambda: True)
+    monkeypatch.setattr(ann_gpu, "build_cagra", graph)
+    wanted = settings(dim=32, factory="CAGRA", options="efSearch=200,refine=2")
+    ann_recipe.check(wanted, 32)
+    report = index_build.write_index(
+        tmp_path / "i", clusters, captions, wanted, names=("videos", "captions"), memory_bytes=1 << 30
+    )
+    assert (report.factory, report.auto, report.vectors) == ("CAGRA", False, 3000)
+    assert report.recall > 0.95
+    assert len(ann.load(tmp_path / "i", np.arange(3000))) == 3000
+    with pytest.raises(IndexFactoryError, match="'CAGRA' does not take the search options 'nprobe=2'"):
+        ann_recipe.check(settings(factory="CAGRA", options="nprobe=2"), 32)
 
 
 @pytest.mark.gpu

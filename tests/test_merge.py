@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from index_support import FakeEncoder, contents, fill, location_of, make_clip, settings, video_of
-from store_steps import make_inputs
+from store_steps import keep_media, make_inputs
 
 from indexer.build import BuildRequest, build
-from indexer.errors import Damaged, NotAStore, SettingsConflict
+from indexer.errors import Damaged, NotAStore, SettingsConflict, StoreError
 from indexer.merge import MergeReport, merge, read_merge_settings
 from indexer.partition import Partition
 from indexer.progress import Progress
@@ -38,6 +41,16 @@ def files_of(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not path.name.endswith(("-wal", "-shm"))
     }
+
+
+def told(store: Path) -> str:
+    """``contents`` without the name of the store, which places of media begin with."""
+    return repr(contents(store)).replace(f"{store}/", "")
+
+
+def media_of(store: Path) -> dict[int, bytes]:
+    """What a store keeps of each video, by number."""
+    return {int(path.stem, 16): path.read_bytes() for path in (store / "media").iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -118,19 +131,33 @@ def test_a_video_that_failed_in_one_store_is_taken_from_the_other(tmp_path: Path
 
 
 def test_media_that_a_store_keeps_goes_along(tmp_path: Path) -> None:
-    video_id = location_of(1).video_id
     with StoreWriter.open(tmp_path / "one", settings=settings()) as writer:
-        media = tmp_path / "one" / "media" / f"{video_id}.mp4"
-        media.parent.mkdir()
-        media.write_bytes(b"0123456789")
-        place = Location(path=str(media), video_id=video_id, size_bytes=10, modified_ns=1)
-        writer.add_locations([place])
+        media = keep_media(writer, 1)
         writer.add_videos([video_of(1)])
     merge_into(tmp_path / "out", tmp_path / "one")
     copied = tmp_path / "out" / "media" / media.name
-    assert copied.read_bytes() == b"0123456789"
+    assert copied.read_bytes() == b"video 1"
     with StoreReader.open(tmp_path / "out") as reader:
         assert reader.list_videos()[0].paths == (str(copied),)
+
+
+def test_media_that_did_not_fit_go_along_the_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def other_disk(*_: Path) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    def full(_: Path, target: Path) -> None:
+        target.write_bytes(b"vid")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    inputs, out = make_inputs(tmp_path), tmp_path / "out"
+    monkeypatch.setattr(os, "link", other_disk)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", full)
+        with pytest.raises(StoreError, match=r"could not be copied to .*No space left on device.*merge again"):
+            merge_into(out, *inputs)
+    assert list((out / "media").iterdir()) == []
+    merge_into(out, *inputs)
+    assert media_of(out) == {number: b"video %d" % number for number in (1, 2, 4, 5)}
 
 
 def test_stores_of_other_models_or_sampling_are_refused_by_name(tmp_path: Path) -> None:
@@ -167,9 +194,11 @@ def test_a_killed_merge_is_continued_by_running_it_again(tmp_path: Path) -> None
     *killed, whole = sorted((tmp_path / "killed").iterdir(), key=lambda path: int(path.name))
     assert len(killed) > 10
     inputs = [tmp_path / "inputs" / name for name in ("one", "two")]
-    expected = contents(whole)
+    expected, media = told(whole), media_of(whole)
+    assert len(media) == 4
     for store in killed:
         if (store / "catalogue.db").exists():
             assert verify(store).problems == [], store.name
         merge_into(store, *inputs)
-        assert contents(store) == expected, store.name
+        assert told(store) == expected, store.name
+        assert media_of(store) == media, store.name

@@ -1,9 +1,12 @@
 """Scoring by captured graphs: what is staged, padded and kept (on any machine), and the graph itself (on a GPU)."""
 
+from contextlib import contextmanager, nullcontext
+
 import numpy as np
 import pytest
 import torch
 
+from model import scoring_gpu
 from model.config import EMCLConfig
 from model.net import build_net
 from model.scoring_gpu import KEPT_SHAPES, GraphScorer, Staging
@@ -65,6 +68,64 @@ def test_the_shapes_used_last_are_kept(net):
     for candidates in range(1, KEPT_SHAPES + 5):  # none twice, so none is captured
         scorer.score(*arrays_of(net, 1, candidates=candidates).values(), "emcl")
     assert len(scorer) == KEPT_SHAPES
+
+
+def test_computing_and_capturing_happen_on_the_scorers_own_device(net, monkeypatch):
+    """The card is played by the CPU, and which of two is the current one by a list."""
+    current, seen = [], []
+
+    @contextmanager
+    def device(chosen):
+        current.append(chosen)
+        yield
+        current.pop()
+
+    def capture(run):
+        seen.append(("capture", *current))
+        return lambda: seen.append(("replay", *current)) or run()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(
+        scoring_gpu, "Staging", lambda shapes, _: seen.append(("stage", *current)) or Staging(shapes, CPU)
+    )
+    second = torch.device("cuda:1")
+    scorer = GraphScorer(net, second, capture)
+    for _ in range(3):
+        assert_equals_the_net(net, scorer, arrays_of(net, 2))
+    assert seen == [(what, second) for what in ("stage", "capture", "replay", "replay")]
+    assert current == []
+
+
+def test_a_capture_leaves_other_threads_alone_and_uses_a_stream_of_the_current_device(monkeypatch):
+    told = []
+
+    class Stream:
+        def wait_stream(self, other):
+            told.append((self, other))
+
+    class Graph:
+        def replay(self):
+            told.append("replay")
+
+    @contextmanager
+    def graph(made, **options):
+        told.append(options)
+        yield
+
+    present = Stream()
+    for name, value in (
+        ("Stream", Stream), ("current_stream", lambda: present), ("stream", nullcontext), ("CUDAGraph", Graph),
+        ("graph", graph),
+    ):  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, value)
+    runs = []
+    replay = scoring_gpu.capture_graph(lambda: runs.append(None) or "outputs")
+    captured = len(runs)
+    assert replay() == "outputs"
+    assert len(runs) == captured
+    side = told[0][0]
+    assert told == [(side, present), (present, side), {"stream": side, "capture_error_mode": "thread_local"}, "replay"]
+    assert side is not present
 
 
 @pytest.mark.gpu

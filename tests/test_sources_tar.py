@@ -289,6 +289,32 @@ def test_sparse_members_end_the_shard(headers: dict[str, str]) -> None:
         names_in(io.BytesIO(packed((member("a.mp4", 0, tarfile.GNUTYPE_SPARSE), b""))))
 
 
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_headers_upon_headers_end_the_shard_and_not_the_run(kind: bytes, clips: list[bytes], tmp_path: Path) -> None:
+    header = member("././@LongLink", 2, kind).tobuf(tarfile.GNU_FORMAT) + b"a".ljust(tarfile.BLOCKSIZE, b"\0")
+    (tmp_path / "bad.tar").write_bytes(header * 600 + bytes(1024))
+    report = index(tmp_path / "s", tmp_path / "bad.tar", write_shard(tmp_path / "good.tar", {"0.mp4": clips[0]}))
+    assert report.failed == [(str(tmp_path / "bad.tar"), "it is damaged: more than 16 headers of one member")]
+    assert report.indexed == 1
+
+
+def test_a_number_with_more_digits_than_are_read_ends_the_shard() -> None:
+    content = b"9" * 5000 + b" path=a.mp4\n"
+    header = member("pax", len(content), tarfile.XHDTYPE)
+    with pytest.raises(SourceError, match="damaged or no tar file"):
+        names_in(io.BytesIO(packed((header, content), (member("a.mp4"), b""))))
+
+
+@pytest.mark.parametrize("key", ["title", "caption", "captions", "tags"])
+def test_half_a_character_in_a_label_costs_only_the_label(key: str, clips: list[bytes], tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "a.tar", {"0.mp4": clips[0], "0.json": f'{{"{key}": "\\ud83d cut"}}', "0.txt": "x"})
+    report = index(tmp_path / "s", shard)
+    assert (report.indexed, report.captions) == (1, 1)
+    ((path, reason),) = report.failed
+    assert path == str(shard)
+    assert reason == f"{shard}!0.json: `{key}` holds half of a character (a lone surrogate)"
+
+
 @pytest.mark.parametrize("size", ["-1024", "9999999999999999"])
 def test_a_size_that_cannot_be_true_ends_the_shard(size: str) -> None:
     info = member("a.mp4", 512, pax_headers={"size": size})

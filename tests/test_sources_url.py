@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import io
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,15 +15,17 @@ from index_support import FakeEncoder, make_clip
 from source_support import Served, index, serving, videos_of, write_shard
 from typer.testing import CliRunner
 
-from indexer import sources_url
+from indexer import sources_url, staging
 from indexer.cli import app
-from indexer.errors import SourceError
+from indexer.errors import SourceError, StoreError
 from indexer.packed import PackedOptions
+from indexer.sources import PackedSource
 from indexer.sources_url import RemoteFiles, check_url, protocol_of
+from indexer.staging import Staging
 from indexer.verify import verify
 
 HTTP = frozenset({"http"})
-PAD_BYTES = 1_000_000  # far more than what aiohttp reads ahead, and loses when a connection breaks
+PAD_BYTES = 6_000_000  # half of it is more than what aiohttp reads ahead, and loses when a connection breaks
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +75,44 @@ def test_secrets_in_a_url_are_refused_and_not_repeated() -> None:
     with pytest.raises(SourceError) as raised:
         check_url("https://me:secret@host/a.mp4", {"https"})
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://me:secret@host/a.mp4", "sftp://secret@host/a.mp4", "s3://secret:me@b/a@b.mp4", "abfs://a:secret@b/c"]
+)
+def test_secrets_in_any_url_are_refused_and_not_repeated(url: str) -> None:
+    for allowed in ({str(protocol_of(url))}, {"https"}):
+        with pytest.raises(SourceError, match="name or password") as raised:
+            check_url(url, allowed)
+        assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/a@b.mp4", "file:///me@home/a.mp4", "abfs://container@account/a.mp4"])
+def test_an_at_sign_is_no_secret_everywhere(url: str) -> None:
+    check_url(url, {str(protocol_of(url))})
+
+
+def test_names_of_one_file_system_are_one_but_http_and_https_are_two() -> None:
+    for protocol, allowed in (("gs", "gcs"), ("gcs", "gs"), ("s3", "s3a"), ("s3a", "s3"), ("file", "local")):
+        check_url(f"{protocol}://bucket/a.mp4", {allowed})
+    for protocol, allowed in (("http", "https"), ("https", "http"), ("gs", "s3")):
+        with pytest.raises(SourceError, match=f"add --allow-protocol {protocol}"):
+            check_url(f"{protocol}://bucket/a.mp4", {allowed})
+
+
+def test_a_listing_may_name_its_file_system_otherwise(clips: list[bytes], tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.mp4").write_bytes(clips[0])
+    report = index(tmp_path / "s", f"local://{tmp_path}/in/", protocols=frozenset({"local"}))
+    assert (report.indexed, report.failed) == (1, [])
+    assert videos_of(tmp_path / "s")["a"].paths == (f"file://{tmp_path}/in/a.mp4",)
+
+
+@pytest.mark.parametrize("protocol", ["ftp", "zip"])
+def test_a_file_system_that_wants_more_than_a_url_is_an_error(protocol: str) -> None:
+    told = rf"^{protocol}:// cannot be read by a URL alone \(.*\); copy its files here and give their paths"
+    with RemoteFiles({protocol}, 1) as remote, pytest.raises(SourceError, match=told):
+        remote.check(f"{protocol}://host/a.mp4")
 
 
 @pytest.mark.parametrize(("protocol", "module", "extra"), [("s3", "s3fs", "s3"), ("gs", "gcsfs", "gs")])
@@ -219,6 +261,61 @@ def test_a_server_that_says_nothing_is_given_up(
     assert (path, report.indexed) == (f"{url}/slow.mp4", 1)
     assert "reading stopped at byte 0" in reason
     assert len(body_requests(files["/slow.mp4"])) == 2
+
+
+def test_a_server_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Trickle(io.BytesIO):
+        def read(self, _: int | None = -1) -> bytes:
+            time.sleep(0.05)
+            return super().read(1)
+
+    monkeypatch.setattr(RemoteFiles, "open_at", lambda *_: Trickle(bytes(500)))
+    with RemoteFiles({"memory"}, 0.2) as remote, pytest.raises(SourceError, match="bytes came in 0 s"):
+        remote.open("memory://a.mp4", 500).read()
+
+
+def test_the_time_that_nobody_reads_is_not_the_servers(memory: fsspec.AbstractFileSystem) -> None:
+    memory.pipe("/a.mp4", bytes(500))
+    with RemoteFiles({"memory"}, 0.5) as remote:
+        stream = remote.open("memory://a.mp4", 500)
+        time.sleep(0.8)
+        assert stream.read() == bytes(500)
+
+
+def many(clip: bytes) -> dict[str, Served]:
+    return {f"/{number:02d}.mp4": Served(content=clip, pause_seconds=0.05) for number in range(40)}
+
+
+def test_what_waits_is_not_fetched_when_the_run_has_ended(clips: list[bytes], tmp_path: Path) -> None:
+    files = many(clips[0])
+    with serving(files) as url, RemoteFiles(HTTP, 5) as remote:
+        sources = [PackedSource(name=f"{url}{name}", key=name) for name in files]
+        with Staging(tmp_path, remote, {}, {}, lambda _: False) as staged:
+            locations = staged.stage(sources, [])
+            next(locations)
+            locations.close()  # as Ctrl-C does
+    assert sum(bool(served.requests) for served in files.values()) < 20
+
+
+def test_what_waits_is_not_fetched_when_the_disk_is_full(
+    clips: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise staging._no_copy(OSError(28, "No space left on device"))
+
+    monkeypatch.setattr(staging, "_append", full)
+    files = many(clips[0])
+    with serving(files) as url, pytest.raises(StoreError, match="No space left"):
+        index(tmp_path / "s", *(f"{url}{name}" for name in files), protocols=HTTP)
+    assert sum(bool(served.requests) for served in files.values()) < 20
+
+
+@pytest.mark.parametrize("location", ["\r\nURI: https://127.0.0.1:9/a.mp4", "ht\ttps://127.0.0.1:9/a.mp4"])
+def test_a_redirection_that_is_said_otherwise_is_refused_too(tmp_path: Path, location: str) -> None:
+    with serving({"/away.mp4": Served(content=b"", location=location)}) as url:
+        report = index(tmp_path / "s", f"{url}/away.mp4", protocols=HTTP)
+    ((_, reason),) = report.failed
+    assert "redirects to https://, which is not allowed" in reason
 
 
 def test_a_redirection_to_another_protocol_is_refused(clips: list[bytes], tmp_path: Path) -> None:

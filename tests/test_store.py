@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
 import shutil
 import sqlite3
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -217,6 +219,19 @@ def test_an_old_reader_keeps_its_snapshot_while_others_are_published(store: Path
         np.testing.assert_array_equal(features[mask], video_of(0).segments[0].features_FD.astype(np.float16))
         assert old.video(location_of(20).video_id) is None
         assert old.manifest.counts.videos == VIDEOS
+
+
+def test_a_generation_goes_with_its_last_view_and_not_when_garbage_is_collected(built: Path) -> None:
+    reader = StoreReader.open(built)
+    reader.search_videos(np.ones((1, DIM), "f4"), 3)
+    base = weakref.ref(reader._base)
+    gc.disable()
+    try:
+        reader.close()
+        del reader
+        assert base() is None
+    finally:
+        gc.enable()
 
 
 def test_only_the_last_generations_are_kept(store: Path) -> None:
