@@ -105,6 +105,8 @@ def test_unknown_indices_and_ids_are_not_found(client):
     assert_problem(client.post("/metadata", content='{"ids": [99999], "indice_name": "videos"}'), 404)
     assert_problem(client.post("/metadata", content='{"ids": [1], "indice_name": "other"}'), 404)
     assert_problem(client.post("/metadata", content='{"ids": "all"}'), 422)
+    for number in (-1, 2**63, -(10**30)):
+        assert_problem(client.post("/metadata", content=f'{{"ids": [{number}]}}'), 422)
 
 
 def test_the_other_two_routes_have_their_shapes(client):

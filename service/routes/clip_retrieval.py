@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
@@ -33,6 +33,7 @@ from service.schemas import stream_url
 INDEX_NAME = "videos"
 NOT_APPLIED_HEADER = "X-Not-Applied"
 _MAX_IDS = 1000
+_LARGEST_ID = 2**63 - 1  # what an index can number
 
 router = APIRouter(tags=["clip-retrieval"], dependencies=[require("search")])
 
@@ -93,7 +94,7 @@ class KnnHit(_Body):
 class MetadataRequest(_Body):
     """Ids that ``/knn-service`` answered."""
 
-    ids: list[int] = Field(max_length=_MAX_IDS)
+    ids: list[Annotated[int, Field(ge=0, le=_LARGEST_ID)]] = Field(max_length=_MAX_IDS)
     indice_name: str | None = None
 
 
