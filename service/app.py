@@ -49,6 +49,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         services = Services(settings, engine, telemetry)
+        telemetry.access.start()
         services.start()
         app.state.services = services
         app.state.switch = switch = Switch(app.state)
@@ -58,6 +59,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         finally:
             telemetry.forget()
             await switch.close()
+            telemetry.access.close()
 
     telemetry = Telemetry()
     app = Application(
@@ -71,6 +73,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
     )
     for part in (search, videos, previews, captions, index, jobs, clip_retrieval, metrics, session, pages):
         app.include_router(part.router)
+    search.direct_search.stand_before(app)
     app.mount("/web", StaticFiles(directory=pages.WEB), name="web")
     problems.register(app)
     _add_middleware(app, settings)

@@ -17,9 +17,11 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from functools import partial
+from time import perf_counter
+from typing import Any, Generic, Protocol, TypeVar
 
 from service.errors import Overloaded
 
@@ -29,6 +31,13 @@ _TIMER_SLACK_SECONDS = 0.001  # a timer may fire a little early
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class Executor(Protocol):
+    """What makes calls in threads of its own: one of ``concurrent.futures``, or ``service.lanes.ComputeThread``."""
+
+    def submit(self, call: Callable[..., None], /, *arguments: Any) -> object:
+        """Make a call as soon as a thread is free."""
 
 
 @dataclass(eq=False, slots=True)  # compared by identity: two callers may ask the same
@@ -195,22 +204,37 @@ class Batcher(Generic[Item, Result]):
 
     async def _compute(self, batch: list[_Waiting[Item, Result]]) -> None:
         loop = asyncio.get_running_loop()
-        started = loop.time()
+        started = perf_counter()  # a loop's clock may stand still while it turns
+        ended = loop.create_future()
+        self._executor.submit(self._run_in_thread, batch, ended, loop)
         try:
-            results = await loop.run_in_executor(self._executor, self._run, [waiting.item for waiting in batch])
-            assert len(results) == len(batch), f"{self._name}: {len(batch)} items gave {len(results)} results"
+            error = await ended
         except asyncio.CancelledError:
             for waiting in batch:
                 _settle(waiting.future, error=self._overloaded("the service is shutting down"))
             raise
-        except Exception as error:
+        if error is not None:
             await self._isolate(batch, error)
-        else:
-            for waiting, result in zip(batch, results, strict=True):
-                _settle(waiting.future, result=result)
-        self._batch_seconds = 0.8 * self._batch_seconds + 0.2 * (loop.time() - started)
+        self._batch_seconds = 0.8 * self._batch_seconds + 0.2 * (perf_counter() - started)
 
-    async def _isolate(self, batch: list[_Waiting[Item, Result]], error: Exception) -> None:
+    def _run_in_thread(
+        self,
+        batch: list[_Waiting[Item, Result]],
+        ended: asyncio.Future[BaseException | None],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        """Compute a batch. Its callers are told by the first thing the loop does then, not by a chain of futures."""
+        try:
+            results = self._run([waiting.item for waiting in batch])
+            assert len(results) == len(batch), f"{self._name}: {len(batch)} items gave {len(results)} results"
+        except BaseException as error:  # whatever it is, somebody waits for an outcome
+            tell = partial(_settle, ended, result=error)
+        else:
+            tell = partial(_settle_all, batch, results, ended)
+        with suppress(RuntimeError):  # the loop has ended, and with it whoever waited
+            loop.call_soon_threadsafe(tell)
+
+    async def _isolate(self, batch: list[_Waiting[Item, Result]], error: BaseException) -> None:
         """Compute a failed batch again one by one, so that an error reaches only the caller who caused it."""
         if len(batch) == 1:
             _settle(batch[0].future, error=error)
@@ -221,7 +245,17 @@ class Batcher(Generic[Item, Result]):
                 await self._compute([waiting])
 
 
-def _settle(future: asyncio.Future[Result], *, result: Result | None = None, error: Exception | None = None) -> None:
+def _settle_all(
+    batch: list[_Waiting[Item, Result]], results: Sequence[Result], ended: asyncio.Future[BaseException | None]
+) -> None:
+    for waiting, result in zip(batch, results, strict=True):
+        _settle(waiting.future, result=result)
+    _settle(ended, result=None)
+
+
+def _settle(
+    future: asyncio.Future[Result], *, result: Result | None = None, error: BaseException | None = None
+) -> None:
     """Give a future its outcome unless its caller is gone."""
     if future.done():
         return

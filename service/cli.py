@@ -98,7 +98,7 @@ def _run_server(settings: Settings) -> None:
         log_level=settings.log_level,
         log_config=None,  # its lines go where ours go
         access_log=False,  # service.telemetry writes one line for each request
-        http=connections.protocol,  # h11, whose flow control is what keeps a large upload out of memory
+        http=connections.protocol,
         ws="none",
         server_header=False,
         timeout_graceful_shutdown=10,

@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_WATCHED_AFTER_SECONDS = 0.02
+
 
 class Services:
     """All parts of a running service. Start it inside a running event loop, and close it before the loop ends."""
@@ -262,22 +264,47 @@ def build_engine(settings: Settings) -> Engine:
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """The result of ``work``, which is cancelled if the client goes away first. Raises ``ClientDisconnect`` then."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
+    """The result of ``work``, which is cancelled if the client goes away first. Raises ``ClientDisconnect`` then.
+
+    Who is answered within ``_WATCHED_AFTER_SECONDS`` is not watched: it costs tasks that take longer than is saved.
+    """
+    task = asyncio.current_task()
+    assert task is not None, "a request is answered in a task"
+    watch = _Watch(request, task)
+    begin = asyncio.get_running_loop().call_later(_WATCHED_AFTER_SECONDS, watch.begin)
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
+        return await work
+    except asyncio.CancelledError:
+        if watch.has_cancelled and task.uncancel() <= watch.cancelling_before:
+            raise ClientDisconnect from None
+        raise  # somebody else, too, wants this task to end
     finally:
-        for waiting in (task, gone):
-            waiting.cancel()
+        begin.cancel()
+        watch.end()
 
 
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+class _Watch:
+    """Cancels ``task`` when the client of ``request`` has gone, from ``begin`` to ``end``."""
+
+    def __init__(self, request: Request, task: asyncio.Task[Any]) -> None:
+        self.has_cancelled = False
+        self.cancelling_before = task.cancelling()
+        self._request = request
+        self._task = task
+        self._watching: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        self._watching = asyncio.ensure_future(self._wait())
+
+    def end(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+
+    async def _wait(self) -> None:
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
+        self.has_cancelled = True
+        self._task.cancel()
 
 
 async def _services(request: Request) -> AsyncIterator[Services]:

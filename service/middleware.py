@@ -11,7 +11,7 @@ import logging
 import secrets
 from collections.abc import Collection
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -34,6 +34,9 @@ SECURITY_HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
+
+
+_RAW_HEADERS = [(name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
 
 
 class FaultsBecomeProblems:
@@ -72,9 +75,8 @@ class AddSecurityHeaders:
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in SECURITY_HEADERS.items():
-                    headers.setdefault(name, value)
+                own = {name.lower() for name, _ in message["headers"]}
+                message["headers"] = [*message["headers"], *(pair for pair in _RAW_HEADERS if pair[0] not in own)]
             await send(message)
 
         await self.app(scope, receive, with_headers)
@@ -212,7 +214,7 @@ class LimitBodies:
                 await _refuse(error, scope, receive, send)
                 return
             if body is not None:  # else the client left before its request was complete
-                await self.app(scope, _replay(body, receive), send)
+                await self.app(scope, replay(body, receive), send)
 
     async def _read(self, scope: Scope, receive: Receive, held: HeldBody) -> bytes | None:
         declared = Headers(scope=scope).get("content-length", "0")
@@ -257,8 +259,8 @@ async def _refuse(error: ServiceError, scope: Scope, receive: Receive, send: Sen
     await from_error(error)(scope, receive, send)
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """A ``receive`` that gives the body once, then whatever the server says (that the client left)."""
+def replay(body: bytes, receive: Receive) -> Receive:
+    """A ``receive`` that gives a body that was read, once, then whatever the server says (that the client left)."""
     pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replayed() -> Message:

@@ -102,7 +102,7 @@ class FrameWeights:
     @property
     def moment_seconds(self) -> float:
         """The time of the frame that weighs most; the earliest of equals."""
-        return self.seconds[int(np.argmax(self.weights))]
+        return self.seconds[self.weights.index(max(self.weights))]
 
     @classmethod
     def of(cls, timestamps_F: NDArray[np.float64], weights_F: NDArray[np.float32]) -> FrameWeights:

@@ -75,7 +75,7 @@ class SearchRequest(Request):
         description="`qb-norm`: scores relative to the index's query bank (texts only; 409 if it has none). Where the "
         "best candidate is near to many texts, `score` is how much nearer it is to this one.",
     )
-    filter: FilterIn = FilterIn()
+    filter: FilterIn = Field(default_factory=FilterIn)  # a default value would be copied deeply for each request
 
     def to_queries(self) -> list[SearchQuery]:
         """One query for each text, or for the video; a request with none of them, or several, gives one that fails."""

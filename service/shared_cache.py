@@ -198,6 +198,8 @@ class SharedCache:
     # What decides a value.
 
     def _result_digests(self, queries: Sequence[SearchQuery]) -> list[bytes]:
+        if self.results.capacity == 0:  # nothing is kept, so nothing can be found
+            return [b""] * len(queries)
         with self._engine.live.lease() as generation:
             present = generation.version
         return [self._result_digest(query, present) for query in queries]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,7 +19,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.process_collector import ProcessCollector
 from starlette.datastructures import Headers, MutableHeaders
 
-from service.logs import log_access
+from service.logs import Access, AccessLog
 from service.query import SearchQuery, SearchResult, Source
 from service.telemetry_context import CLIENT_LEFT, REQUEST_ID_HEADER, Observation, current, observing, request_id_of
 
@@ -40,6 +41,7 @@ class Telemetry:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.access = AccessLog()
         self._watched: Collector | None = None
         ProcessCollector(registry=self.registry)
         self.requests = Histogram(
@@ -63,6 +65,8 @@ class Telemetry:
         )
         self.problems = Counter("emcl_problems", "Error answers, by kind.", ("problem",), registry=self.registry)
         self.uploads = Counter("emcl_uploads", "Uploads, by what became of them.", ("outcome",), registry=self.registry)
+
+        self._of_stage = cache(self.stages.labels)  # looking a child up takes as long as telling it
 
     def watch(self, collector: Collector) -> None:
         """Read ``collector`` too when asked for the metrics, in place of one that was given before."""
@@ -120,7 +124,7 @@ class Telemetry:
 
     def note(self, stage: str, seconds: float) -> None:
         """Count a stage that belongs to the present request alone."""
-        self.stages.labels(stage).observe(seconds)
+        self._of_stage(stage).observe(seconds)
         if observation := current():
             observation.add(stage, seconds)
 
@@ -139,7 +143,7 @@ class Telemetry:
 
     def _count(self, stage_seconds: dict[str, float]) -> None:
         for stage, seconds in stage_seconds.items():
-            self.stages.labels(stage).observe(seconds)
+            self._of_stage(stage).observe(seconds)
 
 
 class Observe:
@@ -182,19 +186,20 @@ class Observe:
         counted = self.telemetry.answered(scope, status, observation, upload=upload)
         key = scope.get("state", {}).get("key")
         client = scope.get("client")
-        log_access(
-            {
-                "method": scope["method"],
-                "path": scope["path"],
-                "route": route,
-                "status": int(counted),
-                "duration_ms": round(observation.seconds * 1000, 3),
-                "bytes": sent_bytes,
-                "key": getattr(key, "name", "-"),
-                "client": client[0] if client else None,
-                "problem": observation.problem,
-                "stage_ms": {stage: round(seconds * 1000, 3) for stage, seconds in observation.stages.items()},
-            }
+        self.telemetry.access.add(
+            Access(
+                request_id=observation.request_id,
+                method=scope["method"],
+                path=scope["path"],
+                route=route,
+                status=int(counted),
+                seconds=observation.seconds,
+                sent_bytes=sent_bytes,
+                key=getattr(key, "name", "-"),
+                client=client[0] if client else None,
+                problem=observation.problem,
+                stages=observation.stages,
+            )
         )
 
 

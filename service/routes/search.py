@@ -11,8 +11,9 @@ from fastapi import APIRouter, Query, Request, Response
 from service.answers import search_response
 from service.auth import require
 from service.deps import ServicesDep, unless_gone
-from service.direct import direct_route
+from service.direct import DirectRoute
 from service.errors import Unprocessable
+from service.keys import Scope
 from service.query import Group, Ranking, Rerank, SearchQuery, UploadQuery
 from service.routes.forms import upload_form
 from service.schemas import (
@@ -27,11 +28,13 @@ from service.schemas import (
     UploadOut,
 )
 
-UPLOAD_PATH = "/v1/search/video"
+PATH, UPLOAD_PATH = "/v1/search", "/v1/search/video"
+SCOPE: Scope = "search"
 
-router = APIRouter(prefix="/v1", tags=["search"], dependencies=[require("search")])
+router = APIRouter(prefix="/v1", tags=["search"], dependencies=[require(SCOPE)])
 
 
+@router.post("/search", summary="Find moments in videos", response_model=SearchAnswer | ManyAnswers)
 async def search(asked: SearchRequest, request: Request, services: ServicesDep) -> Response:
     """Rank the indexed videos for a `text`, for each of several `texts`, or for likeness to an indexed `video_id`.
 
@@ -61,14 +64,7 @@ async def search(asked: SearchRequest, request: Request, services: ServicesDep) 
     return search_response(results, many=asked.texts is not None)
 
 
-router.add_api_route(
-    "/search",
-    search,
-    methods=["POST"],
-    summary="Find moments in videos",
-    response_model=SearchAnswer | ManyAnswers,
-    route_class_override=direct_route(SearchRequest, "search"),
-)
+direct_search = DirectRoute(PATH, search, body=SearchRequest, scope=SCOPE)
 
 
 async def _check_indexed(services: ServicesDep, query: SearchQuery) -> None:

@@ -1,0 +1,139 @@
+"""Requests as bytes on a connection: heads that are too long or too slow, several at once, bodies that nobody reads."""
+
+import json
+import socket
+import time
+
+import psutil
+import pytest
+
+from service.protocol import MAX_HEAD_BYTES, MAX_PIPELINED
+
+PATIENCE = 30
+MEBIBYTE = 1024**2
+GET = b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+SEARCH = b"POST /v1/search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def server(start_server, clip_store, tiny_checkpoint, tmp_path_factory):
+    jobs = tmp_path_factory.mktemp("jobs")
+    store = ("--store", clip_store / "store", "--model", tiny_checkpoint)
+    return start_server(*store, "--jobs-folder", jobs, "--embedded-worker", "off", "--request-timeout-seconds", "2")
+
+
+@pytest.fixture
+def connection(server):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as made:
+        yield made
+
+
+def read_all(connection):
+    said = b""
+    try:
+        while piece := connection.recv(65536):
+            said += piece
+    except ConnectionResetError:
+        pass
+    return said
+
+
+def read_answer(connection):
+    """Status, headers and body of the next answer; one byte after the other, so that nothing of the next is taken."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        piece = connection.recv(1)
+        assert piece, head
+        head += piece
+    first, *lines = head.decode().strip().split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in lines)
+    body = b""
+    while len(body) < int(headers["content-length"]):
+        body += connection.recv(int(headers["content-length"]) - len(body))
+    return int(first.split(" ")[1]), headers, body
+
+
+def assert_refused(said):
+    head, _, body = said.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"connection: close" in head.lower()
+    assert str(MAX_HEAD_BYTES) in json.loads(body)["expected"]
+
+
+def test_a_head_may_be_long_but_not_too_long(connection, server):
+    long = b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"x" * (MAX_HEAD_BYTES - 1000) + b"\r\n\r\n"
+    connection.sendall(long)
+    assert read_answer(connection)[0] == 200
+    connection.sendall(long.replace(b"X: ", b"X: " + b"x" * 2000))
+    assert_refused(read_all(connection))
+
+
+def test_a_head_that_never_ends_is_cut_off(connection):
+    connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n")
+    try:
+        for number in range(4 * MAX_HEAD_BYTES // 100):
+            connection.sendall(b"X-%06d: %s\r\n" % (number, b"x" * 80))
+    except (ConnectionResetError, BrokenPipeError):
+        return  # it did not even listen to the end
+    said = read_all(connection)
+    assert not said or said.startswith(b"HTTP/1.1 400 ")
+
+
+def test_several_requests_at_once_are_answered_in_order(connection):
+    first, second = b'{"text": "a red circle"}', b'{"text": 5}'
+    connection.sendall(SEARCH % len(first) + first + SEARCH % len(second) + second + GET)
+    answers = [read_answer(connection) for _ in range(3)]
+    assert [status for status, *_ in answers] == [200, 422, 200]
+    assert json.loads(answers[0][2])["hits"]
+
+
+def test_too_many_requests_at_once_are_refused(connection):
+    connection.sendall(GET * (MAX_PIPELINED + 200))
+    said = read_all(connection)
+    assert b"HTTP/1.1 400 " in said
+    assert said.count(b"HTTP/1.1 200 ") <= MAX_PIPELINED + 1
+
+
+def test_a_head_that_is_begun_while_another_request_is_answered_does_not_end_that_one(connection, server):
+    body = b'{"text": "a red circle"}'
+    connection.sendall(SEARCH % len(body) + body + b"GET /heal")
+    assert read_answer(connection)[0] == 200
+    started = time.monotonic()
+    assert read_all(connection) == b""  # let go, for the rest of the second never came
+    assert time.monotonic() - started < PATIENCE / 2
+
+
+def test_empty_lines_do_not_keep_a_connection(connection):
+    connection.sendall(GET)
+    assert read_answer(connection)[0] == 200
+    started = time.monotonic()
+    try:
+        while time.monotonic() - started < PATIENCE:
+            connection.sendall(b"\r\n")
+            time.sleep(0.1)
+    except (ConnectionResetError, BrokenPipeError):
+        pass
+    assert time.monotonic() - started < PATIENCE / 2
+
+
+def test_a_body_that_nobody_reads_stays_with_its_sender(server):
+    process = psutil.Process(server.process.pid)
+    before = process.memory_info().rss
+    senders = [socket.create_connection(("127.0.0.1", server.port), timeout=2) for _ in range(4)]
+    most = 0
+    try:
+        for sender in senders:
+            sender.sendall(SEARCH % (1 << 40))
+            piece, sent = b" " * MEBIBYTE, 0
+            try:
+                while sent < 256:
+                    sender.sendall(piece)
+                    sent += 1
+            except (TimeoutError, ConnectionResetError, BrokenPipeError):
+                pass
+            most = max(most, sent)
+            assert process.memory_info().rss - before < 64 * MEBIBYTE
+    finally:
+        for sender in senders:
+            sender.close()
+    assert most < 64
