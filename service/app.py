@@ -58,8 +58,10 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
             yield
         finally:
             telemetry.forget()
-            await switch.close()
-            telemetry.access.close()
+            try:
+                await switch.close()
+            finally:
+                telemetry.access.close()
 
     telemetry = Telemetry()
     app = Application(

@@ -206,9 +206,13 @@ class Batcher(Generic[Item, Result]):
         loop = asyncio.get_running_loop()
         started = perf_counter()  # a loop's clock may stand still while it turns
         ended = loop.create_future()
-        self._executor.submit(self._run_in_thread, batch, ended, loop)
         try:
+            self._executor.submit(self._run_in_thread, batch, ended, loop)
             error = await ended
+        except RuntimeError as no_thread:  # the system gives no more of them
+            for waiting in batch:
+                _settle(waiting.future, error=no_thread)
+            return
         except asyncio.CancelledError:
             for waiting in batch:
                 _settle(waiting.future, error=self._overloaded("the service is shutting down"))

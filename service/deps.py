@@ -18,6 +18,7 @@ from fastapi import Depends, Request
 from starlette.requests import ClientDisconnect
 
 from service.admission import Admission
+from service.answers import writing
 from service.auth import build_gate
 from service.batching import Batcher
 from service.engine import Engine
@@ -90,7 +91,7 @@ class Services:
             max_pending=settings.max_jobs,
         )
         self.watcher = Watcher(engine.live, settings.watch_seconds)
-        self.lanes = Lanes(self.telemetry.batched(engine.search), settings, lambda: limit_threads(settings))
+        self.lanes = Lanes(self.telemetry.batched(writing(engine.search)), settings, lambda: limit_threads(settings))
         self.searches = self.lanes.searches
         self.redis = build_redis_link(settings)
         self.gate = build_gate(settings, build_rate_limiter(settings, self.redis))
@@ -275,12 +276,14 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T:
     try:
         return await work
     except asyncio.CancelledError:
-        if watch.has_cancelled and task.uncancel() <= watch.cancelling_before:
+        if watch.has_cancelled and task.cancelling() <= watch.cancelling_before + 1:
             raise ClientDisconnect from None
         raise  # somebody else, too, wants this task to end
     finally:
         begin.cancel()
         watch.end()
+        if watch.has_cancelled:
+            task.uncancel()
 
 
 class _Watch:

@@ -23,6 +23,7 @@ from service.telemetry_context import current
 
 LogFormat = Literal["text", "json"]
 
+logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("service.access")
 """One line for each request, with the attribute ``fields``."""
 
@@ -187,7 +188,10 @@ class AccessLog:
         """Return when everything that was added is written."""
         with self._writing:
             while self._waiting:
-                _log(self._waiting.popleft())
+                try:
+                    _log(self._waiting.popleft())
+                except Exception:
+                    logger.exception("a line of the access log could not be written")
             if dropped := self._dropped:
                 self._dropped -= dropped
                 access_logger.warning("%d lines were dropped: they came faster than they could be written", dropped)
@@ -198,6 +202,7 @@ class AccessLog:
             self._closing.wait(_WRITTEN_EVERY_SECONDS)  # waking for each line would cost the next request more
             self._arrived.clear()
             self.flush()
+        self.flush()
 
 
 def _log(access: Access) -> None:

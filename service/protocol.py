@@ -1,9 +1,11 @@
-"""What a connection may cost before it is a request: how many there are, how long a head may be and how long it takes.
+"""What a connection may cost before it is a request: how many there are, and how long a request's head may take.
 
-uvicorn's own protocol, with the bounds that it lacks. A connection over the limit gets 503 with Retry-After and is
-closed; one that does not send the head of a request in time, the first or a later one, is closed without a word; a head
-that is too long, too many requests at once, and what is no HTTP at all, are told so as every other error is. And an
-answer's head leaves together with its body.
+uvicorn's own protocol, with two bounds that it lacks. A connection over the limit gets 503 with Retry-After and is
+closed; one that does not send the head of a request in time, the first or a later one, is closed without a word. What
+is no HTTP at all is told so as every other error is. And an answer's head leaves together with its body.
+
+Requests are parsed by h11, not by the faster httptools: h11 reads one request after the other, keeps trailers and
+upgrades apart, and bounds heads, of all of which uvicorn's protocol on httptools does nothing.
 """
 
 from __future__ import annotations
@@ -14,13 +16,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service.errors import BadRequest, Overloaded, ServiceError
 from service.problems import from_error
 
-MAX_HEAD_BYTES = 64 * 1024
-MAX_PIPELINED = 32  # requests of one connection that wait for the answers before theirs
 _RETRY_AFTER_SECONDS = 2
 _SPARE_FILES = 256  # of the store, of clients' uploads, of Redis
 
@@ -40,15 +41,13 @@ class Connections:
         return partial(BoundedProtocol, bounds=self)
 
 
-class BoundedProtocol(HttpToolsProtocol):
+class BoundedProtocol(H11Protocol):
     """One connection within ``bounds``."""
 
     def __init__(self, *arguments: Any, bounds: Connections, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._bounds = bounds
         self._deadline: asyncio.TimerHandle | None = None
-        self._in_head = False  # between the first byte of a head and its last
-        self._head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, or refuse it."""
@@ -73,43 +72,18 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Watch how long a head becomes, and how long it takes."""
+        """Watch the time from the first byte of a head to its last."""
         super().data_received(data)
-        if self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self.send_400_response("")
-        if self._deadline is None and (self._in_head or self._is_idle):
+        if self.conn.their_state is not h11.IDLE:
+            self._stop_waiting()
+        elif self._deadline is None:
             self._wait_for_head()
 
-    def on_message_begin(self) -> None:
-        """A head begins."""
-        self._in_head, self._head_bytes = True, 0
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        """A head has ended."""
-        self._in_head = False
-        self._stop_waiting()
-        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-        if size > MAX_HEAD_BYTES or len(self.pipeline) >= MAX_PIPELINED:
-            raise ValueError("too much")  # the parser gives up, and uvicorn calls `send_400_response`
-        super().on_headers_complete()
-
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP, or over a bound."""
+        """Answer what is no HTTP."""
         self._end_with(
-            BadRequest(
-                "this is no HTTP request, its head is too long, or too many were sent before it was answered",
-                expected=f"HTTP/1.1, a head of at most {MAX_HEAD_BYTES} bytes, at most {MAX_PIPELINED} requests ahead",
-                next_step="send a request as /docs describes it",
-            )
+            BadRequest("this is no HTTP request", expected="HTTP/1.1", next_step="send a request as /docs describes it")
         )
-
-    @property
-    def _is_idle(self) -> bool:
-        """Whether no request waits for its answer."""
-        return self.cycle is None or self.cycle.response_complete
 
     def _wait_for_head(self) -> None:
         self._deadline = self.loop.call_later(self._bounds.head_seconds, self._give_up)
@@ -121,13 +95,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _give_up(self) -> None:
         self._deadline = None
-        if self.transport.is_closing():
-            return
-        if self._is_idle:
+        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
             self._bounds.too_slow += 1
             self.transport.close()
-        else:
-            self._wait_for_head()  # the request before it is answered first
 
     def _end_with(self, error: ServiceError) -> None:
         """Answer by hand, for there is no request, and close."""

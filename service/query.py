@@ -154,10 +154,11 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """The hits of one query, best first."""
+    """The hits of one query, best first; ``hits_json`` is how the API says them, if that was written already."""
 
     hits: tuple[Hit, ...]
     source: Source
+    hits_json: bytes | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)

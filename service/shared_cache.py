@@ -104,7 +104,7 @@ class SharedCache:
         if self.results.capacity > 0:
             for query, result in zip(queries, results, strict=True):
                 digest = self._result_digest(query, result.source.version)
-                payload = _RESULT.dump_json(replace(result, source=replace(result.source, stage_seconds={})))
+                payload = _RESULT.dump_json(_bare(result))
                 if len(payload) <= MAX_VALUE_BYTES - _HEAD_BYTES:
                     self.results.put(digest, payload)
                     values[_result_key(digest)] = _sealed(digest, payload)
@@ -211,6 +211,11 @@ class SharedCache:
 
     def _text_digest(self, text: str) -> bytes:
         return _digest(self._text_base, text)
+
+
+def _bare(result: SearchResult) -> SearchResult:
+    """What is the same whoever asks, and is not written already."""
+    return replace(result, source=replace(result.source, stage_seconds={}), hits_json=None)
 
 
 def _hashed(base: str) -> hashlib.blake2b:

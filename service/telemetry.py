@@ -198,7 +198,7 @@ class Observe:
                 key=getattr(key, "name", "-"),
                 client=client[0] if client else None,
                 problem=observation.problem,
-                stages=observation.stages,
+                stages=dict(observation.stages),
             )
         )
 
