@@ -163,17 +163,20 @@ class AccessLog:
         self._arrived = threading.Event()
         self._closing = threading.Event()
         self._writing = threading.Lock()
-        self._writer = threading.Thread(target=self._work, name="access log", daemon=True)
+        self._writer: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin to write."""
+        """Begin to write; again after ``close``."""
+        self._closing.clear()
+        self._writer = threading.Thread(target=self._work, name="access log", daemon=True)
         self._writer.start()
 
     def close(self) -> None:
         """Write what waits, as far as it can be written soon, and end."""
         self._closing.set()
         self._arrived.set()
-        self._writer.join(_CLOSE_SECONDS)
+        if self._writer is not None:
+            self._writer.join(_CLOSE_SECONDS)
 
     def add(self, access: Access) -> None:
         """Log a request before long."""
