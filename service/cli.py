@@ -104,7 +104,7 @@ def _run_server(settings: Settings) -> None:
         log_config=None,  # its lines go where ours go
         access_log=False,  # service.telemetry writes one line for each request
         http=connections.protocol,
-        loop="auto",  # uvloop where it is installed
+        loop="asyncio",  # busy, uvloop accepts one connection a turn: the last of 200 waited for eight seconds
         ws="none",
         server_header=False,
         timeout_graceful_shutdown=10,
