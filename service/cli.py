@@ -104,7 +104,7 @@ def _run_server(settings: Settings) -> None:
         log_config=None,  # its lines go where ours go
         access_log=False,  # service.telemetry writes one line for each request
         http=connections.protocol,
-        loop="asyncio",  # busy, uvloop accepts one connection a turn: the last of 200 waited for eight seconds
+        loop="asyncio",  # with uvloop new connections starve while others keep it busy (docs/performance.md)
         ws="none",
         server_header=False,
         timeout_graceful_shutdown=10,
