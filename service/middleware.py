@@ -36,7 +36,7 @@ SECURITY_HEADERS = {
 }
 
 
-_RAW_HEADERS = [(name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
+RAW_SECURITY_HEADERS = [(name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
 
 
 class FaultsBecomeProblems:
@@ -76,7 +76,10 @@ class AddSecurityHeaders:
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 own = {name.lower() for name, _ in message["headers"]}
-                message["headers"] = [*message["headers"], *(pair for pair in _RAW_HEADERS if pair[0] not in own)]
+                message["headers"] = [
+                    *message["headers"],
+                    *(pair for pair in RAW_SECURITY_HEADERS if pair[0] not in own),
+                ]
             await send(message)
 
         await self.app(scope, receive, with_headers)

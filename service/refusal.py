@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.datastructures import Headers
 
 from service.errors import Overloaded
-from service.middleware import DRAINED_BYTES, SECURITY_HEADERS
+from service.middleware import DRAINED_BYTES, RAW_SECURITY_HEADERS
 from service.problems import MEDIA_TYPE, from_error
 from service.telemetry_context import REQUEST_ID_HEADER, request_id_of
 
@@ -106,7 +106,7 @@ class _Refusal:
         self._head, _, self._tail = json.dumps(problem).encode().rpartition(b'""')
         self._headers = [
             (b"content-type", MEDIA_TYPE.encode()),
-            *((name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items()),
+            *RAW_SECURITY_HEADERS,
         ]
 
     def messages(self, retry_after_seconds: int, asked: Headers) -> tuple[Message, Message]:

@@ -11,6 +11,7 @@ import psutil
 import pytest
 from redis_support import PASSWORD
 from service_support import bearer, make_app, make_keys
+from wire_support import read_all
 
 from service.engine import Engine
 from service.protocol import allow_open_files
@@ -39,17 +40,6 @@ def small_server(serve):
 
 def connect(server):
     return socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
-
-
-def read_all(connection):
-    """What the server says until it closes the connection; empty if it closes it without a word."""
-    said = b""
-    try:
-        while piece := connection.recv(65536):
-            said += piece
-    except ConnectionResetError:
-        pass
-    return said
 
 
 def parse(answer):

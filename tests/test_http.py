@@ -6,6 +6,7 @@ import time
 
 import psutil
 import pytest
+from wire_support import read_all
 
 MAX_HEAD_BYTES = 64 * 1024  # uvicorn's
 PATIENCE = 30
@@ -25,16 +26,6 @@ def server(start_server, clip_store, tiny_checkpoint, tmp_path_factory):
 def connection(server):
     with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as made:
         yield made
-
-
-def read_all(connection):
-    said = b""
-    try:
-        while piece := connection.recv(65536):
-            said += piece
-    except ConnectionResetError:
-        pass
-    return said
 
 
 def read_answer(connection):
