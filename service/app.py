@@ -81,7 +81,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
     _add_middleware(app, settings)
     app.add_middleware(Observe, telemetry=telemetry, upload_routes=UPLOAD_ROUTES)  # it sees every answer of ours
     # Outermost of all: what it refuses costs nothing else.
-    app.add_middleware(RefuseEarly, telemetry=telemetry, other_origins=bool(settings.cors_origins))
+    app.add_middleware(RefuseEarly, telemetry=telemetry, path=search.PATH, other_origins=bool(settings.cors_origins))
     return app
 
 

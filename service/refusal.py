@@ -29,21 +29,21 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PATH = "/v1/search"
 _TOLD_EVERY_SECONDS = 1.0
 
 
 class RefuseEarly:
-    """The outermost middleware of all: answers 503 to ``POST /v1/search`` while no more searches are taken on.
+    """The outermost middleware of all: answers 503 to ``POST path``, a search, while no more searches are taken on.
 
     Taken on are as many as may wait and be computed: ``max_queue`` and one batch. Counting them from their last byte to
     their answer, not by the length of the queue, refuses at the door also those that arrive together. Who has not sent
     everything yet does not count, or a few slow senders could stop all searches.
     """
 
-    def __init__(self, app: ASGIApp, telemetry: Telemetry, *, other_origins: bool) -> None:
+    def __init__(self, app: ASGIApp, telemetry: Telemetry, *, path: str, other_origins: bool) -> None:
         """With ``other_origins`` what pages of other origins send goes on, for only CORS lets them read an answer."""
         self.app = app
+        self._path = path
         self._other_origins = other_origins
         self._taken_on = 0
         self._telemetry = telemetry
@@ -53,7 +53,7 @@ class RefuseEarly:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
-        if scope["type"] != "http" or scope["path"] != PATH or scope["method"] != "POST":
+        if scope["type"] != "http" or scope["path"] != self._path or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
         services: Services = scope["app"].state.services
@@ -80,7 +80,7 @@ class RefuseEarly:
 
     async def _refuse(self, queue: Batcher[Any, Any], headers: Headers, send: Send) -> None:
         queue.rejected += 1
-        self._telemetry.requests.labels("POST", PATH, str(Overloaded.status)).observe(0)
+        self._telemetry.requests.labels("POST", self._path, str(Overloaded.status)).observe(0)
         self._telemetry.problems.labels(Overloaded.slug).inc()
         self._tell()
         for message in self._refusal.messages(queue.retry_after_seconds, headers):

@@ -1,7 +1,7 @@
 """What the service counts and times: Prometheus metrics of one application, and the middleware that observes requests.
 
-Two kinds of numbers. What happens is counted here as it happens (requests, stages, batches, problems, uploads); what
-*is* (queues, caches, the index, jobs, memory) is read from the parts of the service when Prometheus asks
+Two kinds of numbers. What happens is counted here (requests, stages, batches, problems, uploads), its times in bundles;
+what *is* (queues, caches, the index, jobs, memory) is read from the parts of the service when Prometheus asks
 (``service.telemetry_collector``). Every label has a bounded set of values: routes by their template, problems by their
 slug; nothing that a client sends becomes a label. The registry belongs to one application in one process: there is no
 global state, and the service runs as one process, so nothing has to be summed over workers.
@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.process_collector import ProcessCollector
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 
 from service.logs import Access, AccessLog
 from service.query import SearchQuery, SearchResult, Source
+from service.tally import Tally
 from service.telemetry_context import CLIENT_LEFT, REQUEST_ID_HEADER, Observation, current, observing, request_id_of
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 NO_ANSWER = "499"  # what proxies write for a request whose client did not wait for the answer
+_REQUEST_ID = REQUEST_ID_HEADER.lower().encode()
 UNROUTED = "unrouted"  # refused before a route was chosen, or no route has the path
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -51,7 +53,10 @@ class Telemetry:
             buckets=_SECONDS,
             registry=self.registry,
         )
-        self.in_flight = Gauge("emcl_http_requests_in_flight", "Requests being answered.", registry=self.registry)
+        self.in_flight = 0
+        Gauge("emcl_http_requests_in_flight", "Requests being answered.", registry=self.registry).set_function(
+            lambda: self.in_flight
+        )
         self.stages = Histogram(
             "emcl_stage_seconds",
             "Time of a stage: encode, candidates, captions, rerank and answer of a batch; queue, cache, receive and "
@@ -66,7 +71,10 @@ class Telemetry:
         self.problems = Counter("emcl_problems", "Error answers, by kind.", ("problem",), registry=self.registry)
         self.uploads = Counter("emcl_uploads", "Uploads, by what became of them.", ("outcome",), registry=self.registry)
 
-        self._of_stage = cache(self.stages.labels)  # looking a child up takes as long as telling it
+        self._tally = Tally()
+        # Looking a child up takes as long as telling it.
+        self._of_stage = cache(self.stages.labels)
+        self._of_request = cache(self.requests.labels)
 
     def watch(self, collector: Collector) -> None:
         """Read ``collector`` too when asked for the metrics, in place of one that was given before."""
@@ -82,6 +90,7 @@ class Telemetry:
 
     def page(self) -> bytes:
         """All metrics in Prometheus' text format."""
+        self._tally.tell()
         return generate_latest(self.registry)
 
     def batched(
@@ -91,7 +100,7 @@ class Telemetry:
 
         def counted(queries: Sequence[SearchQuery]) -> list[SearchResult]:
             results = search(queries)
-            self.batches.observe(len(queries))
+            self._tally.add(self.batches, len(queries))
             # Queries that were computed together report the same times.
             for laps in {tuple(result.source.stage_seconds.items()) for result in results}:
                 self._count(dict(laps))
@@ -124,7 +133,7 @@ class Telemetry:
 
     def note(self, stage: str, seconds: float) -> None:
         """Count a stage that belongs to the present request alone."""
-        self._of_stage(stage).observe(seconds)
+        self._tally.add(self._of_stage(stage), seconds)
         if observation := current():
             observation.add(stage, seconds)
 
@@ -134,7 +143,7 @@ class Telemetry:
         counted = NO_ANSWER if left else str(status)
         problem = CLIENT_LEFT if left else observation.problem
         method = scope["method"] if scope["method"] in _METHODS else "other"
-        self.requests.labels(method, route_of(scope), counted).observe(observation.seconds)
+        self._tally.add(self._of_request(method, route_of(scope), counted), observation.seconds)
         if problem is not None:
             self.problems.labels(problem).inc()
         if upload:
@@ -143,7 +152,7 @@ class Telemetry:
 
     def _count(self, stage_seconds: dict[str, float]) -> None:
         for stage, seconds in stage_seconds.items():
-            self._of_stage(stage).observe(seconds)
+            self._tally.add(self._of_stage(stage), seconds)
 
 
 class Observe:
@@ -170,14 +179,16 @@ class Observe:
             nonlocal status, sent_bytes
             if message["type"] == "http.response.start":
                 status = message["status"]
-                _add_headers(MutableHeaders(scope=message), observation)
+                message["headers"] = [*message["headers"], *_headers(observation)]
             sent_bytes += len(message.get("body", b""))
             await send(message)
 
-        with observing(observation), self.telemetry.in_flight.track_inprogress():
+        self.telemetry.in_flight += 1
+        with observing(observation):
             try:
                 await self.app(scope, receive, observed)
             finally:
+                self.telemetry.in_flight -= 1
                 self._end(scope, status, sent_bytes, observation)
 
     def _end(self, scope: Scope, status: int | None, sent_bytes: int, observation: Observation) -> None:
@@ -211,10 +222,10 @@ def route_of(scope: Scope) -> str:
     return f"{scope.get('root_path', '')}/*" if scope.get("endpoint") is not None else UNROUTED
 
 
-def _add_headers(headers: MutableHeaders, observation: Observation) -> None:
-    headers[REQUEST_ID_HEADER] = observation.request_id
+def _headers(observation: Observation) -> Iterator[tuple[bytes, bytes]]:
+    yield _REQUEST_ID, observation.request_id.encode()
     if (timing := observation.server_timing) is not None:
-        headers["Server-Timing"] = timing
+        yield b"server-timing", timing.encode()
 
 
 def _stages_of(result: Any) -> dict[str, float]:
