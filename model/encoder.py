@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model.checkpoint import fingerprint as net_fingerprint
@@ -25,7 +26,7 @@ from model.net import EMCLNet, Rerank, build_net
 from model.runtime import PrecisionWish, RuntimeChoice, RuntimeWish
 from model.runtime_load import install_runtime
 from model.scoring_gpu import GraphScorer
-from model.text_buckets import text_buckets
+from model.text_buckets import rounded_up, text_buckets
 from model.tokenizer import Tokenizer, build_tokenizer
 
 if TYPE_CHECKING:
@@ -97,8 +98,11 @@ class Encoder:
             ids_BL, mask_BL = self.tokenizer(texts[start : start + TEXTS_AT_ONCE])
             lengths = mask_BL.sum(dim=1).tolist()
             for rows in text_buckets(lengths, most=TEXT_BATCH):
-                width = ids_BL.shape[1] if not self.net.clip.trims_text else max(lengths[row] for row in rows)
-                ids, mask = ids_BL[rows, :width].to(self.device), mask_BL[rows, :width].to(self.device)
+                ids, mask = ids_BL[rows], mask_BL[rows]
+                if self.net.clip.trims_text:
+                    length = min(rounded_up(max(lengths[row] for row in rows)), self.net.clip.context_length)
+                    ids, mask = (F.pad(part, (0, length - part.shape[1])) for part in (ids, mask))  # or cut
+                ids, mask = ids.to(self.device), mask.to(self.device)
                 out[[start + row for row in rows]] = self.net.encode_text(ids, mask).cpu().numpy()
         return out
 

@@ -18,7 +18,7 @@ def text_buckets(lengths: Sequence[int], *, most: int) -> Iterator[list[int]]:
     """
     group: list[int] = []
     for place in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if group and (len(group) == most or _bucket(lengths[place]) != _bucket(lengths[group[0]])):
+        if group and (len(group) == most or rounded_up(lengths[place]) != rounded_up(lengths[group[0]])):
             yield group
             group = []
         group.append(place)
@@ -26,5 +26,6 @@ def text_buckets(lengths: Sequence[int], *, most: int) -> Iterator[list[int]]:
         yield group
 
 
-def _bucket(length: int) -> int:
-    return -(-length // BUCKET_TOKENS)
+def rounded_up(length: int) -> int:
+    """The length to which a text of ``length`` tokens is padded: few shapes are met (see ``model.runtime_packed``)."""
+    return -(-length // BUCKET_TOKENS) * BUCKET_TOKENS

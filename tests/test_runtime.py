@@ -194,4 +194,4 @@ def test_a_short_text_is_not_padded_to_a_long_one(tiny_encoder, monkeypatch):
 
     monkeypatch.setattr(type(tiny_encoder.net), "encode_text", watched)
     tiny_encoder.encode_texts(["a", "a b c d e f g h i j k l m n o p q r s t u v w x y z " * 2])
-    assert widths == {3: 3, 32: 32}
+    assert widths == {3: BUCKET_TOKENS, 32: 32}

@@ -1,10 +1,13 @@
 """Weights laid out for oneDNN: the same features, and left as they are where oneDNN cannot use them here."""
 
+import numpy as np
 import pytest
 import torch
 
+from model.encoder import load_encoder
 from model.net import build_net
-from model.runtime_packed import can_pack, pack
+from model.runtime_packed import can_pack, pack, padded_rows
+from model.text_buckets import BUCKET_TOKENS, rounded_up
 
 TOKENS = torch.arange(40).reshape(2, 20)
 MASK = torch.ones_like(TOKENS, dtype=torch.bool)
@@ -26,6 +29,58 @@ def test_packed_towers_compute_the_same(towers, precision, tolerance):
         expected = towers.encode_text(TOKENS, MASK)
         pack(towers)
         torch.testing.assert_close(towers.encode_text(TOKENS, MASK), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("texts", [1, 2, 3, 5, 13])
+@pytest.mark.parametrize("length", [4, 12, 19, 32])
+def test_batches_of_every_size_compute_the_same(towers, texts, length):
+    if not can_pack(towers):
+        pytest.skip("oneDNN cannot do this here")
+    ids = torch.randint(1, 500, (texts, length), generator=torch.Generator().manual_seed(texts))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    images = torch.rand(texts, 3, towers.image_size, towers.image_size, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected = towers.encode_text(ids, mask), towers.encode_image(images)
+        pack(towers)
+        for found, wanted in zip((towers.encode_text(ids, mask), towers.encode_image(images)), expected, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+
+
+def test_a_few_numbers_of_rows_stand_for_all():
+    counts = range(1, 32 * 77 + 1)
+    padded = [padded_rows(count) for count in counts]
+    assert all(0 <= more - count <= max(3, count / 8) for count, more in zip(counts, padded, strict=True))
+    assert padded == sorted(padded)
+    assert all(padded_rows(more) == more for more in padded)
+    assert len(set(padded)) < 60
+
+
+def test_onednn_meets_few_shapes(tiny_checkpoint, monkeypatch):
+    """Each costs memory that is never given back, and a compilation that some search waits for."""
+    encoder = load_encoder(str(tiny_checkpoint), device="cpu", runtime="torch")
+    seen = set()
+    multiply = torch.ops.mkldnn._linear_pointwise
+
+    def counting(rows, *others):
+        seen.add(rows.numel() // rows.shape[-1])
+        return multiply(rows, *others)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", counting, raising=False)
+    for texts in range(1, 33):
+        for words in range(1, encoder.config.tokenizer.max_words, 2):
+            encoder.encode_texts(["red " * words] * texts)
+    if not seen:
+        pytest.skip("oneDNN cannot do this here")
+    assert seen <= {padded_rows(count) for count in range(1, 32 * 77 + 1)}
+    assert min(seen) >= BUCKET_TOKENS
+    assert len(seen) < 60
+
+
+def test_a_text_as_long_as_the_tower_is_not_padded_beyond_it(tiny_encoder, monkeypatch):
+    expected = tiny_encoder.encode_texts(["red " * 200])
+    monkeypatch.setattr("model.text_buckets.BUCKET_TOKENS", 5)
+    assert rounded_up(tiny_encoder.net.clip.context_length) > tiny_encoder.net.clip.context_length
+    np.testing.assert_array_equal(tiny_encoder.encode_texts(["red " * 200]), expected)
 
 
 @pytest.mark.parametrize("known", [False, True])
