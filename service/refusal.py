@@ -18,7 +18,7 @@ from starlette.datastructures import Headers
 from service.errors import Overloaded
 from service.middleware import DRAINED_BYTES, RAW_SECURITY_HEADERS
 from service.problems import MEDIA_TYPE, from_error
-from service.telemetry_context import REQUEST_ID_HEADER, request_id_of
+from service.telemetry_context import RAW_REQUEST_ID_HEADER, REQUEST_ID_HEADER, request_id_of
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -117,7 +117,7 @@ class _Refusal:
             *self._headers,
             (b"content-length", b"%d" % len(body)),
             (b"retry-after", b"%d" % retry_after_seconds),
-            (REQUEST_ID_HEADER.lower().encode(), request_id),
+            (RAW_REQUEST_ID_HEADER, request_id),
         ]
         if _sends_much(asked):
             headers.append((b"connection", b"close"))

@@ -22,7 +22,15 @@ from starlette.datastructures import Headers
 from service.logs import Access, AccessLog
 from service.query import SearchQuery, SearchResult, Source
 from service.tally import Tally
-from service.telemetry_context import CLIENT_LEFT, REQUEST_ID_HEADER, Observation, current, observing, request_id_of
+from service.telemetry_context import (
+    CLIENT_LEFT,
+    RAW_REQUEST_ID_HEADER,
+    REQUEST_ID_HEADER,
+    Observation,
+    current,
+    observing,
+    request_id_of,
+)
 
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector
@@ -31,7 +39,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 NO_ANSWER = "499"  # what proxies write for a request whose client did not wait for the answer
-_REQUEST_ID = REQUEST_ID_HEADER.lower().encode()
 UNROUTED = "unrouted"  # refused before a route was chosen, or no route has the path
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -223,7 +230,7 @@ def route_of(scope: Scope) -> str:
 
 
 def _headers(observation: Observation) -> Iterator[tuple[bytes, bytes]]:
-    yield _REQUEST_ID, observation.request_id.encode()
+    yield RAW_REQUEST_ID_HEADER, observation.request_id.encode()
     if (timing := observation.server_timing) is not None:
         yield b"server-timing", timing.encode()
 

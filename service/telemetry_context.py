@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 REQUEST_ID_HEADER = "X-Request-ID"
+RAW_REQUEST_ID_HEADER = REQUEST_ID_HEADER.lower().encode()
 CLIENT_LEFT = "client-left"  # the problem of a request whose client did not wait for the answer
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")  # no spaces, quotes or control characters: safe in headers and logs
 
