@@ -94,8 +94,8 @@ def write_demo_store(path: Path, encoder: Any, *, count: int) -> Path:
 
 def captions(count: int, seed: int = 1) -> list[str]:
     """Different captions as the generator of the demo's corpus writes them."""
-    from model.synthetic import make_scene
     from model.synthetic_captions import captions_of
+    from model.synthetic_scene import make_scene
 
     texts: dict[str, None] = {}
     number = 0

@@ -37,8 +37,8 @@ NO_CACHES = ("--cache-entries", "0", "--result-cache-bytes", "0")
 
 def write_queries(folder: Path) -> dict[str, Path]:
     """Files of request bodies, one a line: many different texts, and few."""
-    from model.synthetic import make_scene
     from model.synthetic_captions import captions_of
+    from model.synthetic_scene import make_scene
 
     texts = [captions_of(make_scene(1, "test", index), 1, index)[0] for index in range(COLD)]
     files = {}

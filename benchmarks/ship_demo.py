@@ -29,7 +29,8 @@ from model.encoder import load_encoder
 from model.evaluate import encode_corpus, evaluate_features, report, table
 from model.outcomes import variant
 from model.short_queries import measure_short_queries
-from model.synthetic import recall_ceiling, scene_of, write_corpus
+from model.synthetic import scene_of, write_corpus
+from model.synthetic_scene import recall_ceiling
 
 ROOT = Path(__file__).parents[1]
 ASSETS, CONFIG, PAGE = ROOT / "model" / "assets", ROOT / "configs" / "demo.yaml", ROOT / "docs" / "demo-model.md"

@@ -57,9 +57,9 @@ def encode_clips(count: int = ENCODED) -> tuple[Floats, Floats]:
     """Pooled features and caption features ``(E, d)`` of generated clips, L2-normalised, by the demo model."""
     from model.encoder import load_encoder
     from model.preprocess import resize_and_crop
-    from model.synthetic import make_scene
     from model.synthetic_captions import captions_of
     from model.synthetic_render import render
+    from model.synthetic_scene import make_scene
 
     encoder = load_encoder("demo")
     texts: list[str] = []

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import faiss
 import numpy as np
 import numpy.typing as npt
 
+from indexer import ann_gpu
 from indexer.ann_flat import best_first
 from indexer.ann_recipe import CAGRA, IndexRecipe, make, set_options, split_options, train
 from indexer.ann_search import FlatSearcher, OneByOne, Restriction, Searcher, searcher_of
@@ -94,10 +95,10 @@ class FaissIndex:
         """The FAISS index itself, searched by position."""
         return self._index
 
-    def searched_by(self, searcher: Searcher, *, least_refine: float) -> FaissIndex:
+    def searched_by(self, searcher: Searcher, *, least_refine: float) -> Self:
         """The same vectors, searched by something else, such as a GPU, with at least so much refinement."""
         refine = max(self._refine, least_refine)
-        other = FaissIndex(self._index, self._ids_N, rows=self._rows, refine=refine)
+        other = type(self)(self._index, self._ids_N, rows=self._rows, refine=refine)
         other._searcher = searcher
         return other
 
@@ -218,9 +219,7 @@ def build(
     """
     assert (np.diff(ids_N) > 0).all(), "ids must ascend"
     if recipe.factory == CAGRA:
-        from indexer.ann_gpu import build_cagra  # which needs this module
-
-        index = build_cagra(dim, blocks)
+        index = ann_gpu.build_cagra(dim, blocks)
         set_options(index, recipe.factory, split_options(recipe.options)[0])
     else:
         index = make(recipe, dim)

@@ -11,13 +11,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 import faiss
 import numpy as np
 import numpy.typing as npt
 
-from indexer.ann import FaissIndex
 from indexer.ann_search import Restriction, Searcher, searcher_of
 from indexer.errors import IndexFactoryError, StoreError
 
@@ -40,6 +39,24 @@ GRAPH_DEGREE, BUILD_DEGREE = 32, 64
 """Edges of a node of a CAGRA graph, and those that it is chosen from: cuVS's own defaults are 64 and 128."""
 
 
+class OnCpu(Protocol):
+    """What is moved to a card: ``indexer.ann.FaissIndex``, which this module lies below."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def inner(self) -> Any:
+        """The FAISS index itself."""
+        ...
+
+    def searched_by(self, searcher: Searcher, *, least_refine: float) -> Self:
+        """The same vectors, searched by something else."""
+        ...
+
+
+Index = TypeVar("Index", bound=OnCpu)
+
+
 def available() -> int:
     """How many cards this build of FAISS can use."""
     return int(faiss.get_num_gpus()) if hasattr(faiss, "StandardGpuResources") else 0
@@ -50,7 +67,7 @@ def has_cagra() -> bool:
     return available() > 0 and hasattr(faiss, "GpuIndexCagra")
 
 
-def on_device(index: FaissIndex, device: Device) -> FaissIndex:
+def on_device(index: Index, device: Device) -> Index:
     """The index on the device that is wanted: ``auto`` takes cards where they can hold it, else the CPU.
 
     Raises ``StoreError`` if a card is wanted and there is none, or if it cannot hold this kind of index.

@@ -13,6 +13,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from indexer import ann_gpu
 from indexer.errors import IndexFactoryError
 from indexer.index_choice import AUTO
 
@@ -80,9 +81,7 @@ def check(recipe: IndexRecipe, dim: int) -> None:
     """Raise ``IndexFactoryError`` unless such an index can be made here, or will be chosen."""
     options, _ = split_options(recipe.options)
     if recipe.factory == CAGRA:
-        from indexer.ann_gpu import empty_cagra  # which needs this module
-
-        set_options(empty_cagra(dim), CAGRA, options)
+        set_options(ann_gpu.empty_cagra(dim), CAGRA, options)
     elif recipe.factory != AUTO:
         make(recipe, dim)
 

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from model.clip import ClipTowers
 from model.durable import TEMPORARY_PREFIX
 from model.encoder import Encoder
-from model.export_guard import GuardReport, Samples, encode_samples, judge
+from model.export_guard import Samples, encode_samples, judge
 from model.export_modules import ImageTower, TextTower, traceable
-from model.export_store import Export, ExportedFile, ExportError, ExportStore, Tower
+from model.export_store import Export, ExportedFile, ExportError, ExportStore, GuardReport, Tower
 from model.runtime import EXTRA, ExportKind, RuntimeUnavailableError, has_onnxruntime, missing_onnxruntime
 from model.runtime_onnx import OnnxTowers
 

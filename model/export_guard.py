@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.config import Config
+from model.export_store import Agreement, GuardReport, Limits, Speed
 from model.metrics import text_to_video_metrics
 from model.runtime import ExportKind
 
@@ -34,77 +34,12 @@ RECALL_AT = (1, 5, 10)
 _VIDEOS_AT_ONCE = 16
 
 
-class Limits(Config):
-    """What a runtime must reach. ``recall_loss``: points of R@1, R@5 or R@10 that may be lost."""
-
-    text_cosine: float
-    image_cosine: float
-    top10_overlap: float
-    recall_loss: float
-
-
 # fp32 differs by the order of sums alone; bytes and bf16 really round. Their cosines are those of the worst sample.
 LIMITS: dict[ExportKind, Limits] = {
     "onnx": Limits(text_cosine=0.9999, image_cosine=0.9999, top10_overlap=0.99, recall_loss=0.5),
     "onnx-int8": Limits(text_cosine=0.98, image_cosine=0.98, top10_overlap=0.9, recall_loss=2.0),
     "torch-bf16": Limits(text_cosine=0.99, image_cosine=0.99, top10_overlap=0.9, recall_loss=2.0),
 }
-
-
-class Agreement(Config):
-    """Cosine of the same input's two features: the worst of all, and the mean."""
-
-    least: float
-    mean: float
-
-
-class Speed(Config):
-    """How long the samples took, on the machine that exported, with its threads: an impression, no benchmark."""
-
-    text_ms: float
-    image_ms: float
-
-
-class GuardReport(Config):
-    """What the guard measured. ``failures`` is empty where the runtime passed; ``recall`` is by cut-off, in percent."""
-
-    source: str
-    videos: int
-    frames: int
-    texts: int
-    text: Agreement
-    image: Agreement
-    top10_overlap: float
-    recall_plain: dict[int, float]
-    recall_fast: dict[int, float]
-    speed_plain: Speed
-    speed_fast: Speed
-    limits: Limits
-    failures: tuple[str, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether the runtime may be used."""
-        return not self.failures
-
-    def lines(self) -> list[str]:
-        """The report for people."""
-        recall = ", ".join(f"R@{k} {self.recall_plain[k]:.1f} → {self.recall_fast[k]:.1f}" for k in self.recall_plain)
-        plain, fast = self.speed_plain, self.speed_fast
-        return [
-            f"compared with PyTorch in fp32 on {self.source}: {self.videos} videos, {self.frames} frames, "
-            f"{self.texts} texts",
-            f"  cosine of texts   {self.text.least:.5f} at worst, {self.text.mean:.5f} on average "
-            f"(limit {self.limits.text_cosine})",
-            f"  cosine of frames  {self.image.least:.5f} at worst, {self.image.mean:.5f} on average "
-            f"(limit {self.limits.image_cosine})",
-            f"  ten best videos   {100 * self.top10_overlap:.1f} % the same (limit "
-            f"{100 * self.limits.top10_overlap:.0f} %)",
-            f"  recall            {recall} (limit: {self.limits.recall_loss} points lost)",
-            f"  time              text {plain.text_ms:.1f} → {fast.text_ms:.1f} ms, frame {plain.image_ms:.1f} → "
-            f"{fast.image_ms:.1f} ms",
-            "passed" if self.passed else f"REFUSED: {'; '.join(self.failures)}",
-        ]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

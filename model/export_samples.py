@@ -24,9 +24,9 @@ _DRAWN_SIZE = 128
 def generated_samples(count: int, *, image_size: int, seed: int = 1) -> Samples:
     """``count`` scenes of the demo corpus's test split with one caption each, drawn in memory."""
     from model.preprocess import resize_and_crop
-    from model.synthetic import make_scene
     from model.synthetic_captions import captions_of
     from model.synthetic_render import render
+    from model.synthetic_scene import make_scene
 
     frames, texts = [], []
     for index in range(count):

@@ -17,7 +17,6 @@ from pydantic import Field, ValidationError
 
 from model.config import Config, problems_of
 from model.durable import sha256_of_file, sync_file, sync_folder, write_atomically
-from model.export_guard import GuardReport
 from model.runtime import ExportKind, Offer
 
 EXPORT_FORMAT = 1
@@ -30,6 +29,71 @@ _SHORT = 16
 
 class ExportError(ValueError):
     """An export cannot be made or used; the message says what to do."""
+
+
+class Limits(Config):
+    """What a runtime must reach. ``recall_loss``: points of R@1, R@5 or R@10 that may be lost."""
+
+    text_cosine: float
+    image_cosine: float
+    top10_overlap: float
+    recall_loss: float
+
+
+class Agreement(Config):
+    """Cosine of the same input's two features: the worst of all, and the mean."""
+
+    least: float
+    mean: float
+
+
+class Speed(Config):
+    """How long the samples took, on the machine that exported, with its threads: an impression, no benchmark."""
+
+    text_ms: float
+    image_ms: float
+
+
+class GuardReport(Config):
+    """What the guard measured. ``failures`` is empty where the runtime passed; ``recall`` is by cut-off, in percent."""
+
+    source: str
+    videos: int
+    frames: int
+    texts: int
+    text: Agreement
+    image: Agreement
+    top10_overlap: float
+    recall_plain: dict[int, float]
+    recall_fast: dict[int, float]
+    speed_plain: Speed
+    speed_fast: Speed
+    limits: Limits
+    failures: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the runtime may be used."""
+        return not self.failures
+
+    def lines(self) -> list[str]:
+        """The report for people."""
+        recall = ", ".join(f"R@{k} {self.recall_plain[k]:.1f} → {self.recall_fast[k]:.1f}" for k in self.recall_plain)
+        plain, fast = self.speed_plain, self.speed_fast
+        return [
+            f"compared with PyTorch in fp32 on {self.source}: {self.videos} videos, {self.frames} frames, "
+            f"{self.texts} texts",
+            f"  cosine of texts   {self.text.least:.5f} at worst, {self.text.mean:.5f} on average "
+            f"(limit {self.limits.text_cosine})",
+            f"  cosine of frames  {self.image.least:.5f} at worst, {self.image.mean:.5f} on average "
+            f"(limit {self.limits.image_cosine})",
+            f"  ten best videos   {100 * self.top10_overlap:.1f} % the same (limit "
+            f"{100 * self.limits.top10_overlap:.0f} %)",
+            f"  recall            {recall} (limit: {self.limits.recall_loss} points lost)",
+            f"  time              text {plain.text_ms:.1f} → {fast.text_ms:.1f} ms, frame {plain.image_ms:.1f} → "
+            f"{fast.image_ms:.1f} ms",
+            "passed" if self.passed else f"REFUSED: {'; '.join(self.failures)}",
+        ]
 
 
 class ExportedFile(Config):

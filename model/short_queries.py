@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from model.encoder import Encoder
 from model.evaluate import CANDIDATES, Corpus, Scores, fill_scores, rank_by_map, rerank_videos
 from model.net import Rerank
-from model.synthetic import Scene
 from model.synthetic_captions import name_object
+from model.synthetic_scene import Scene
 
 PRECISION_AT = (1, 5)
 _WAYS: tuple[tuple[str, Rerank], ...] = (("pooling without EMCL", "none"), ("EMCL", "emcl"))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.synthetic import Look, Scene
+from model.synthetic_scene import Look, Scene
 
 Array = NDArray[np.floating[Any]]
 

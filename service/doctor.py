@@ -99,13 +99,6 @@ def examine(patient: Patient, examinations: Iterable[tuple[str, Examination]]) -
         patient.close()
 
 
-def all_examinations() -> list[tuple[str, Examination]]:
-    """What is examined, in this order."""
-    from service import doctor_index, doctor_machine
-
-    return [*doctor_machine.EXAMINATIONS, *doctor_index.EXAMINATIONS]
-
-
 def failed(checks: Sequence[Check]) -> bool:
     """Whether there is a problem; warnings are none."""
     return any(check.state == "problem" for check in checks)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from service.cli_options import takes_settings
 from service.settings import load_settings
+
+if TYPE_CHECKING:
+    from service.doctor import Examination
 
 _DOCTOR_SETTINGS = (
     *("store", "model", "pretrained", "device", "runtime", "precision", "exports", "threads", "faiss_threads"),
@@ -28,7 +31,7 @@ def doctor(
 
     Give it the options and environment that the service has. It changes nothing.
     """
-    from service.doctor import Check, Patient, all_examinations, examine, failed, line_of, problem
+    from service.doctor import Check, Patient, examine, failed, line_of, problem
 
     checks: list[Check] = []
     try:
@@ -47,3 +50,10 @@ def doctor(
         typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
     if failed(checks):
         raise typer.Exit(1)
+
+
+def all_examinations() -> list[tuple[str, Examination]]:
+    """What is examined, in this order."""
+    from service import doctor_index, doctor_machine
+
+    return [*doctor_machine.EXAMINATIONS, *doctor_index.EXAMINATIONS]

@@ -100,7 +100,8 @@ def check_search(patient: Patient) -> Check:
 def check_decoding(patient: Patient) -> Check:
     """An upload is decoded in its fenced process."""
     from model.config import SamplingConfig
-    from model.synthetic import make_scene, write_clip
+    from model.synthetic import write_clip
+    from model.synthetic_scene import make_scene
     from service.deps import fence_limits
     from service.fence import Fence
 

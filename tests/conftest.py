@@ -90,8 +90,9 @@ def clip_store(tmp_path_factory, tiny_encoder):
     from indexer.rows import Location
     from indexer.writer import EncodedSegment, EncodedVideo, StoreWriter
     from model.preprocess import resize_and_crop
-    from model.synthetic import make_scene, write_clip
+    from model.synthetic import write_clip
     from model.synthetic_captions import captions_of
+    from model.synthetic_scene import make_scene
     from model.video import decode
 
     folder = tmp_path_factory.mktemp("clip_store")
@@ -142,7 +143,8 @@ def clip_store(tmp_path_factory, tiny_encoder):
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory) -> list[bytes]:
     """The bytes of six generated clips that are in no store."""
-    from model.synthetic import make_scene, write_clip
+    from model.synthetic import write_clip
+    from model.synthetic_scene import make_scene
 
     folder = tmp_path_factory.mktemp("new_clips")
     for number in range(6):

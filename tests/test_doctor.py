@@ -12,7 +12,8 @@ import pytest
 from indexer.writer_lock import LOCK, LOCK_HOLDER, acquire_lock
 from service import doctor_index, doctor_machine
 from service.cli import main
-from service.doctor import Check, Patient, all_examinations, examine, failed, line_of
+from service.doctor import Check, Patient, examine, failed, line_of
+from service.doctor_cli import all_examinations
 from service.jobs.book import JobBook
 from service.settings import Settings, load_settings, variable_name
 

@@ -111,7 +111,8 @@ def test_a_model_that_bytes_cannot_hold_is_refused_and_not_used(outlier_checkpoi
 
 
 def test_samples_of_ones_own_have_all_their_captions(tmp_path):
-    from model.synthetic import make_scene, write_clip
+    from model.synthetic import write_clip
+    from model.synthetic_scene import make_scene
 
     lines = []
     for number in range(2):

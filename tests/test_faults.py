@@ -19,7 +19,8 @@ from training_support import TINY
 
 from indexer.verify import verify
 from indexer.writer import StoreWriter
-from model.synthetic import make_scene, write_clip
+from model.synthetic import write_clip
+from model.synthetic_scene import make_scene
 from service.jobs.book import JobBook
 
 ENDED = ("succeeded", "failed", "cancelled", "lost")

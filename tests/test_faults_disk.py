@@ -16,7 +16,8 @@ from training_support import TINY
 from indexer.errors import StoreLocked
 from indexer.verify import verify
 from indexer.writer import StoreWriter
-from model.synthetic import make_scene, write_clip
+from model.synthetic import write_clip
+from model.synthetic_scene import make_scene
 
 PATIENCE_SECONDS = 90
 SIZE = "8m"

@@ -16,7 +16,8 @@ from library_support import add, ended, everything, found, make_app, send
 from indexer.catalogue import Catalogue
 from indexer.store import StoreReader
 from indexer.writer import StoreWriter
-from model.synthetic import make_scene, write_clip
+from model.synthetic import write_clip
+from model.synthetic_scene import make_scene
 
 
 @pytest.fixture

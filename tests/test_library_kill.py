@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from indexer.verify import verify
-from model.synthetic import make_scene, write_clip
+from model.synthetic import write_clip
+from model.synthetic_scene import make_scene
 
 KILLS, STEPS = 5, 12
 SEED = 12

@@ -9,8 +9,9 @@ from dataset_support import dump, place
 from typer.testing import CliRunner
 
 from model.cli import app
-from model.synthetic import clip_id, make_scene, write_clip
+from model.synthetic import clip_id, write_clip
 from model.synthetic_captions import captions_of
+from model.synthetic_scene import make_scene
 
 REAL = Path(__file__).parents[2] / "shared" / "annotations" / "msrvtt"
 SCENES = 24

@@ -9,7 +9,8 @@ from model.data.manifest import read_manifest
 from model.encoder import load_encoder
 from model.evaluate import encode_corpus
 from model.short_queries import measure_short_queries, object_queries, precision, shown_objects
-from model.synthetic import SecondObject, clip_id, make_scene, scene_of, write_corpus
+from model.synthetic import clip_id, scene_of, write_corpus
+from model.synthetic_scene import SecondObject, make_scene
 
 SECOND = SecondObject(colour="orange", shape="star", corner="top left")
 

@@ -10,23 +10,20 @@ from model.config import SamplingConfig
 from model.data.base import stack_clips
 from model.data.scenes import ScenesConfig, ScenesData
 from model.preprocess import resize_and_crop
-from model.synthetic import (
-    CLIP_SIZE,
+from model.synthetic import CLIP_SIZE, SPLITS, write_clip, write_corpus
+from model.synthetic_captions import captions_of, describe, describe_briefly
+from model.synthetic_render import render
+from model.synthetic_scene import (
     COLOURS,
     CORNERS,
     MOTIONS,
     PATTERNS,
     SHAPES,
-    SPLITS,
     describes,
     make_scene,
     recall_ceiling,
     vary,
-    write_clip,
-    write_corpus,
 )
-from model.synthetic_captions import captions_of, describe, describe_briefly
-from model.synthetic_render import render
 from model.video import decode
 
 SAMPLING = SamplingConfig(sample_fps=2.0, max_frames=8)

@@ -16,9 +16,10 @@ from pydantic import Field
 
 from model.config import Config, SamplingConfig
 from model.data.base import WHOLE, Batch, Share, stack_clips
-from model.synthetic import COLOURS, DURATIONS_SECONDS, SHAPES, SIZES, Scene, clip_id, lone_object, make_scene, vary
+from model.synthetic import clip_id
 from model.synthetic_captions import captions_of, describe, describe_briefly, describe_object
 from model.synthetic_render import render
+from model.synthetic_scene import COLOURS, DURATIONS_SECONDS, SHAPES, SIZES, Scene, lone_object, make_scene, vary
 from model.video import target_times
 
 _NOISE = 4.0  # standard deviation, of 255: about what H.264 at CRF 23 leaves of these clips
