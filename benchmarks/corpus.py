@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from indexer.config import ModelSpec, StoreSettings
-from indexer.rows import Location
-from indexer.side import RowMapper
-from indexer.writer import EncodedSegment, EncodedVideo, StoreWriter
+from indexer.store.config import ModelSpec, StoreSettings
+from indexer.store.rows import Location
+from indexer.store.vectors import RowMapper
+from indexer.store.writer import EncodedSegment, EncodedVideo, StoreWriter
 from model.config import SamplingConfig
 
 if TYPE_CHECKING:
-    from model.emcl import FrozenMap
+    from model.emcl.em import FrozenMap
 
 Floats = npt.NDArray[np.float32]
 
@@ -40,7 +40,7 @@ class NeutralMapper:
 
     def fit_frozen_map(self, rows_ND: npt.NDArray[Any], /) -> FrozenMap:
         """The neutral map, whatever the rows."""
-        from model.emcl import FrozenMap
+        from model.emcl.em import FrozenMap
 
         return FrozenMap.neutral(self.dim)
 
@@ -94,8 +94,8 @@ def write_demo_store(path: Path, encoder: Any, *, count: int) -> Path:
 
 def captions(count: int, seed: int = 1) -> list[str]:
     """Different captions as the generator of the demo's corpus writes them."""
-    from model.synthetic_captions import captions_of
-    from model.synthetic_scene import make_scene
+    from model.demo.captions import captions_of
+    from model.demo.scene import make_scene
 
     texts: dict[str, None] = {}
     number = 0

@@ -21,9 +21,9 @@ from pathlib import Path
 import av
 import numpy as np
 
+from model.clip.preprocess import resize_and_crop
 from model.config import SamplingConfig
-from model.preprocess import resize_and_crop
-from model.video import decode
+from model.video.sampling import decode
 
 WIDTH, HEIGHT, FPS = 1280, 720, 30
 BASELINE = "every frame, PyAV"
@@ -77,12 +77,12 @@ def ways(path: Path) -> dict[str, Callable[[], np.ndarray]]:
     """Name → function that gives 12 frames."""
     table = {
         BASELINE: partial(every_frame, path),
-        "model.video, PyAV": partial(sampled, path),
-        "model.video, keyframes": partial(sampled, path, strategy="keyframes"),
+        "model.video.sampling, PyAV": partial(sampled, path),
+        "model.video.sampling, keyframes": partial(sampled, path, strategy="keyframes"),
     }
     if importlib.util.find_spec("decord"):
         table["decord get_batch"] = partial(decord_batch, path)
-        table["model.video, decord"] = partial(sampled, path, backend="decord")
+        table["model.video.sampling, decord"] = partial(sampled, path, backend="decord")
     return table
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import av
 
 from model.config import SamplingConfig
-from model.video import decode
+from model.video.sampling import decode
 
 
 def needed_packets(path: Path, sampling: SamplingConfig) -> dict[int, bool]:

@@ -22,13 +22,13 @@ import numpy as np
 import torch
 
 from benchmarks.harness import Clock, Task, interleave, matrix_product, threads
-from model.clip import ClipTowers, build_clip
+from model.clip.text_buckets import text_buckets
+from model.clip.towers import ClipTowers, build_clip
 from model.config import ClipConfig
-from model.export import write_towers
-from model.runtime import machine_of
-from model.runtime_onnx import OnnxTowers
-from model.runtime_packed import can_pack, pack
-from model.text_buckets import text_buckets
+from model.export.export import write_towers
+from model.runtime.choose import machine_of
+from model.runtime.onnx import OnnxTowers
+from model.runtime.packed import can_pack, pack
 
 ARCHITECTURE = "ViT-B-32-quickgelu"
 IMAGES = 12  # frames of one video

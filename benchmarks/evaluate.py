@@ -30,7 +30,7 @@ def random_corpus(texts: int, videos: int) -> Any:
     """Texts near their videos, so that ranks are neither perfect nor random; unit-normal features as of a real CLIP."""
     import numpy as np
 
-    from model.corpus import Corpus
+    from model.evaluate.corpus import Corpus
 
     rng = np.random.default_rng(0)
     topics = rng.standard_normal((videos, DIM), np.float32)
@@ -50,25 +50,25 @@ def time_scoring(corpus: Any) -> tuple[Any, dict[str, float]]:
     """All pairs' scores; seconds of that and of the products alone, turn about."""
     import torch
 
-    from model import pairs
     from model.config import PoolingConfig
+    from model.evaluate import pairwise_scores
 
     text, features = torch.from_numpy(corpus.text_TD), torch.from_numpy(corpus.features_VFD)
     mask, pooling = torch.from_numpy(corpus.mask_VF), PoolingConfig()
     scores, columns = torch.empty(len(text), len(features)), text.T.contiguous()
-    step = pairs.CPU_BLOCK_ELEMENTS // (pairs.TEXTS_AT_ONCE * FRAMES)
+    step = pairwise_scores.CPU_BLOCK_ELEMENTS // (pairwise_scores.TEXTS_AT_ONCE * FRAMES)
     seconds = {"pairs": 0.0, "products": 0.0}
     for turn in range(0, len(features), VIDEOS_PER_TURN):
         rows = slice(turn, turn + VIDEOS_PER_TURN)
         part = features[rows]
         started = time.perf_counter()
-        pairs.score_all_pairs(text, part, mask[rows], pooling, out=scores[:, rows])
+        pairwise_scores.score_all_pairs(text, part, mask[rows], pooling, out=scores[:, rows])
         seconds["pairs"] += time.perf_counter() - started
         started = time.perf_counter()
         for v in range(0, len(part), step):
             frames = part[v : v + step].reshape(-1, DIM)
-            for t in range(0, len(text), pairs.TEXTS_AT_ONCE):
-                frames @ columns[:, t : t + pairs.TEXTS_AT_ONCE]
+            for t in range(0, len(text), pairwise_scores.TEXTS_AT_ONCE):
+                frames @ columns[:, t : t + pairwise_scores.TEXTS_AT_ONCE]
         seconds["products"] += time.perf_counter() - started
     return scores.numpy(), seconds
 
@@ -78,10 +78,10 @@ def measure_pairs(texts: int, videos: int) -> dict[str, Any]:
     import torch
 
     from model.config import PoolingConfig
-    from model.measure import BankRows, rows_of
-    from model.pairs import score_all_pairs
-    from model.protocols import Way
-    from model.rank import Ranked
+    from model.evaluate.measure import BankRows, rows_of
+    from model.evaluate.pairwise_scores import score_all_pairs
+    from model.evaluate.protocols import Way
+    from model.evaluate.rank import Ranked
 
     corpus = random_corpus(texts, videos)
     scores, seconds = time_scoring(corpus)
@@ -109,9 +109,9 @@ def measure_whole(texts: int, videos: int) -> dict[str, Any]:
     import torch
 
     from benchmarks.rerank import build_net
+    from model.clip.tokenizer import build_tokenizer
     from model.encoder import Encoder
-    from model.evaluate import evaluate_features
-    from model.tokenizer import build_tokenizer
+    from model.evaluate.run import evaluate_features
 
     net = build_net()
     tokenizer = build_tokenizer(net.config.tokenizer, net.config.clip)

@@ -74,8 +74,8 @@ def fuzz(url: str, key: str | None, *, seed: int, seconds: int | None, examples:
 @contextmanager
 def serving(folder: Path) -> Iterator[tuple[str, str]]:
     """The address of a server over a small demo index in ``folder``, and a key for it."""
+    from service.access.keys import KeyBook
     from service.demo import prepare
-    from service.keys import KeyBook
 
     prepare(folder, 10, say=print)
     _, key = KeyBook(folder / "keys.json").create("fuzz", "admin")

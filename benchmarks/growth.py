@@ -34,8 +34,8 @@ from benchmarks.trained_vectors import ENCODED
 from benchmarks.vectors import BLOCK_ROWS, Floats, VectorSet, recall, write_distribution
 
 if TYPE_CHECKING:
-    from indexer.features import ShardKind
-    from indexer.side import MappedSide
+    from indexer.store.shards import ShardKind
+    from indexer.store.vectors import MappedSide
 
 NEIGHBOURS, BATCH, COUNTED_QUERIES, CAPTIONS_HELD = 100, 32, 200, 1000
 MEMORY_LIMIT_MIB = 4096
@@ -90,10 +90,10 @@ def _rows(segments: int, built: dict[str, Any], searched: dict[str, Any]) -> Ite
 
 def build(found: VectorSet, folder: Path) -> dict[str, Any]:
     """Write the vectors, then build, tune and write the index; only the latter is timed."""
-    from indexer.config import ModelSpec, StoreSettings
-    from indexer.features import CAPTIONS as CAPTION_SHARDS
-    from indexer.features import POOLED
-    from indexer.index_build import write_index
+    from indexer.store.build_index import write_index
+    from indexer.store.config import ModelSpec, StoreSettings
+    from indexer.store.shards import CAPTIONS as CAPTION_SHARDS
+    from indexer.store.shards import POOLED
     from model.config import SamplingConfig
 
     _write_rows(folder / VIDEOS, POOLED, found.dim, found.blocks())
@@ -125,9 +125,9 @@ def search(found: VectorSet, folder: Path, *, quick: bool) -> dict[str, Any]:
     """Open the index, search it, and compare with the exact answer."""
     import torch  # noqa: F401 - what a service has loaded before it opens an index
 
-    from indexer import ann
-    from indexer.ann_recipe import split_options
-    from indexer.features import POOLED
+    from indexer.ann import index as ann
+    from indexer.ann.recipe import split_options
+    from indexer.store.shards import POOLED
 
     queries = found.queries(COUNTED_QUERIES)
     before = resident()
@@ -161,7 +161,7 @@ def search(found: VectorSet, folder: Path, *, quick: bool) -> dict[str, Any]:
 
 def _write_rows(folder: Path, kind: ShardKind, dim: int, blocks: Iterable[Floats]) -> None:
     """Shards of rows as an indexing run writes them, and where each row lies."""
-    from indexer.features import ShardWriter
+    from indexer.store.shards import ShardWriter
 
     folder.mkdir()
     writer = ShardWriter(folder=folder, kind=kind, dim=dim, rows={})
@@ -179,9 +179,9 @@ def _write_rows(folder: Path, kind: ShardKind, dim: int, blocks: Iterable[Floats
 def _side(folder: Path, kind: ShardKind, dim: int) -> MappedSide:
     """The rows of such a folder, as publishing sees them."""
     from benchmarks.corpus import NeutralMapper
-    from indexer.features import ShardReader
-    from indexer.side import MappedSide, Side
-    from model.emcl import FrozenMap
+    from indexer.store.shards import ShardReader
+    from indexer.store.vectors import MappedSide, Side
+    from model.emcl.em import FrozenMap
 
     shards_N, rows_N = np.load(folder / "where-shard.npy"), np.load(folder / "where-row.npy")
     numbers = [int(number) for number in np.unique(shards_N)]

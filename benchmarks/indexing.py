@@ -29,15 +29,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from indexer.decode import DecodedSegment, DecodeSettings
-from indexer.encode import SEGMENT_BATCH, padded
-from indexer.reader import Reader, ReaderSettings
-from indexer.sources import discover, hash_files
-from model.clip import Precision
+from indexer.build.decode import DecodedSegment, DecodeSettings
+from indexer.build.decode_pool import Reader, ReaderSettings
+from indexer.build.encode import SEGMENT_BATCH, padded
+from indexer.sources.discover import discover, hash_files
+from model.clip.towers import Precision
 from model.config import SamplingConfig
 
 if TYPE_CHECKING:
-    from indexer.rows import Location
+    from indexer.store.rows import Location
     from model.encoder import Encoder
 
 DEMO_CLIPS, LARGE_CLIPS, LARGE_SECONDS = 160, 16, 10
@@ -174,10 +174,10 @@ def _encode(encoder: Encoder, segments: Sequence[DecodedSegment]) -> None:
 
 
 def _build(folder: Path, encoder: Encoder, sampling: SamplingConfig) -> None:
-    from indexer.build import BuildRequest, build
-    from indexer.config import ModelSpec, StoreSettings
-    from indexer.progress import Progress
-    from indexer.writer import StoreWriter
+    from indexer.build.progress import Progress
+    from indexer.build.run import BuildRequest, build
+    from indexer.store.config import ModelSpec, StoreSettings
+    from indexer.store.writer import StoreWriter
 
     settings = StoreSettings(
         model_spec=ModelSpec(), fingerprint=encoder.fingerprint, dim=encoder.dim, sampling=sampling
@@ -188,8 +188,8 @@ def _build(folder: Path, encoder: Encoder, sampling: SamplingConfig) -> None:
 
 
 def _features(corpus: Path, names: Sequence[str], encoder: Encoder, strategy: str) -> tuple[np.ndarray, np.ndarray]:
-    from model.preprocess import resize_and_crop
-    from model.video import decode
+    from model.clip.preprocess import resize_and_crop
+    from model.video.sampling import decode
 
     sampling = SamplingConfig(**{**encoder.config.sampling.model_dump(), "strategy": strategy})
     frames = [resize_and_crop(decode(corpus / name, sampling=sampling).frames, encoder.image_size) for name in names]
@@ -207,7 +207,7 @@ def _scores(encoder: Encoder, text_D: np.ndarray, features_NFD: np.ndarray, mask
 
 
 def _demo_corpus(folder: Path, count: int, seed: int = 5) -> Path:
-    from model.synthetic import write_corpus
+    from model.demo.corpus import write_corpus
 
     write_corpus(folder, split="test", count=count, seed=seed, captions=1)
     return folder
@@ -237,10 +237,10 @@ def _large_encoder() -> tuple[Encoder, Precision]:
     """ViT-B/32 as people use it, with random weights: as fast as any other, and nothing to download."""
     import torch
 
+    from model.clip.tokenizer import build_tokenizer
     from model.config import ClipConfig, ModelConfig
     from model.encoder import Encoder
     from model.net import build_net
-    from model.tokenizer import build_tokenizer
 
     config = ModelConfig(clip=ClipConfig(architecture="ViT-B-32", pretrained=None))
     torch.manual_seed(0)

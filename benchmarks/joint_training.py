@@ -22,16 +22,16 @@ from typing import Any
 import numpy as np
 
 from model.config import EMCLConfig
-from model.corpus import Corpus
 from model.data.base import stack_clips
 from model.data.clips import load_frames
 from model.data.manifest import read_manifest
 from model.encoder import Encoder, load_encoder
-from model.evaluate import CANDIDATES, fill_behind, rerank, stage_one, with_emcl
-from model.metrics import ranks_of_matches
-from model.paired import bootstrap
-from model.train import train
-from model.train_config import TrainConfig, load_train_config
+from model.evaluate.corpus import Corpus
+from model.evaluate.metrics import ranks_of_matches
+from model.evaluate.run import CANDIDATES, fill_behind, rerank, stage_one, with_emcl
+from model.study.significance import bootstrap
+from model.train.config import TrainConfig, load_train_config
+from model.train.run import train
 
 CHANNEL, REFERENCE = EMCLConfig(beta=0.1), EMCLConfig.reference()
 

@@ -6,8 +6,8 @@
 
 Load comes from wrk (Debian's package), another process; the service is `emcl serve` over the demo's store. Every
 request is a full search (100 candidates, EM pass, 10 hits). Queries are captions that the generator writes, thousands
-of different ones without caches, 200 with them. "Bare" calls `service.engine.Engine.search` in this process with the
-same queries, one by one and 32 at a time; its text cache is off.
+of different ones without caches, 200 with them. "Bare" calls `service.search.engine.Engine.search` in this process with
+the same queries, one by one and 32 at a time; its text cache is off.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ NO_CACHES = ("--cache-entries", "0", "--result-cache-bytes", "0")
 
 def write_queries(folder: Path) -> dict[str, Path]:
     """Files of request bodies, one a line: many different texts, and few."""
-    from model.synthetic_captions import captions_of
-    from model.synthetic_scene import make_scene
+    from model.demo.captions import captions_of
+    from model.demo.scene import make_scene
 
     texts = [captions_of(make_scene(1, "test", index), 1, index)[0] for index in range(COLD)]
     files = {}
@@ -97,8 +97,8 @@ def wrk(url: str, queries: Path, clients: int, seconds: float) -> dict[str, Any]
 
 def bare(store: Path, queries: Path, seconds: float) -> dict[str, float]:
     """Milliseconds a query of the engine alone: one by one, and in batches."""
-    from service.deps import build_engine
-    from service.query import Ranking, SearchQuery
+    from service.search.query import Ranking, SearchQuery
+    from service.services import build_engine
     from service.settings import load_settings
 
     texts = [json.loads(line)["text"] for line in queries.read_text(encoding="utf-8").splitlines()]

@@ -43,10 +43,10 @@ def build_encoder() -> Any:
     """An encoder of which only the map and the scoring are used: D = 512, K = 32, T = 9."""
     import torch
 
+    from model.clip.tokenizer import build_tokenizer
     from model.config import ClipConfig, EMCLConfig, ModelConfig, TemporalConfig
     from model.encoder import Encoder
     from model.net import build_net
-    from model.tokenizer import build_tokenizer
 
     towers = {
         "embed_dim": DIM,
@@ -72,8 +72,8 @@ def vectors_in(folder: Path) -> Any:
 
 def fill(folder: Path, segments: int) -> dict[str, Any]:
     """Write shards and catalogue."""
-    from indexer.config import ModelSpec, StoreSettings
-    from indexer.writer import StoreWriter
+    from indexer.store.config import ModelSpec, StoreSettings
+    from indexer.store.writer import StoreWriter
     from model.config import SamplingConfig
 
     vectors = vectors_in(folder)
@@ -92,9 +92,9 @@ def fill(folder: Path, segments: int) -> dict[str, Any]:
 
 
 def _write_videos(writer: Any, pooled_ND: Any, start: int, places: list[Any], rng: np.random.Generator) -> None:
-    from indexer.features import FRAMES as KIND
-    from indexer.features import POOLED, to_half
-    from indexer.rows import Location, SegmentRow, VideoRow
+    from indexer.store.rows import Location, SegmentRow, VideoRow
+    from indexer.store.shards import FRAMES as KIND
+    from indexer.store.shards import POOLED, to_half
 
     frames, pooled, catalogue = writer.shards[KIND.name], writer.shards[POOLED.name], writer.catalogue
     times = np.linspace(0, 29, FRAMES)
@@ -137,7 +137,7 @@ def _write_videos(writer: Any, pooled_ND: Any, start: int, places: list[Any], rn
 
 def publish(folder: Path, segments: int) -> dict[str, Any]:
     """Build the generation; which index was chosen, and what the publication says of it."""
-    from indexer.writer import StoreWriter
+    from indexer.store.writer import StoreWriter
 
     seconds: dict[str, float] = {}
     last = ["", time.perf_counter()]
@@ -159,10 +159,10 @@ def serve(folder: Path, segments: int) -> dict[str, Any]:
     """Queries one by one through the engine: milliseconds of both stages and of the whole call."""
     import torch
 
-    from indexer.ann import set_threads
-    from indexer.store import StoreReader
-    from service.engine import Engine
-    from service.query import QueryLimits, Ranking, SearchQuery
+    from indexer.ann.index import set_threads
+    from indexer.store.reader import StoreReader
+    from service.search.engine import Engine
+    from service.search.query import QueryLimits, Ranking, SearchQuery
 
     torch.set_num_threads(1)
     set_threads(1)
@@ -201,9 +201,9 @@ def serve(folder: Path, segments: int) -> dict[str, Any]:
 
 def check(folder: Path, segments: int) -> dict[str, Any]:
     """Recall@100 of stage 1 against an exact search over the same vectors, with queries that nothing was tuned on."""
-    from indexer.side import BLOCK_ROWS
-    from indexer.store import StoreReader
-    from indexer.tuning import SCORE_TOLERANCE, least_scores
+    from indexer.store.reader import StoreReader
+    from indexer.store.tune import SCORE_TOLERANCE, least_scores
+    from indexer.store.vectors import BLOCK_ROWS
 
     encoder = build_encoder()
     with StoreReader.open(folder / "store") as reader:

@@ -50,8 +50,8 @@ NO_CACHES = ("--cache-entries", "0", "--result-cache-bytes", "0")
 
 def measure(scale: Scale) -> Iterator[Row]:
     """The section of the report."""
-    from indexer import generation
-    from indexer.store import StoreReader
+    from indexer.store import generation
+    from indexer.store.reader import StoreReader
     from model.encoder import load_encoder
 
     encoder = load_encoder("demo", device="cpu")
@@ -157,7 +157,7 @@ def _rows(names: list[str], answer: Any) -> list[str]:
 
 def _video_names(store: Path) -> list[str]:
     """The video of each row of the vectors; every video of this store has one segment."""
-    from indexer.store import StoreReader
+    from indexer.store.reader import StoreReader
 
     with StoreReader.open(store) as reader:
         return [segment.video_id for segment in reader.segments(reader.segment_ids())]

@@ -85,7 +85,7 @@ def make_app(engine: str, folder: Path) -> Any:
     from fastapi import FastAPI
 
     from benchmarks.plain_faiss import restore_defaults
-    from indexer.generation import load_frozen_map
+    from indexer.store.generation import load_frozen_map
     from model.encoder import load_encoder
 
     restore_defaults()  # importing the indexer has changed them

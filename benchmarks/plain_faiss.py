@@ -1,6 +1,6 @@
 """FAISS as it comes, in a process where the indexer has changed FAISS's switch to matrix products.
 
-``indexer.ann_flat`` sets ``faiss.cvar.distance_compute_blas_threshold``, which is global to a process, and with its
+``indexer.ann.flat`` sets ``faiss.cvar.distance_compute_blas_threshold``, which is global to a process, and with its
 value FAISS's own flat search of one query is several times slower. Whatever is measured as "FAISS with defaults" must
 have the default.
 """

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.report_rows import Report, Row
-from model.figures import ACCENT, FAINT, INK, TEXT, VIDEO, drawing, to_svg
+from model.study.figures import ACCENT, FAINT, INK, TEXT, VIDEO, drawing, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ other work on the machine does not count. Three lines for each number of candida
   equations name, on tensors that lie ready: frame weights and pooling (F frames of N candidates, as many as fit the
   cache at a time, for they have just been read), T rounds of E-step and M-step over N + 1 rows, the last M-step, the
   reconstruction, the cosines;
-- `plain`: the definitions in `model.pooling` and `model.emcl` on gathered features in float32.
+- `plain`: the definitions in `model.emcl.pooling` and `model.emcl.em` on gathered features in float32.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def build_net(mode: Mode = "channel") -> Any:
 @contextmanager
 def mapped_shards(folder: Path) -> Iterator[Any]:
     """A reader of shards of random features, all read once."""
-    from indexer.features import FRAMES as KIND
-    from indexer.features import ShardReader, ShardWriter
+    from indexer.store.shards import FRAMES as KIND
+    from indexer.store.shards import ShardReader, ShardWriter
 
     writer = ShardWriter(folder=folder, kind=KIND, dim=DIM, rows={})
     generator = np.random.default_rng(0)
@@ -171,8 +171,8 @@ def memory(store: Path, model: str | None, queries: int) -> dict[str, Any]:
     """Resident memory while ``queries`` different texts are searched in batches; MiB at every thousand."""
     import psutil
 
-    from service.deps import build_engine
-    from service.query import SearchQuery
+    from service.search.query import SearchQuery
+    from service.services import build_engine
     from service.settings import load_settings
 
     engine = build_engine(load_settings({"store": store, "model": model, "cache_entries": REPORT_EVERY}))

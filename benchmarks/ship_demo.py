@@ -18,19 +18,19 @@ import shutil
 from pathlib import Path
 
 from benchmarks.joint_training import table as table_of_joint
-from model.calibrate import Calibration, Grid, calibrate
-from model.calibrate_report import record, verdict
-from model.calibrate_report import table as grid_table
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import load_mapping
 from model.data.manifest import read_manifest
 from model.data.validation import data_digest
+from model.demo.corpus import scene_of, write_corpus
+from model.demo.scene import recall_ceiling
+from model.demo.short_queries import measure_short_queries
 from model.encoder import load_encoder
-from model.evaluate import encode_corpus, evaluate_features, report, table
-from model.outcomes import variant
-from model.short_queries import measure_short_queries
-from model.synthetic import scene_of, write_corpus
-from model.synthetic_scene import recall_ceiling
+from model.evaluate.run import encode_corpus, evaluate_features, report, table
+from model.study.calibrate import Calibration, Grid, calibrate
+from model.study.calibrate_report import record, verdict
+from model.study.calibrate_report import table as grid_table
+from model.study.per_video_ranks import variant
 
 ROOT = Path(__file__).parents[1]
 ASSETS, CONFIG, PAGE = ROOT / "model" / "assets", ROOT / "configs" / "demo.yaml", ROOT / "docs" / "demo-model.md"

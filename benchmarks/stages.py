@@ -61,7 +61,7 @@ def exact_search(scale: Scale) -> Iterator[Row]:
     """One query against all vectors, and a batch: the memory's speed, the matrix product, FAISS as it comes."""
     import faiss
 
-    from indexer import ann
+    from indexer.ann import index as ann
 
     dim = scale.pick(512, 64)
     vectors, queries = any_rows(scale.pick(200_000, 20_000), dim), any_rows(COUNTED_QUERIES, dim, seed=1)
@@ -140,7 +140,7 @@ def _agreement(ours: Any, plain: Any, queries: Floats) -> Row:
 def gather(scale: Scale) -> Iterator[Row]:
     """Frame features of a query's candidates out of the mapped shards, beside copying rows that lie together."""
     from benchmarks.corpus import write_store
-    from indexer.store import StoreReader
+    from indexer.store.reader import StoreReader
 
     segments, dim, frames = scale.pick((8000, 512, 12), (300, 32, 12))
     with tempfile.TemporaryDirectory() as folder:
@@ -204,7 +204,7 @@ def decoding(scale: Scale) -> Iterator[Row]:
 
 
 def _sampled(path: Path, sampling: SamplingConfig) -> object:
-    from model.preprocess import resize_and_crop
-    from model.video import decode
+    from model.clip.preprocess import resize_and_crop
+    from model.video.sampling import decode
 
     return resize_and_crop(decode(path, sampling=sampling).frames, 224)

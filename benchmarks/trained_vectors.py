@@ -55,11 +55,11 @@ class TrainedVectors:
 
 def encode_clips(count: int = ENCODED) -> tuple[Floats, Floats]:
     """Pooled features and caption features ``(E, d)`` of generated clips, L2-normalised, by the demo model."""
+    from model.clip.preprocess import resize_and_crop
+    from model.demo.captions import captions_of
+    from model.demo.render import render
+    from model.demo.scene import make_scene
     from model.encoder import load_encoder
-    from model.preprocess import resize_and_crop
-    from model.synthetic_captions import captions_of
-    from model.synthetic_render import render
-    from model.synthetic_scene import make_scene
 
     encoder = load_encoder("demo")
     texts: list[str] = []

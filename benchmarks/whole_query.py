@@ -8,7 +8,7 @@ one text after the other, each only once. For every query: the wall time from be
 last byte of its answer was read, and the stages that the answer itself names (encode, candidates, rerank, answer). Both
 are of the same query, so what else runs on the machine slows both; the median of their ratios is the result. Beside it,
 the same ratio by the service's own clock (the total of Server-Timing), and the same texts through
-`service.engine.Engine` in this process.
+`service.search.engine.Engine` in this process.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ def ask(store: Path, bodies: list[bytes]) -> list[dict[str, float]]:
 
 def bare(store: Path, texts: list[str]) -> list[dict[str, float]]:
     """For each query: ``wall`` of the engine in this process, and its stages; milliseconds."""
-    from service.deps import build_engine
-    from service.query import SearchQuery
+    from service.search.query import SearchQuery
+    from service.services import build_engine
     from service.settings import load_settings
 
     engine = build_engine(load_settings({"store": store, "cache_entries": 0}))

@@ -33,12 +33,12 @@ def bank(
 
     A running service takes it up when its index is reloaded (`POST /v1/index/reload`).
     """
-    from indexer.bank import compute_bank, report_lines, write_bank
     from indexer.errors import NotAStore
     from indexer.options import recorded_settings
-    from indexer.store import StoreReader
+    from indexer.store.query_bank import compute_bank, report_lines, write_bank
+    from indexer.store.reader import StoreReader
     from model.encoder import load_encoder
-    from model.query_bank import open_bank
+    from model.evaluate.query_bank import open_bank
 
     recorded = recorded_settings(store)
     if recorded is None:

@@ -23,9 +23,9 @@ from indexer.merge_cli import app as merge_app
 from indexer.source_options import AllowProtocol, KeepMedia, PartitionOption, RetryFailed
 
 if TYPE_CHECKING:
-    from indexer.build import BuildRequest
-    from indexer.config import ModelSpec, StoreSettings
+    from indexer.build.run import BuildRequest
     from indexer.options import Wishes
+    from indexer.store.config import ModelSpec, StoreSettings
     from model.encoder import Encoder
 
 app = typer.Typer(
@@ -101,11 +101,11 @@ def build(
     progress_file: ProgressFile = None,
 ) -> None:
     """Index videos into a store, made if need be. Run it again after an interruption, or when files changed."""
-    from indexer.build import BuildRequest
+    from indexer.build.archives import PackedOptions
+    from indexer.build.run import BuildRequest
     from indexer.options import Wishes, bytes_of, check_wishes, recorded_settings
-    from indexer.packed import PackedOptions
-    from indexer.partition import WHOLE, Partition
-    from indexer.sources import check_paths
+    from indexer.sources.discover import check_paths
+    from indexer.sources.partition import WHOLE, Partition
 
     protocols = frozenset(allow_protocol or ())
     part = WHOLE if partition is None else Partition.parse(partition)
@@ -154,9 +154,9 @@ def add(
     progress_file: ProgressFile = None,
 ) -> None:
     """Add videos or captions to a store, with the model and settings that it was built with."""
-    from indexer.build import BuildRequest
-    from indexer.packed import PackedOptions
-    from indexer.sources import check_paths
+    from indexer.build.archives import PackedOptions
+    from indexer.build.run import BuildRequest
+    from indexer.sources.discover import check_paths
 
     if not paths and captions is None:
         raise typer.BadParameter("give videos to add, or --captions FILE")
@@ -182,9 +182,9 @@ def remove(
     device: Device = "auto",
 ) -> None:
     """Remove videos with their captions, whatever other paths lead to them. Files are not touched."""
-    from indexer.build import check_model, publish
-    from indexer.progress import TerminalProgress
-    from indexer.writer import StoreWriter
+    from indexer.build.progress import TerminalProgress
+    from indexer.build.run import check_model, publish
+    from indexer.store.writer import StoreWriter
 
     encoder, _ = _load(_recorded(store), None, None, device)
     with StoreWriter.open(store) as writer:
@@ -197,8 +197,8 @@ def remove(
 @app.command("list")
 def list_videos(store: Store, as_json: Json = False) -> None:
     """List every video with its state; also those that could not be read, with the reason."""
-    from indexer.catalogue_reader import CatalogueReader
-    from indexer.generation import CATALOGUE
+    from indexer.store.catalogue_reader import CatalogueReader
+    from indexer.store.generation import CATALOGUE
 
     with closing(CatalogueReader.open_readonly(store / CATALOGUE)) as catalogue:
         videos = catalogue.summaries()
@@ -212,8 +212,8 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check every checksum, and the indexes against exact search. Exit code 1 if anything is wrong."""
-    from indexer.progress import TerminalProgress
-    from indexer.verify import verify as verify_store
+    from indexer.build.progress import TerminalProgress
+    from indexer.store.verify import verify as verify_store
 
     with TerminalProgress().phase("verify", 0, "row") as bar:
         found = verify_store(store, bar.advance)
@@ -242,10 +242,10 @@ def rebuild(
     device: Device = "auto",
 ) -> None:
     """Publish a new generation from what is stored, without decoding: other FAISS index, newly fitted EMCL map."""
-    from indexer.build import check_model, publish
+    from indexer.build.progress import TerminalProgress
+    from indexer.build.run import check_model, publish
     from indexer.options import Wishes, bytes_of, with_index
-    from indexer.progress import TerminalProgress
-    from indexer.writer import StoreWriter
+    from indexer.store.writer import StoreWriter
 
     recorded = _recorded(store)
     encoder, spec = _load(recorded, model, pretrained, device)
@@ -262,9 +262,9 @@ def rebuild(
 def _run(
     store: Path, settings: StoreSettings, encoder: Encoder, request: BuildRequest, progress_file: Path | None
 ) -> None:
-    from indexer.build import build as build_store
-    from indexer.progress import FileProgress, TerminalProgress
-    from indexer.writer import StoreWriter
+    from indexer.build.progress import FileProgress, TerminalProgress
+    from indexer.build.run import build as build_store
+    from indexer.store.writer import StoreWriter
 
     terminal = TerminalProgress()
     progress = terminal if progress_file is None else FileProgress(progress_file, terminal)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from indexer.build import BuildReport
-    from indexer.compact import Compaction
-    from indexer.config import IndexReport, Manifest
-    from indexer.verify import Verification
-    from indexer.writer import StoreWriter
+    from indexer.build.run import BuildReport
+    from indexer.store.compact import Compaction
+    from indexer.store.config import IndexReport, Manifest
+    from indexer.store.verify import Verification
+    from indexer.store.writer import StoreWriter
 
 SHOWN_NOTES = 20
 
@@ -59,7 +59,7 @@ def print_verification(found: Verification, *, as_json: bool) -> None:
 
 def print_compaction(writer: StoreWriter, done: Compaction) -> None:
     """What ``emcl index compact`` gained, and what of it is free only later."""
-    from indexer.compact import waiting_bytes
+    from indexer.store.compact import waiting_bytes
 
     gained = done.before_bytes - done.after_bytes
     typer.echo(f"{done.shards} shards written anew: {gained} of {done.before_bytes} bytes gained")

@@ -38,8 +38,8 @@ def create(
     from indexer.cli_output import print_manifest
     from indexer.errors import StoreError
     from indexer.options import Wishes, bytes_of, choose_model, new_settings, recorded_settings
-    from indexer.writer import StoreWriter
-    from model.emcl import FrozenMap
+    from indexer.store.writer import StoreWriter
+    from model.emcl.em import FrozenMap
     from model.encoder import load_encoder
 
     if recorded_settings(store) is not None:

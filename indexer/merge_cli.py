@@ -22,12 +22,12 @@ def merge(
 
     A video that is in several is taken once; captions and tags are united. Run it again after an interruption.
     """
-    from indexer.build import check_model, publish_if_changed
+    from indexer.build.progress import TerminalProgress
+    from indexer.build.run import check_model, publish_if_changed
     from indexer.cli_output import print_manifest
-    from indexer.merge import count_videos, read_merge_settings
-    from indexer.merge import merge as merge_stores
-    from indexer.progress import TerminalProgress
-    from indexer.writer import StoreWriter
+    from indexer.store.merge import count_videos, read_merge_settings
+    from indexer.store.merge import merge as merge_stores
+    from indexer.store.writer import StoreWriter
     from model.encoder import load_encoder
 
     settings = read_merge_settings(stores, store)
@@ -63,14 +63,14 @@ def compact(
     device: Device = "auto",
 ) -> None:
     """Give back the space of removed videos and captions: shards are written anew without their rows, and published."""
-    from indexer.build import check_model, current_manifest, publish_if_changed
+    from indexer.build.progress import TerminalProgress
+    from indexer.build.run import check_model, current_manifest, publish_if_changed
     from indexer.cli_output import print_compaction, print_manifest
-    from indexer.compact import compact as compact_store
-    from indexer.compact import drop_former as drop_former_generations
     from indexer.errors import NotAStore
     from indexer.options import recorded_settings
-    from indexer.progress import TerminalProgress
-    from indexer.writer import StoreWriter
+    from indexer.store.compact import compact as compact_store
+    from indexer.store.compact import drop_former as drop_former_generations
+    from indexer.store.writer import StoreWriter
     from model.encoder import load_encoder
 
     settings = recorded_settings(store)

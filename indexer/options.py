@@ -8,12 +8,12 @@ from typing import Any
 
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
-from indexer.ann_recipe import check
-from indexer.catalogue_reader import read_settings
-from indexer.config import DEFAULT_FACTORY, DEFAULT_SEGMENT_SECONDS, ModelSpec, StoreSettings, refuse_differences
+from indexer.ann.choose import AUTO
+from indexer.ann.recipe import check
 from indexer.errors import IndexFactoryError, StoreError
-from indexer.generation import CATALOGUE
-from indexer.index_choice import AUTO
+from indexer.store.catalogue_reader import read_settings
+from indexer.store.config import DEFAULT_FACTORY, DEFAULT_SEGMENT_SECONDS, ModelSpec, StoreSettings, refuse_differences
+from indexer.store.generation import CATALOGUE
 from model.config import ModelConfig, problems_of
 
 

@@ -20,11 +20,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.clip import Precision, build_clip
+from model.clip.towers import Precision, build_clip
+from model.clip.weights import WeightsError, load_strictly, read_weights, tensor_digest
 from model.config import EMCLConfig, ModelConfig, SearchConfig, load_mapping, problems_of
 from model.durable import sync_file, write_atomically
 from model.net import EMCLNet
-from model.weights import WeightsError, load_strictly, read_weights, tensor_digest
 
 FORMAT_VERSION = 1
 

@@ -35,9 +35,9 @@ def train(
 
     Several processes, one per GPU: torchrun --nproc-per-node 2 -m service.cli train --config FILE --output FOLDER.
     """
-    from model.distributed import speaks
-    from model.train import train as run_training
-    from model.train_config import load_train_config
+    from model.train.config import load_train_config
+    from model.train.distributed import speaks
+    from model.train.run import train as run_training
 
     logging.basicConfig(level=logging.INFO if speaks() else logging.WARNING, format="%(message)s")
     path = run_training(load_train_config(config), output, resume=resume, device=device)
@@ -112,7 +112,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure retrieval in both directions under a protocol, with and without EMCL."""
-    from model.evaluate_command import BankOptions, EvaluateRequest, run
+    from model.evaluate.command import BankOptions, EvaluateRequest, run
 
     bank = None
     if query_bank is not None:
@@ -153,7 +153,7 @@ def synthesize(
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
 ) -> None:
     """Write the demo corpus: H.264 clips of moving shapes with captions and tags."""
-    from model.synthetic import write_corpus
+    from model.demo.corpus import write_corpus
 
     written = write_corpus(output, split=split, count=count, seed=seed, captions=captions, workers=workers)
     typer.echo(f"{count} clips, captions in {written}")
@@ -191,7 +191,7 @@ def import_others(
     ] = False,
 ) -> None:
     """Convert a checkpoint of EMCL-Net, CLIP4Clip or CLIP; nothing in it is run, nothing left out in silence."""
-    from model.importing import ImportOptions, import_checkpoint
+    from model.importing.convert import ImportOptions, import_checkpoint
 
     options = ImportOptions(
         kind=kind,

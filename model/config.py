@@ -84,7 +84,7 @@ class EMCLConfig(Config):
 
 
 class SamplingConfig(Config):
-    """Which frames of a window are taken (see ``model.video``)."""
+    """Which frames of a window are taken (see ``model.video.sampling``)."""
 
     sample_fps: float = Field(1.0, gt=0, le=240)
     max_frames: int = Field(12, ge=1, le=512)

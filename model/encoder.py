@@ -18,16 +18,16 @@ from torch import Tensor
 
 from model.checkpoint import fingerprint as net_fingerprint
 from model.checkpoint import load_checkpoint
-from model.compat import import_open_clip
+from model.clip.compat import import_open_clip
+from model.clip.text_buckets import rounded_up, text_buckets
+from model.clip.tokenizer import Tokenizer, build_tokenizer
 from model.config import ClipConfig, ModelConfig, TemporalConfig
-from model.emcl import FrozenMap
-from model.export_store import ExportStore, default_folder
+from model.emcl.em import FrozenMap
 from model.net import EMCLNet, Rerank, build_net
-from model.runtime import PrecisionWish, RuntimeChoice, RuntimeWish
-from model.runtime_load import install_runtime
-from model.scoring_gpu import GraphScorer
-from model.text_buckets import rounded_up, text_buckets
-from model.tokenizer import Tokenizer, build_tokenizer
+from model.runtime.choose import PrecisionWish, RuntimeChoice, RuntimeWish
+from model.runtime.cuda_graphs import GraphScorer
+from model.runtime.install import install_runtime
+from model.runtime.store import ExportStore, default_folder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -90,8 +90,8 @@ class Encoder:
     def encode_texts(self, texts: Sequence[str]) -> Floats:
         """Raw text features (N, D). Texts of about the same number of tokens go together, whatever their order.
 
-        A text costs what its own tokens cost (see ``model.text_buckets``), and its features do not depend on the others
-        beyond the rounding of floats.
+        A text costs what its own tokens cost (see ``model.clip.text_buckets``), and its features do not depend on the
+        others beyond the rounding of floats.
         """
         out = np.empty((len(texts), self.dim), dtype=np.float32)
         for start in range(0, len(texts), TEXTS_AT_ONCE):
@@ -116,7 +116,7 @@ class Encoder:
         if frames_BFSSC.dtype != np.uint8 or frames_BFSSC.ndim != 5 or frames_BFSSC.shape[2:] != (size, size, 3):
             raise ValueError(
                 f"encode_videos expects uint8 frames (B, F, {size}, {size}, 3), got {frames_BFSSC.dtype} "
-                f"{frames_BFSSC.shape}; resize with model.preprocess.resize_and_crop(frames, {size})"
+                f"{frames_BFSSC.shape}; resize with model.clip.preprocess.resize_and_crop(frames, {size})"
             )
         frames_BFCHW = self._tensor(frames_BFSSC).permute(0, 1, 4, 2, 3)
         return self.net.encode_video(frames_BFCHW, self._tensor(mask_BF)).cpu().numpy()
@@ -238,10 +238,11 @@ def load_encoder(
 
     ``spec`` is ``demo`` (the shipped checkpoint), the path of a checkpoint, or an open_clip model name with its
     ``pretrained`` tag or weights file; ``None`` is CLIP ViT-B-32 with OpenAI's weights, frames averaged, EMCL as an
-    out-of-the-box inference module. ``runtime`` and ``precision`` say what computes the towers (``model.runtime``), of
-    exports in the folder ``exports`` (default: beside the checkpoint); without ``runtime`` PyTorch does, with the
-    weights as they are, so that the net can be saved again. Raises ``ValueError`` that says what is unknown,
-    damaged, unreachable or impossible here, and ``FileNotFoundError`` for a path that leads nowhere.
+    out-of-the-box inference module. ``runtime`` and ``precision`` say what computes the towers
+    (``model.runtime.choose``), of exports in the folder ``exports`` (default: beside the checkpoint); without
+    ``runtime`` PyTorch does, with the weights as they are, so that the net can be saved again. Raises ``ValueError``
+    that says what is unknown, damaged, unreachable or impossible here, and ``FileNotFoundError`` for a path that leads
+    nowhere.
     """
     target = resolve_device(device)
     net = _load_net(spec, pretrained, target)

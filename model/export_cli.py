@@ -56,9 +56,9 @@ def export(
     import torch
 
     from model.encoder import export_store, load_encoder
-    from model.export import export as export_towers
-    from model.export import require_exporter
-    from model.export_samples import generated_samples, samples_of
+    from model.export.export import export as export_towers
+    from model.export.export import require_exporter
+    from model.export.samples import generated_samples, samples_of
 
     require_exporter(runtime)
     if threads is not None:

@@ -57,15 +57,15 @@ def calibrate(
     """Choose EMCL's settings on validation pairs, test them against ranking without EMCL, store the choice."""
     from pydantic import ValidationError
 
-    from model.calibrate import Grid
-    from model.calibrate import calibrate as run
-    from model.calibrate_report import as_dict, record, table, verdict
-    from model.calibrate_store import check_target, store_choice
     from model.config import problems_of
     from model.data.validation import open_for_choosing
     from model.encoder import load_encoder
-    from model.evaluate import encode_corpus
-    from model.outcomes import describe
+    from model.evaluate.run import encode_corpus
+    from model.study.calibrate import Grid
+    from model.study.calibrate import calibrate as run
+    from model.study.calibrate_report import as_dict, record, table, verdict
+    from model.study.calibrate_store import check_target, store_choice
+    from model.study.per_video_ranks import describe
 
     check_target(model, output, dry_run=dry_run)
     try:
@@ -167,10 +167,10 @@ def sweep(
 
     from model.data.validation import open_for_choosing
     from model.encoder import load_encoder
-    from model.evaluate import encode_corpus
-    from model.figures import draw_sweep
-    from model.sweep import PRESETS, Plan, as_dict, markdown, parse_vary
-    from model.sweep import sweep as run
+    from model.evaluate.run import encode_corpus
+    from model.study.figures import draw_sweep
+    from model.study.sweep import PRESETS, Plan, as_dict, markdown, parse_vary
+    from model.study.sweep import sweep as run
 
     if (vary is None) == (preset is None):
         raise ValueError("pass either --vary NAME=VALUE,… or --preset supplementary-2")
@@ -218,9 +218,9 @@ def report(
     from model.config import EMCLConfig
     from model.data.sources import open_for_evaluation
     from model.encoder import load_encoder
-    from model.evaluate import encode_corpus
-    from model.outcomes import variant
-    from model.report_page import ReportFacts, build_report
+    from model.evaluate.run import encode_corpus
+    from model.study.page import ReportFacts, build_report
+    from model.study.per_video_ranks import variant
 
     chosen = open_for_evaluation(data, split, allow_missing=allow_missing)
     encoder = load_encoder(model, pretrained=pretrained, device=device)

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from model.compat import import_open_clip
+from model.clip.compat import import_open_clip
 from model.config import TemporalConfig
 
 if TYPE_CHECKING:
-    from model.clip import ClipTowers
+    from model.clip.towers import ClipTowers
 
 REFERENCE_EPSILON = 1e-12  # the reference's temporal LayerNorm; CLIP's own is 1e-5
 MASKED = -1e6  # the reference's additive mask; finite, so that no row of attention can become NaN

@@ -10,16 +10,16 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 
-from service import middleware, problems
-from service.deps import Services
-from service.engine import Engine
-from service.refusal import RefuseEarly
+from service.http import middleware, problems
+from service.http.refusal import RefuseEarly
+from service.index_swap import Switch
+from service.observe.collector import ServiceCollector
+from service.observe.metrics import Observe, Telemetry
 from service.routes import captions, clip_retrieval, index, jobs, metrics, pages, previews, search, session, videos
-from service.schemas import Problem
+from service.schemas.search import Problem
+from service.search.engine import Engine
+from service.services import Services
 from service.settings import Settings
-from service.switch import Switch
-from service.telemetry import Observe, Telemetry
-from service.telemetry_collector import ServiceCollector
 
 UPLOAD_ROUTES = frozenset({("POST", search.UPLOAD_PATH), ("POST", videos.UPLOAD_PATH)})
 

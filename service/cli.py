@@ -19,15 +19,15 @@ import typer
 from indexer.cli import app as index_app
 from model.cli import app as model_app
 from service.cli_options import takes_settings
-from service.doctor_cli import doctor
-from service.jobs_cli import app as jobs_app
-from service.jobs_cli import worker
+from service.doctor.cli import doctor
+from service.jobs.cli import app as jobs_app
+from service.jobs.cli import worker
 from service.keys_cli import app as keys_app
 from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from service.engine import Engine
-    from service.query import Ranking
+    from service.search.engine import Engine
+    from service.search.query import Ranking
 
 app = typer.Typer(
     help="Find videos with words, and words with a video.",
@@ -72,7 +72,7 @@ def serve(**options: Any) -> None:
 
 def run_server(settings: Settings) -> None:
     """Load everything, then serve until interrupted."""
-    from service.logs import logging_to_stderr
+    from service.observe.logs import logging_to_stderr
 
     with logging_to_stderr(settings.log_format, settings.log_level):
         _run_server(settings)
@@ -81,10 +81,10 @@ def run_server(settings: Settings) -> None:
 def _run_server(settings: Settings) -> None:
     import uvicorn
 
+    from service.access.gate import open_keys
     from service.app import create_app
-    from service.auth import open_keys
-    from service.deps import build_engine
-    from service.protocol import Connections, allow_open_files
+    from service.http.protocol import Connections, allow_open_files
+    from service.services import build_engine
 
     open_keys(settings)  # a missing key is told before the model loads
     logger.info("loading the index %s and its model …", settings.store)
@@ -102,7 +102,7 @@ def _run_server(settings: Settings) -> None:
         port=settings.port,
         log_level=settings.log_level,
         log_config=None,  # its lines go where ours go
-        access_log=False,  # service.telemetry writes one line for each request
+        access_log=False,  # service.observe.metrics writes one line for each request
         http=connections.protocol,
         loop="asyncio",  # with uvloop new connections starve while others keep it busy (docs/performance.md)
         ws="none",
@@ -154,9 +154,9 @@ def search(
     **options: Any,
 ) -> None:
     """Search an index with words, or with a video."""
-    from service.deps import build_engine
-    from service.query import Ranking, SearchQuery, VideoFilter
-    from service.schemas import SearchAnswer
+    from service.schemas.search import SearchAnswer
+    from service.search.query import Ranking, SearchQuery, VideoFilter
+    from service.services import build_engine
     from service.tables import hits_table
 
     if (text is None) == (video is None):
@@ -177,10 +177,10 @@ def search(
 
 
 def _search_by_video(engine: Engine, path: Path, ranking: Ranking, as_json: bool) -> None:
-    from model.preprocess import resize_and_crop
-    from model.video import decode
-    from service.query import UploadQuery
-    from service.schemas import UploadAnswer, UploadOut
+    from model.clip.preprocess import resize_and_crop
+    from model.video.sampling import decode
+    from service.schemas.search import UploadAnswer, UploadOut
+    from service.search.query import UploadQuery
     from service.tables import captions_table, hits_table
 
     engine.limits.check_ranking(ranking)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import model
-from indexer.store import StoreReader
+from indexer.store.reader import StoreReader
 
 CAPTIONS_PER_CLIP = 2
 DEMO_DESCRIPTION = Path(model.__file__).parent / "assets" / "demo.json"
@@ -71,7 +71,7 @@ def _videos_in(store: Path) -> int:
 
 
 def _make_clips(clips: Path, count: int) -> None:
-    from model.synthetic import write_corpus
+    from model.demo.corpus import write_corpus
 
     for path in clips.glob("*.mp4"):
         path.unlink()  # of a corpus of another size

@@ -16,8 +16,8 @@
     ├── RateLimited              429     rate-limited        (carries Retry-After)
     └── Overloaded               503     overloaded          (carries Retry-After)
 
-They know nothing of HTTP frameworks, so that the engine can raise them; ``service.problems`` turns them into RFC 9457
-problem details, and the command line prints them. Anything else that is raised is a fault of ours: status 500.
+They know nothing of HTTP frameworks, so that the engine can raise them; ``service.http.problems`` turns them into RFC
+9457 problem details, and the command line prints them. Anything else that is raised is a fault of ours: status 500.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from service.cli_options import takes_settings
 from service.settings import load_settings
 
 if TYPE_CHECKING:
-    from service.keys import Key, KeyBook
+    from service.access.keys import Key, KeyBook
 
 app = typer.Typer(help="API keys: make, list, revoke.", no_args_is_help=True)
 
@@ -62,7 +62,7 @@ def revoke(key: Annotated[str, typer.Argument(help="Its id or its name.")], **op
 
 
 def _book(options: dict[str, Any]) -> KeyBook:
-    from service.keys import KeyBook
+    from service.access.keys import KeyBook
 
     return KeyBook(load_settings(options).keys_file)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from service.schemas import CaptionOut, HitOut
+from service.schemas.search import CaptionOut, HitOut
 
 
 def hits_table(hits: Sequence[HitOut]) -> str:

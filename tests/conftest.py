@@ -65,9 +65,9 @@ def tiny_encoder(tiny_config):
     import torch
 
     from model.checkpoint import fingerprint
+    from model.clip.tokenizer import build_tokenizer
     from model.encoder import Encoder
     from model.net import build_net
-    from model.tokenizer import build_tokenizer
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -86,14 +86,14 @@ def clip_store(tmp_path_factory, tiny_encoder):
     """Six generated clips in ``clips/``, indexed in ``store/`` with the tiny model: two captions and two tags each."""
     import hashlib
 
-    from indexer.config import ModelSpec, StoreSettings
-    from indexer.rows import Location
-    from indexer.writer import EncodedSegment, EncodedVideo, StoreWriter
-    from model.preprocess import resize_and_crop
-    from model.synthetic import write_clip
-    from model.synthetic_captions import captions_of
-    from model.synthetic_scene import make_scene
-    from model.video import decode
+    from indexer.store.config import ModelSpec, StoreSettings
+    from indexer.store.rows import Location
+    from indexer.store.writer import EncodedSegment, EncodedVideo, StoreWriter
+    from model.clip.preprocess import resize_and_crop
+    from model.demo.captions import captions_of
+    from model.demo.corpus import write_clip
+    from model.demo.scene import make_scene
+    from model.video.sampling import decode
 
     folder = tmp_path_factory.mktemp("clip_store")
     (folder / "clips").mkdir()
@@ -143,8 +143,8 @@ def clip_store(tmp_path_factory, tiny_encoder):
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory) -> list[bytes]:
     """The bytes of six generated clips that are in no store."""
-    from model.synthetic import write_clip
-    from model.synthetic_scene import make_scene
+    from model.demo.corpus import write_clip
+    from model.demo.scene import make_scene
 
     folder = tmp_path_factory.mktemp("new_clips")
     for number in range(6):
@@ -163,7 +163,7 @@ def tiny_checkpoint(tmp_path_factory, tiny_encoder) -> Path:
 @pytest.fixture(scope="session")
 def validation_folder(tmp_path_factory) -> Path:
     """Ten generated validation clips with two captions each, listed in ``captions.jsonl``."""
-    from model.synthetic import write_corpus
+    from model.demo.corpus import write_corpus
 
     folder = tmp_path_factory.mktemp("validation") / "val"
     write_corpus(folder, split="val", count=10, captions=2, workers=1)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from model.checkpoint import load_checkpoint
-from model.importing import ImportOptions, import_checkpoint
+from model.importing.convert import ImportOptions, import_checkpoint
 
 FITTING = {"max_words": 8, "max_frames": 6}
 

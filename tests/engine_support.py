@@ -3,10 +3,10 @@
 import numpy as np
 from service_support import random_video
 
-from indexer.config import ModelSpec, StoreSettings
-from indexer.rows import Location
-from indexer.writer import StoreWriter
-from service.query import QueryLimits, Ranking, UploadQuery
+from indexer.store.config import ModelSpec, StoreSettings
+from indexer.store.rows import Location
+from indexer.store.writer import StoreWriter
+from service.search.query import QueryLimits, Ranking, UploadQuery
 
 LIMITS = QueryLimits(max_texts=64, max_text_chars=200, max_candidates=1000)
 VIDEOS, CAPTIONS = 60, 50

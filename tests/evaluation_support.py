@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from model.clip.tokenizer import build_tokenizer
 from model.config import (
     ClipConfig,
     EMCLConfig,
@@ -14,10 +15,9 @@ from model.config import (
     TemporalConfig,
     TokenizerConfig,
 )
-from model.corpus import Corpus
 from model.encoder import Encoder
+from model.evaluate.corpus import Corpus
 from model.net import build_net
-from model.tokenizer import build_tokenizer
 
 
 def build_encoder(emcl=EMCLConfig(num_bases=4, iterations=3, beta=0.3), *, dim=32, pooling=PoolingConfig()):  # noqa: B008

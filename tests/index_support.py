@@ -16,14 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-from indexer import encode
-from indexer.build import BuildRequest, build
-from indexer.config import ModelSpec, StoreSettings
-from indexer.decode import DecodeSettings
-from indexer.progress import Progress
-from indexer.reader import Reader, ReaderSettings
-from indexer.rows import Location
-from indexer.writer import EncodedSegment, EncodedVideo, StoreWriter
+from indexer.build import encode
+from indexer.build.decode import DecodeSettings
+from indexer.build.decode_pool import Reader, ReaderSettings
+from indexer.build.progress import Progress
+from indexer.build.run import BuildRequest, build
+from indexer.store.config import ModelSpec, StoreSettings
+from indexer.store.rows import Location
+from indexer.store.writer import EncodedSegment, EncodedVideo, StoreWriter
 from model.config import SamplingConfig
 
 DIM, IMAGE_SIZE = 8, 16
@@ -165,7 +165,7 @@ def fill(writer: StoreWriter, numbers: Sequence[int], captions: int = 2) -> None
 
 def contents(store: Path) -> dict[str, object]:
     """Everything that can be found in a store, without the numbers that depend on the order of work."""
-    from indexer.store import StoreReader
+    from indexer.store.reader import StoreReader
 
     with StoreReader.open(store, fingerprint=FINGERPRINT) as reader:
         found: dict[str, object] = {}

@@ -88,8 +88,8 @@ def is_alive(pid: int) -> bool:
 
 def _worker(options: str) -> None:
     from service.jobs import runner
+    from service.jobs.worker import Worker, stop_with_stdin
     from service.settings import load_settings
-    from service.worker import Worker, stop_with_stdin
 
     runner.command_of, runner.result_of = fake_command, fake_result
     worker = Worker(load_settings(json.loads(options)))

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from indexer.store import StoreReader
-from indexer.writer import EncodedSegment, EncodedVideo
+from indexer.store.reader import StoreReader
+from indexer.store.writer import EncodedSegment, EncodedVideo
+from service.access.keys import KeyBook
 from service.app import create_app
 from service.cli import main
-from service.deps import query_limits
-from service.engine import Engine
-from service.keys import KeyBook
+from service.search.engine import Engine
+from service.services import query_limits
 from service.settings import Settings, load_settings, variable_name
 
 PROBLEM = "application/problem+json"

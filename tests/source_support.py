@@ -15,11 +15,11 @@ from pathlib import Path
 
 from index_support import FakeEncoder, settings
 
-from indexer.build import BuildReport, BuildRequest, build
-from indexer.progress import Progress
-from indexer.records import Video
-from indexer.store import StoreReader
-from indexer.writer import StoreWriter
+from indexer.build.progress import Progress
+from indexer.build.run import BuildReport, BuildRequest, build
+from indexer.store.reader import StoreReader
+from indexer.store.records import Video
+from indexer.store.writer import StoreWriter
 
 
 def index(store: Path, *paths: Path | str, encoder: FakeEncoder | None = None, **options: object) -> BuildReport:

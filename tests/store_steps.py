@@ -15,9 +15,9 @@ from pathlib import Path
 
 from index_support import FakeEncoder, _kill_before_fsync, fill, location_of, settings
 
-from indexer.compact import compact
-from indexer.merge import merge
-from indexer.writer import StoreWriter
+from indexer.store.compact import compact
+from indexer.store.merge import merge
+from indexer.store.writer import StoreWriter
 
 
 def make_inputs(folder: Path) -> list[Path]:

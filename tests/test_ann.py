@@ -10,7 +10,8 @@ import faiss
 import numpy as np
 import pytest
 
-from indexer import ann, ann_flat
+from indexer.ann import flat
+from indexer.ann import index as ann
 from indexer.errors import Damaged, IndexFactoryError
 
 COUNT, DIM = 700, 16
@@ -134,7 +135,7 @@ def test_a_batch_by_matrix_product_is_the_scan_to_the_last_bit(
     many: tuple[np.ndarray, np.ndarray], threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows, queries = many
-    monkeypatch.setattr(ann_flat, "ROWS_PER_THREAD", 1500)
+    monkeypatch.setattr(flat, "ROWS_PER_THREAD", 1500)
     index = ann.build(recipe("Flat"), 64, np.arange(6000), [rows], train_rows=rows[:0])
     before = faiss.omp_get_max_threads()
     ann.set_threads(threads)

@@ -9,7 +9,7 @@ import faiss
 import numpy as np
 import pytest
 
-from indexer import ann
+from indexer.ann import index as ann
 
 COUNT, DIM, K = 6000, 32, 50
 FLAT_CENTROIDS = ["IVF64,SQ8"]

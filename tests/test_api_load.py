@@ -8,7 +8,7 @@ import httpx
 from fastapi.testclient import TestClient
 from service_support import assert_problem, assert_same_hits, make_app
 
-from service.engine import Engine
+from service.search.engine import Engine
 
 
 def test_concurrent_queries_answer_as_each_does_alone(clip_store, tiny_encoder, tmp_path):

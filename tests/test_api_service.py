@@ -6,7 +6,7 @@ import pytest
 from fastapi.testclient import TestClient
 from service_support import PROBLEM, assert_problem, make_app
 
-from service.engine import Engine
+from service.search.engine import Engine
 
 
 def test_unknown_paths_and_methods_are_problems(client):

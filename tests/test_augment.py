@@ -10,7 +10,9 @@ from dataset_support import place, write_video
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
-from model.augment import (
+from model.clip.compat import import_open_clip
+from model.config import SamplingConfig
+from model.data.augment import (
     Augmentation,
     NoAugmentation,
     Operation,
@@ -19,12 +21,10 @@ from model.augment import (
     augment,
     draw_operations,
 )
-from model.compat import import_open_clip
-from model.config import SamplingConfig
 from model.data.base import Share
 from model.data.manifest import ManifestConfig, ManifestData
-from model.train_config import TrainConfig
-from model.train_data import batches
+from model.train.config import TrainConfig
+from model.train.data import batches
 
 CONFIG = RandAugmentConfig()
 # Ours and timm's, which calls them "increasing" where strength 0 leaves the picture alone.

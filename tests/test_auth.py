@@ -6,8 +6,8 @@ import pytest
 from fastapi.testclient import TestClient
 from service_support import bearer, make_app, make_keys, serving
 
-from service.auth import OPEN_FOLDERS, OPEN_PATHS, is_open
-from service.keys import KeyBook
+from service.access.gate import OPEN_FOLDERS, OPEN_PATHS, is_open
+from service.access.keys import KeyBook
 from service.settings import load_settings
 
 

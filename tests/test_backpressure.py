@@ -13,8 +13,8 @@ from redis_support import PASSWORD
 from service_support import bearer, make_app, make_keys
 from wire_support import read_all
 
-from service.engine import Engine
-from service.protocol import allow_open_files
+from service.http.protocol import allow_open_files
+from service.search.engine import Engine
 
 MEBIBYTE = 1024**2
 PATIENCE = 30

@@ -8,24 +8,24 @@ from fastapi.testclient import TestClient
 from service_support import random_video
 from typer.testing import CliRunner
 
-from indexer import bank as bank_module
-from indexer.bank import KINDS, QUERY_BANK, compute_bank, read_bank, write_bank
 from indexer.cli import app as index_app
-from indexer.config import ModelSpec, StoreSettings
 from indexer.errors import Damaged
-from indexer.rows import Location
-from indexer.store import StoreReader
-from indexer.writer import StoreWriter
+from indexer.store import query_bank as bank_module
+from indexer.store.config import ModelSpec, StoreSettings
+from indexer.store.query_bank import KINDS, QUERY_BANK, compute_bank, read_bank, write_bank
+from indexer.store.reader import StoreReader
+from indexer.store.rows import Location
+from indexer.store.writer import StoreWriter
 from model.config import EMCLConfig
-from model.corpus import with_emcl
-from model.query_bank import QueryBank
-from model.rank import fill_floor
-from model.similarity import BankNorm
+from model.evaluate.corpus import with_emcl
+from model.evaluate.hubness import BankNorm
+from model.evaluate.query_bank import QueryBank
+from model.evaluate.rank import fill_floor
 from service.app import create_app
-from service.deps import query_limits
-from service.engine import Engine
 from service.errors import Conflict, Unprocessable
-from service.query import QueryLimits, Ranking, SearchQuery, VideoFilter
+from service.search.engine import Engine
+from service.search.query import QueryLimits, Ranking, SearchQuery, VideoFilter
+from service.services import query_limits
 from service.settings import load_settings
 
 LIMITS = QueryLimits(max_texts=64, max_text_chars=200, max_candidates=1000, default_candidates=20)

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from service.batching import Batcher
 from service.errors import Overloaded
-from service.lanes import Lanes
+from service.search.batching import Batcher
+from service.search.compute_queue import Lanes
 from service.settings import load_settings
 
 

@@ -9,13 +9,13 @@ import pytest
 
 from benchmarks.naive_server import faiss_defaults
 from benchmarks.plain_faiss import PlainIndex, shipped_threshold
-from indexer import ann_flat
+from indexer.ann import flat
 
 CHANGED = faiss.cvar.distance_compute_blas_threshold
 
 
 def test_the_indexer_changes_what_faiss_ships():
-    assert ann_flat.BATCH_QUERIES > 1
+    assert flat.BATCH_QUERIES > 1
     assert shipped_threshold() != CHANGED
 
 
@@ -44,10 +44,10 @@ def test_a_plain_index_is_searched_with_the_shipped_switch_and_leaves_the_other(
 def test_the_server_of_the_alternative_has_them_too(tmp_path):
     program = (
         "import faiss, sys; from benchmarks import naive_server as n; "
-        "import indexer.generation as g; g.load_frozen_map = lambda folder: None; "
+        "import indexer.store.generation as g; g.load_frozen_map = lambda folder: None; "
         "import numpy as np; np.save(sys.argv[1] + '/vectors.npy', np.eye(128, dtype='f4')); "
         "from pathlib import Path; n.make_app('faiss', Path(sys.argv[1])); "
-        "import indexer.ann_flat; print(faiss.cvar.distance_compute_blas_threshold)"
+        "import indexer.ann.flat; print(faiss.cvar.distance_compute_blas_threshold)"
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, check=True, text=True)
     assert int(done.stdout) == shipped_threshold()

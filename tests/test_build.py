@@ -14,11 +14,11 @@ import pytest
 from build_support import by_name, index, write_clips
 from index_support import FakeEncoder, make_clip, settings
 
-from indexer.catalogue import Catalogue
-from indexer.decode import windows_of
+from indexer.build.decode import windows_of
 from indexer.errors import ModelMismatch, SourceError
-from indexer.store import StoreReader
-from indexer.verify import verify
+from indexer.store.catalogue import Catalogue
+from indexer.store.reader import StoreReader
+from indexer.store.verify import verify
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +69,8 @@ def test_a_folder_is_indexed_and_a_long_video_becomes_segments(folder: Path, tmp
 
 
 def test_features_are_those_of_the_decoded_frames(folder: Path, tmp_path: Path) -> None:
-    from model.preprocess import resize_and_crop
-    from model.video import decode as decode_video
+    from model.clip.preprocess import resize_and_crop
+    from model.video.sampling import decode as decode_video
 
     index(tmp_path / "s", folder)
     encoder = FakeEncoder()

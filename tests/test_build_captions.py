@@ -12,8 +12,8 @@ from build_support import by_name, index, write_clips
 from index_support import DIM, FakeEncoder
 
 from indexer.errors import CaptionFileError
-from indexer.store import StoreReader
-from indexer.verify import verify
+from indexer.store.reader import StoreReader
+from indexer.store.verify import verify
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,13 @@ import pytest
 from build_support import index, write_clips
 from index_support import make_clip
 
-from indexer import decode
-from indexer.decode import DecodeSettings
+from indexer.build import decode
+from indexer.build.decode import DecodeSettings
+from indexer.build.decode_pool import Reader, ReaderSettings, ReadResult
 from indexer.errors import SourceError
-from indexer.reader import Reader, ReaderSettings, ReadResult
-from indexer.rows import Location
-from indexer.store import StoreReader
-from indexer.verify import verify
+from indexer.store.reader import StoreReader
+from indexer.store.rows import Location
+from indexer.store.verify import verify
 from model.config import SamplingConfig
 
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from model import calibrate as module
-from model.calibrate import Grid, calibrate
-from model.calibrate_report import record, table, verdict
 from model.config import EMCLConfig, SearchConfig
-from model.evaluate import Corpus, measure
-from model.outcomes import Outcome, Ranks, outcome_of, ranking, ranks_of, variant
+from model.evaluate.run import Corpus, measure
+from model.study import calibrate as module
+from model.study.calibrate import Grid, calibrate
+from model.study.calibrate_report import record, table, verdict
+from model.study.per_video_ranks import Outcome, Ranks, outcome_of, ranking, ranks_of, variant
 
 VIDEOS = 12
 

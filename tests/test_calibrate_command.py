@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from model import calibrate as module
 from model.checkpoint import CheckpointError, load_checkpoint, rewrite_settings, save_checkpoint, stored_dtype
 from model.config import EMCLConfig, SearchConfig
 from model.data.validation import TestSplitError, data_digest, open_for_choosing
+from model.study import calibrate as module
 from service.cli import app
 
 SMALL_GRID = ("--beta", "0.1,0.5", "--sigma", "0.1", "--bases", "4", "--iterations", "2", "--temperatures", "0.01,0.1")
@@ -126,9 +126,9 @@ def test_settings_that_need_another_state_cannot_be_slipped_in(checkpoint):
 
 
 def test_the_service_takes_the_checkpoints_number_of_candidates(checkpoint, clip_store):
-    from service.deps import build_engine
     from service.errors import Unprocessable
-    from service.query import Ranking, SearchQuery
+    from service.search.query import Ranking, SearchQuery
+    from service.services import build_engine
     from service.settings import Settings
 
     found = load_checkpoint(checkpoint).config
@@ -150,8 +150,8 @@ def test_the_service_takes_the_checkpoints_number_of_candidates(checkpoint, clip
 
 
 def test_a_checkpoint_cannot_ask_for_more_candidates_than_the_settings_let_it():
-    from service.deps import query_limits
-    from service.query import Ranking
+    from service.search.query import Ranking
+    from service.services import query_limits
     from service.settings import Settings
 
     limits = query_limits(Settings(max_candidates=50), default_candidates=100)

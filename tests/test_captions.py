@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from indexer.captions import CaptionEntry, VideoNames, read_caption_file, read_sidecars, resolve
 from indexer.errors import CaptionFileError
+from indexer.sources.captions import CaptionEntry, VideoNames, read_caption_file, read_sidecars, resolve
 
 
 def write(path: Path, *lines: str) -> Path:

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from indexer import schema
-from indexer.catalogue import Catalogue
-from indexer.catalogue_reader import read_settings
 from indexer.errors import NewerFormat, NotAStore, SourceError
-from indexer.features import Place
-from indexer.rows import CaptionRow, Location, SegmentRow, VideoRow
+from indexer.store import schema
+from indexer.store.catalogue import Catalogue
+from indexer.store.catalogue_reader import read_settings
+from indexer.store.rows import CaptionRow, Location, SegmentRow, VideoRow
+from indexer.store.shards import Place
 
 
 @pytest.fixture

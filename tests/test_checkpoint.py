@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from model import checkpoint as checkpoint_module
 from model.checkpoint import CheckpointError, fingerprint, load_checkpoint, save_checkpoint
+from model.clip.tokenizer import build_tokenizer
 from model.config import ClipConfig, EMCLConfig, PoolingConfig, SamplingConfig, TemporalConfig, TokenizerConfig
 from model.net import EMCLNet, build_net
-from model.tokenizer import build_tokenizer
 
 
 def seeded_net(config, seed: int = 0) -> EMCLNet:

@@ -9,9 +9,9 @@ import httpx
 import pytest
 from service_support import make_app, make_keys
 
-from service.client import AsyncClient, Client, Patience
-from service.client_endpoint import Endpoint
-from service.client_errors import (
+from service.client.client import AsyncClient, Client, Patience
+from service.client.endpoint import Endpoint
+from service.client.errors import (
     BusyError,
     ClientError,
     ForbiddenError,
@@ -25,7 +25,7 @@ from service.client_errors import (
     UnprocessableError,
     UnsupportedMediaError,
 )
-from service.schemas import SearchAnswer
+from service.schemas.search import SearchAnswer
 
 WITHOUT_A_METHOD = {
     ("GET", "/v1/jobs/{job_id}/events"): "server-sent events for pages; wait_for_job polls state and log",
@@ -80,7 +80,7 @@ def problem(status, slug="overloaded"):
 
 def test_importing_the_client_loads_no_model():
     heavy = "{'torch', 'open_clip', 'faiss', 'av', 'fastapi', 'torchvision', 'uvicorn'}"
-    code = f"import sys, service.client; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, service.client.client; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 

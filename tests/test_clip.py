@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from model.clip import ClipTowers, build_clip
-from model.compat import import_open_clip
+from model.clip.compat import import_open_clip
+from model.clip.pretrained import ClipError
+from model.clip.tokenizer import build_tokenizer
+from model.clip.towers import ClipTowers, build_clip
+from model.clip.weights import load_strictly
 from model.config import ClipConfig, TokenizerConfig
-from model.pretrained import ClipError
-from model.tokenizer import build_tokenizer
-from model.weights import load_strictly
 
 CONTEXT, VOCAB = 16, 714
 TEXT = {"context_length": CONTEXT, "vocab_size": VOCAB, "width": 64, "heads": 2, "layers": 2}

@@ -15,14 +15,14 @@ import pytest
 from index_support import FakeEncoder, contents, fill, location_of, settings
 from store_steps import compact_store, make_loose
 
-from indexer import generation
-from indexer.compact import compact, drop_former, loose_shards, waiting_bytes
 from indexer.errors import Damaged, StoreError
-from indexer.features import FRAMES, ShardWriter
-from indexer.snapshot import Snapshot
-from indexer.store import StoreReader
-from indexer.verify import verify
-from indexer.writer import StoreWriter
+from indexer.store import generation
+from indexer.store.compact import compact, drop_former, loose_shards, waiting_bytes
+from indexer.store.reader import StoreReader
+from indexer.store.shards import FRAMES, ShardWriter
+from indexer.store.snapshot import Snapshot
+from indexer.store.verify import verify
+from indexer.store.writer import StoreWriter
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def run(folder: Path, torchvision: str, code: str) -> subprocess.CompletedProces
 
 
 def test_open_clip_imports_on_this_install():
-    from model.compat import import_open_clip
+    from model.clip.compat import import_open_clip
 
     assert import_open_clip().__version__ == "3.3.0"
     assert import_open_clip() is sys.modules["open_clip"]

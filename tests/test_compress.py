@@ -14,7 +14,7 @@ from model.cli import app
 from model.config import SamplingConfig
 from model.data import compress
 from model.data.compress import CompressSettings, compress_folder, compress_video, small_size
-from model.video import VideoError, decode, probe
+from model.video.sampling import VideoError, decode, probe
 
 SMALL = CompressSettings(short_side=64)
 

@@ -9,14 +9,14 @@ import yaml
 from dataset_support import KINDS, make, place, write_video
 from typer.testing import CliRunner
 
-from model.augment import NoAugmentation, RandAugmentConfig
 from model.cli import app
 from model.config import SamplingConfig
+from model.data.augment import NoAugmentation, RandAugmentConfig
 from model.data.clips import load_frames
 from model.data.manifest import ManifestConfig, ManifestData, open_manifest, read_manifest
 from model.data.sources import load_stored_set, open_for_evaluation
 from model.data.video_text import DatasetError, IncompleteSetError
-from model.train_config import TrainConfig, load_train_config
+from model.train.config import TrainConfig, load_train_config
 
 ROOT = Path(__file__).parents[1]
 SAMPLING = SamplingConfig(sample_fps=1.0, max_frames=4)

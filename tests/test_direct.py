@@ -8,11 +8,11 @@ import httpx
 import pytest
 from service_support import assert_problem, bearer, make_app, make_keys
 
-from service.answers import search_response
-from service.engine import Engine
-from service.middleware import SECURITY_HEADERS
-from service.query import FrameWeights, Hit, SearchResult, Source
-from service.schemas import ManyAnswers, SearchAnswer
+from service.http.answers import search_response
+from service.http.middleware import SECURITY_HEADERS
+from service.schemas.search import ManyAnswers, SearchAnswer
+from service.search.engine import Engine
+from service.search.query import FrameWeights, Hit, SearchResult, Source
 
 PATIENCE = 30
 
@@ -148,7 +148,7 @@ def test_what_comes_while_the_queue_is_full_is_refused_at_the_door(clip_store, t
     assert later.status_code == 200  # what was refused holds no place
     assert rejected == len(refused)
     assert f'emcl_problems_total{{problem="overloaded"}} {len(refused)}.0' in metrics
-    told = [record for record in caplog.records if record.name == "service.refusal"]
+    told = [record for record in caplog.records if record.name == "service.http.refusal"]
     assert 1 <= len(told) < len(refused)  # not a line for each
 
 

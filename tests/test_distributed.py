@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 from training_support import run_group, tiny, with_model
 
 from model.checkpoint import load_checkpoint
-from model.clip import _DTYPES
+from model.clip.towers import _DTYPES
 from model.config import EMCLConfig
 from model.data.base import Share
-from model.distributed import World
-from model.loss import contrastive_loss
-from model.train_state import newest_checkpoint
-from model.trainer import Trainer
-from model.validate import encode_batch
+from model.train.distributed import World
+from model.train.loop import Trainer
+from model.train.loss import contrastive_loss
+from model.train.state import newest_checkpoint
+from model.train.validate import encode_batch
 
 WORKER = Path(__file__).with_name("training_worker.py")
 REFERENCE = EMCLConfig.reference(num_bases=4, iterations=2).model_dump(mode="json")

@@ -9,12 +9,12 @@ import sys
 
 import pytest
 
-from indexer.writer_lock import LOCK, LOCK_HOLDER, acquire_lock
-from service import doctor_index, doctor_machine
+from indexer.store.writer_lock import LOCK, LOCK_HOLDER, acquire_lock
 from service.cli import main
-from service.doctor import Check, Patient, examine, failed, line_of
-from service.doctor_cli import all_examinations
-from service.jobs.book import JobBook
+from service.doctor import index_checks, machine_checks
+from service.doctor.checks import Check, Patient, examine, failed, line_of
+from service.doctor.cli import all_examinations
+from service.jobs.store import JobBook
 from service.settings import Settings, load_settings, variable_name
 
 
@@ -76,7 +76,7 @@ def test_a_check_that_raises_is_a_problem_of_its_own():
     def fails(patient):
         raise OSError("disk on fire")
 
-    first, second = examine(Patient(settings=load_settings()), [("a", fails), ("b", doctor_machine.check_python)])
+    first, second = examine(Patient(settings=load_settings()), [("a", fails), ("b", machine_checks.check_python)])
     assert (first.state, first.name) == ("problem", "a")
     assert "disk on fire" in first.detail
     assert second.state == "ok"
@@ -85,42 +85,42 @@ def test_a_check_that_raises_is_a_problem_of_its_own():
 def test_a_damaged_index_is_found(settings, clip_store, tmp_path):
     store = tmp_path / "store"
     shutil.copytree(clip_store / "store", store)
-    assert look(doctor_index.check_index, settings(store=store)).state == "ok"
+    assert look(index_checks.check_index, settings(store=store)).state == "ok"
     (index,) = (store / "generations").glob("*/videos.faiss")
     content = bytearray(index.read_bytes())
     content[len(content) // 2] ^= 1
     index.write_bytes(content)
-    found = look(doctor_index.check_index, settings(store=store))
+    found = look(index_checks.check_index, settings(store=store))
     assert found.state == "problem"
     assert "emcl index rebuild" in found.detail
 
 
 def test_another_model_than_the_index_was_built_with(settings, clip_store, tiny_encoder):
     patient = Patient(settings=settings(model="demo"))
-    looks = [("model", doctor_index.check_model), ("index", doctor_index.check_index)]
-    model, index, fingerprint = examine(patient, [*looks, ("fingerprint", doctor_index.check_fingerprint)])
+    looks = [("model", index_checks.check_model), ("index", index_checks.check_index)]
+    model, index, fingerprint = examine(patient, [*looks, ("fingerprint", index_checks.check_fingerprint)])
     assert (model.state, index.state, fingerprint.state) == ("ok", "ok", "problem")
     assert tiny_encoder.fingerprint[:12] in fingerprint.detail
 
 
 def test_two_builds_of_faiss_or_none_are_problems(settings, monkeypatch):
-    monkeypatch.setattr(doctor_machine, "_version", lambda name: "1.15.1")
-    found = look(doctor_machine.check_faiss, settings())
+    monkeypatch.setattr(machine_checks, "_version", lambda name: "1.15.1")
+    found = look(machine_checks.check_faiss, settings())
     assert found.state == "problem"
     assert "uninstall" in found.next_step
-    monkeypatch.setattr(doctor_machine, "_version", lambda name: None)
-    assert look(doctor_machine.check_faiss, settings()).state == "problem"
+    monkeypatch.setattr(machine_checks, "_version", lambda name: None)
+    assert look(machine_checks.check_faiss, settings()).state == "problem"
     monkeypatch.undo()
-    assert look(doctor_machine.check_faiss, settings()).state == "ok"
+    assert look(machine_checks.check_faiss, settings()).state == "ok"
 
 
 def test_torchvision_for_another_torch_is_a_problem(settings, monkeypatch):
-    monkeypatch.setattr(doctor_machine, "_torch_wanted_by_torchvision", lambda: "1.0.0")
-    assert look(doctor_machine.check_packages, settings()).state == "problem"
+    monkeypatch.setattr(machine_checks, "_torch_wanted_by_torchvision", lambda: "1.0.0")
+    assert look(machine_checks.check_packages, settings()).state == "problem"
     monkeypatch.undo()
-    assert look(doctor_machine.check_packages, settings()).state == "ok"
-    monkeypatch.setattr(doctor_machine, "_version", lambda name: None if name == "av" else "1")
-    assert "av not installed" in look(doctor_machine.check_packages, settings()).detail
+    assert look(machine_checks.check_packages, settings()).state == "ok"
+    monkeypatch.setattr(machine_checks, "_version", lambda name: None if name == "av" else "1")
+    assert "av not installed" in look(machine_checks.check_packages, settings()).detail
 
 
 def test_a_gpu_that_was_asked_for_and_is_not_there(settings):
@@ -128,37 +128,37 @@ def test_a_gpu_that_was_asked_for_and_is_not_there(settings):
 
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    assert look(doctor_machine.check_gpu, settings(device="cuda")).state == "problem"
-    assert look(doctor_machine.check_gpu, settings()).state == "ok"
+    assert look(machine_checks.check_gpu, settings(device="cuda")).state == "problem"
+    assert look(machine_checks.check_gpu, settings()).state == "ok"
 
 
 def test_a_full_or_closed_disk(settings, monkeypatch):
-    assert look(doctor_machine.check_disk, settings(upload_max_bytes="900TB")).state == "warning"
+    assert look(machine_checks.check_disk, settings(upload_max_bytes="900TB")).state == "warning"
     monkeypatch.setattr(os, "access", lambda *_: False)
-    assert look(doctor_machine.check_disk, settings()).state == "problem"
+    assert look(machine_checks.check_disk, settings()).state == "problem"
 
 
 def test_few_open_files_and_many_threads_are_warned_of(settings):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (900, hard))
-        assert look(doctor_machine.check_open_files, settings()).state == "warning"
+        assert look(machine_checks.check_open_files, settings()).state == "warning"
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert look(doctor_machine.check_threads, settings(threads=256)).state == "warning"
+    assert look(machine_checks.check_threads, settings(threads=256)).state == "warning"
 
 
 def test_keys_that_others_can_read(settings, tmp_path):
-    from service.keys import KeyBook
+    from service.access.keys import KeyBook
 
-    assert look(doctor_machine.check_keys, settings()).state == "ok"
-    missing = look(doctor_machine.check_keys, settings(require_keys=True))
+    assert look(machine_checks.check_keys, settings()).state == "ok"
+    missing = look(machine_checks.check_keys, settings(require_keys=True))
     assert missing.state == "problem"
     assert "emcl keys create" in missing.detail
     KeyBook(tmp_path / "keys.json").create("me", "search")
-    assert look(doctor_machine.check_keys, settings(require_keys=True)).state == "ok"
+    assert look(machine_checks.check_keys, settings(require_keys=True)).state == "ok"
     (tmp_path / "keys.json").chmod(0o644)
-    found = look(doctor_machine.check_keys, settings(require_keys=True))
+    found = look(machine_checks.check_keys, settings(require_keys=True))
     assert (found.state, found.next_step) == ("problem", f"chmod 600 {tmp_path / 'keys.json'}")
 
 
@@ -176,7 +176,7 @@ def test_the_memory_policy_of_redis(settings, monkeypatch, limit, policy, state,
 
     answers = {"memory": {"maxmemory": limit, "maxmemory_policy": policy}, "server": {"redis_version": "7"}}
     monkeypatch.setattr(Redis, "info", lambda self, section: answers[section])
-    found = look(doctor_machine.check_redis, settings(redis_url="redis://127.0.0.1:1/0"))
+    found = look(machine_checks.check_redis, settings(redis_url="redis://127.0.0.1:1/0"))
     assert found.state == state
     assert why in found.detail
 
@@ -184,14 +184,14 @@ def test_the_memory_policy_of_redis(settings, monkeypatch, limit, policy, state,
 def test_who_writes_the_store(settings, clip_store, tmp_path):
     store = tmp_path / "store"
     shutil.copytree(clip_store / "store", store)
-    assert "nobody" in look(doctor_index.check_writer, settings(store=store)).detail
+    assert "nobody" in look(index_checks.check_writer, settings(store=store)).detail
     lock = acquire_lock(store)
     try:
-        found = look(doctor_index.check_writer, settings(store=store))
+        found = look(index_checks.check_writer, settings(store=store))
         assert f"process {os.getpid()} on" in found.detail
         assert found.state == "ok"
         (store / LOCK_HOLDER).unlink()
-        assert "another process" in look(doctor_index.check_writer, settings(store=store)).detail
+        assert "another process" in look(index_checks.check_writer, settings(store=store)).detail
     finally:
         lock.release()
     with (store / LOCK).open() as file:  # and it holds nothing itself
@@ -200,12 +200,12 @@ def test_who_writes_the_store(settings, clip_store, tmp_path):
 
 def test_jobs_that_nobody_runs(settings, monkeypatch):
     made = settings()
-    assert "no job" in look(doctor_index.check_jobs, made).detail
+    assert "no job" in look(index_checks.check_jobs, made).detail
     book = JobBook(made.jobs_folder)
     book.create("index", {})
-    assert look(doctor_index.check_jobs, made).state == "ok"  # it has just come
-    monkeypatch.setattr(doctor_index, "WAITING_TOO_LONG_SECONDS", -1.0)
-    found = look(doctor_index.check_jobs, made)
+    assert look(index_checks.check_jobs, made).state == "ok"  # it has just come
+    monkeypatch.setattr(index_checks, "WAITING_TOO_LONG_SECONDS", -1.0)
+    found = look(index_checks.check_jobs, made)
     assert (found.state, found.next_step) == ("problem", "start a worker: emcl worker")
     book.close()
 

@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
-from model.synthetic import write_corpus
+from model.demo.corpus import write_corpus
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -47,22 +47,22 @@ def records(corpus):
 @pytest.fixture(scope="module")
 def offline(corpus):
     """Ranks, from 1, of each caption's video and of each video's best caption, for every way of ranking."""
-    from model import evaluate
     from model.data.manifest import read_manifest
     from model.encoder import load_encoder
-    from model.metrics import ranks_of_matches
+    from model.evaluate import run
+    from model.evaluate.metrics import ranks_of_matches
 
     encoder = load_encoder("demo", device="cpu")
-    encoded = evaluate.encode_corpus(encoder, read_manifest(corpus / "clips" / "captions.jsonl"))
-    first = evaluate.stage_one(encoder, encoded, frozen_map=True)
+    encoded = run.encode_corpus(encoder, read_manifest(corpus / "clips" / "captions.jsonl"))
+    first = run.stage_one(encoder, encoded, frozen_map=True)
     owners = encoded.video_of_text_T
     starts = np.flatnonzero(np.diff(owners, prepend=-1))
     ranks = {}
     for how in ("frozen", "none", "emcl"):
         ranked = first
         if how != "frozen":
-            scores = evaluate.rerank(encoder, encoded, first, candidates=CANDIDATES, how=how)
-            ranked = evaluate.fill_behind(scores, first)
+            scores = run.rerank(encoder, encoded, first, candidates=CANDIDATES, how=how)
+            ranked = run.fill_behind(scores, first)
         by_video = np.maximum.reduceat(ranked.video_to_text_VT, starts, axis=1)
         # That function counts from 0; people, and positions in a list of hits here, count from 1.
         ranks[how] = 1 + ranks_of_matches(ranked.text_to_video_TV, owners), 1 + ranks_of_matches(by_video)

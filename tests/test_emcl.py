@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from model.config import EMCLConfig
-from model.emcl import EMCL, FrozenMap, channel_em, reference_em
+from model.emcl.em import EMCL, FrozenMap, channel_em, reference_em
 
 
 def module_from(golden: dict[str, np.ndarray]) -> EMCL:

@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import emcl_fast
 from model.config import EMCLConfig, PoolingConfig
-from model.emcl import EMCL
-from model.emcl_fast import Factored, corrected_cosines, covariance, factored_pass, prefers_covariance
+from model.emcl import scoring
+from model.emcl.em import EMCL
+from model.emcl.pooling import pool_videos
+from model.emcl.pooling_fast import pool_stored_videos
+from model.emcl.scoring import Factored, corrected_cosines, covariance, factored_pass, prefers_covariance
 from model.net import build_net
-from model.pooling import pool_videos
-from model.pooling_fast import pool_stored_videos
 
 TOLERANCE = 2e-6  # of a cosine; float32 sums in another order
 # The reference's identical bases are told apart by rounding alone where sigma is small: it is compared at sigma 1.
@@ -79,7 +79,7 @@ def assert_as_exact_as_plain(module, rows, mask=None):
 def loop(request, monkeypatch):
     """Each of the two loops whatever the number of rows, and the one that is chosen."""
     if request.param != "chosen":
-        monkeypatch.setattr(emcl_fast, "prefers_covariance", lambda *shape: request.param == "covariance")
+        monkeypatch.setattr(scoring, "prefers_covariance", lambda *shape: request.param == "covariance")
     return request.param
 
 
@@ -165,7 +165,7 @@ def test_a_training_module_cannot_score_by_factors():
 @pytest.mark.parametrize("how", ["before", "after"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_pooling_stored_features_equals_the_plain_one(how, dtype, monkeypatch):
-    from model import pooling_fast
+    from model.emcl import pooling_fast
 
     monkeypatch.setattr(pooling_fast, "_BLOCK_ELEMENTS", 7 * 5 * 48)  # seven candidates a block, the last one shorter
     generator = torch.Generator().manual_seed(2)

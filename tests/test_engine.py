@@ -4,16 +4,10 @@ import numpy as np
 import pytest
 from engine_support import CAPTIONS, LIMITS, fill_store, ids, upload, video_id
 
-from indexer.store import StoreReader
-from service import ranking as ranking_module
-from service.engine import Engine
-from service.query import (
-    Ranking,
-    RerankQuery,
-    SearchQuery,
-    SegmentRef,
-    UploadQuery,
-)
+from indexer.store.reader import StoreReader
+from service.search import ranking as ranking_module
+from service.search.engine import Engine
+from service.search.query import Ranking, RerankQuery, SearchQuery, SegmentRef, UploadQuery
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +121,8 @@ def test_all_ways_of_ranking_see_the_same_moment(engine):
 
 
 def test_an_upload_of_indexed_frames_finds_its_video(clip_store, tiny_encoder):
-    from model.preprocess import resize_and_crop
-    from model.video import decode
+    from model.clip.preprocess import resize_and_crop
+    from model.video.sampling import decode
 
     engine = Engine(tiny_encoder, lambda: StoreReader.open(clip_store / "store"), limits=LIMITS, cache_entries=0)
     batch = decode(clip_store / "clips" / "clip_3.mp4", sampling=engine.sampling)

@@ -8,15 +8,11 @@ from dataclasses import replace
 import pytest
 from engine_support import LIMITS, VIDEOS, fill_store, ids, upload, video_id
 
-from indexer.store import StoreReader
-from indexer.writer import StoreWriter
-from service.engine import Engine
+from indexer.store.reader import StoreReader
+from indexer.store.writer import StoreWriter
 from service.errors import Conflict, NotFound, Unprocessable
-from service.query import (
-    Ranking,
-    SearchQuery,
-    VideoFilter,
-)
+from service.search.engine import Engine
+from service.search.query import Ranking, SearchQuery, VideoFilter
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +148,8 @@ def test_queries_over_the_limits_are_refused_with_the_limit(query):
 
 def test_the_engine_knows_no_web_framework_and_loads_nothing_heavy():
     code = (
-        "import sys, service.engine; print([m for m in ('fastapi', 'starlette', 'torch', 'faiss') if m in sys.modules])"
+        "import sys, service.search.engine; "
+        "print([m for m in ('fastapi', 'starlette', 'torch', 'faiss') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

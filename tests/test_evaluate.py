@@ -13,8 +13,11 @@ from model.cli import app
 from model.config import EMCLConfig
 from model.data.manifest import read_manifest
 from model.data.video_text import VideoTextSet
+from model.demo.corpus import write_corpus
 from model.encoder import DEMO_CHECKPOINT, Encoder, load_encoder
-from model.evaluate import (
+from model.evaluate.paper_results import PUBLISHED, published_for
+from model.evaluate.query_bank import open_bank
+from model.evaluate.run import (
     emcl_variants,
     encode_corpus,
     evaluate_features,
@@ -28,10 +31,7 @@ from model.evaluate import (
     with_emcl,
 )
 from model.net import build_net
-from model.published import PUBLISHED, published_for
-from model.query_bank import open_bank
-from model.synthetic import write_corpus
-from model.train_config import load_train_config
+from model.train.config import load_train_config
 
 
 @pytest.fixture(scope="module")

@@ -8,14 +8,14 @@ import pytest
 import torch
 from service_support import serving
 
-from model import runtime as runtime_module
 from model.encoder import export_store, load_encoder
-from model.export import MAX_TOWER_BYTES, export
-from model.export import _check_size as check_size
-from model.export_guard import MIN_VIDEOS, Samples, encode_samples, judge
-from model.export_samples import generated_samples
-from model.export_store import ExportError, ExportStore, default_folder
-from model.runtime import RuntimeUnavailableError
+from model.export.export import MAX_TOWER_BYTES, export
+from model.export.export import _check_size as check_size
+from model.export.guard import MIN_VIDEOS, Samples, encode_samples, judge
+from model.export.samples import generated_samples
+from model.runtime import choose as runtime_module
+from model.runtime.choose import RuntimeUnavailableError
+from model.runtime.store import ExportError, ExportStore, default_folder
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -201,7 +201,7 @@ def test_a_manifest_of_another_kind_is_refused(change, message, copied, plain):
 
 
 def test_a_file_that_onnxruntime_cannot_open_is_refused_with_the_next_step(tmp_path):
-    from model.runtime_onnx import OnnxTowers
+    from model.runtime.onnx import OnnxTowers
 
     file = tmp_path / "text.onnx"
     file.write_bytes(b"no model")
@@ -210,7 +210,7 @@ def test_a_file_that_onnxruntime_cannot_open_is_refused_with_the_next_step(tmp_p
 
 
 def test_a_tower_that_no_file_can_hold_is_refused(plain, monkeypatch):
-    monkeypatch.setattr("model.export.MAX_TOWER_BYTES", 1000)
+    monkeypatch.setattr("model.export.export.MAX_TOWER_BYTES", 1000)
     with pytest.raises(ExportError, match=r"the text tower has .* an ONNX file holds at most"):
         check_size(plain.net.clip, "text")
     assert MAX_TOWER_BYTES < 2**31
@@ -275,7 +275,7 @@ def test_a_service_answers_the_same_and_says_what_computes(
 
 
 def test_settings_reach_the_model_that_is_served(tiny_checkpoint, tiny_exports, clip_store):
-    from service.deps import build_engine
+    from service.services import build_engine
     from service.settings import load_settings
 
     settings = load_settings(

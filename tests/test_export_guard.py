@@ -9,10 +9,10 @@ import torch
 from service_support import emcl_command
 
 from model.encoder import DEMO_CHECKPOINT, export_store, load_encoder
-from model.export import export
-from model.export_guard import SampleFeatures, Samples, Speed, judge
-from model.export_samples import generated_samples, samples_of
-from model.runtime import RuntimeUnavailableError
+from model.export.export import export
+from model.export.guard import SampleFeatures, Samples, Speed, judge
+from model.export.samples import generated_samples, samples_of
+from model.runtime.choose import RuntimeUnavailableError
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -111,8 +111,8 @@ def test_a_model_that_bytes_cannot_hold_is_refused_and_not_used(outlier_checkpoi
 
 
 def test_samples_of_ones_own_have_all_their_captions(tmp_path):
-    from model.synthetic import write_clip
-    from model.synthetic_scene import make_scene
+    from model.demo.corpus import write_clip
+    from model.demo.scene import make_scene
 
     lines = []
     for number in range(2):

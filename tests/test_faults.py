@@ -17,11 +17,11 @@ from jobs_support import ask, begun, until
 from service_support import bearer, make_app, make_keys, serving
 from training_support import TINY
 
-from indexer.verify import verify
-from indexer.writer import StoreWriter
-from model.synthetic import write_clip
-from model.synthetic_scene import make_scene
-from service.jobs.book import JobBook
+from indexer.store.verify import verify
+from indexer.store.writer import StoreWriter
+from model.demo.corpus import write_clip
+from model.demo.scene import make_scene
+from service.jobs.store import JobBook
 
 ENDED = ("succeeded", "failed", "cancelled", "lost")
 TEN_YEARS = 10 * 365.25 * 86_400

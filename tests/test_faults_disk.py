@@ -14,10 +14,10 @@ from service_support import serving
 from training_support import TINY
 
 from indexer.errors import StoreLocked
-from indexer.verify import verify
-from indexer.writer import StoreWriter
-from model.synthetic import write_clip
-from model.synthetic_scene import make_scene
+from indexer.store.verify import verify
+from indexer.store.writer import StoreWriter
+from model.demo.corpus import write_clip
+from model.demo.scene import make_scene
 
 PATIENCE_SECONDS = 90
 SIZE = "8m"

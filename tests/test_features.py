@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from indexer.errors import Damaged, FeatureError
-from indexer.features import CAPTIONS, FRAMES, HEADER_BYTES, POOLED, ShardKind, ShardReader, ShardWriter, to_half
+from indexer.store.shards import CAPTIONS, FRAMES, HEADER_BYTES, POOLED, ShardKind, ShardReader, ShardWriter, to_half
 
 DIM = 6
 

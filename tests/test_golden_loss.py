@@ -5,10 +5,10 @@ import pytest
 import torch
 from golden_support import golden_architecture, reference_name
 
-from model.loss import contrastive_loss
 from model.net import EMCLNet
-from model.optimiser import build_optimiser
-from model.train_config import OptimiserConfig
+from model.train.config import OptimiserConfig
+from model.train.loss import contrastive_loss
+from model.train.optimiser import build_optimiser
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.compat import import_open_clip
-from model.weights import tensor_digest
+from model.clip.compat import import_open_clip
+from model.clip.weights import tensor_digest
 
 pytestmark = pytest.mark.slow
 
@@ -32,9 +32,9 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 # What a user's process does: load the default model and say what arrived.
 CLIENT = """
 import json
-from model.clip import build_clip
+from model.clip.towers import build_clip
 from model.config import ClipConfig
-from model.weights import tensor_digest
+from model.clip.weights import tensor_digest
 
 towers = build_clip(ClipConfig(architecture="ViT-B-32", pretrained="openai"))
 print(json.dumps({
@@ -161,7 +161,7 @@ def check_message(result: subprocess.CompletedProcess[str], address: str) -> Non
     assert result.returncode == 1
     message = result.stderr.strip().splitlines()[-1]
     assert message.startswith(
-        "model.pretrained.DownloadError: the weights 'openai' of ViT-B-32 are not in the local cache"
+        "model.clip.pretrained.DownloadError: the weights 'openai' of ViT-B-32 are not in the local cache"
     )
     assert f"{address}/{REPOSITORY}" in message
     assert "set HF_HOME" in message

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from model.checkpoint import load_checkpoint
 from model.config import EMCLConfig
-from model.emcl import EMCL
-from model.importing import ImportingError
+from model.emcl.em import EMCL
+from model.importing.convert import ImportingError
 
 
 @pytest.fixture(params=["meanP", "seqLSTM", "seqTransf"])
@@ -108,7 +108,7 @@ def test_clip_in_every_form(form, inputs, tmp_path):
 
 @torch.no_grad()
 def test_resnet_clip(tmp_path):
-    from model.clip import build_clip
+    from model.clip.towers import build_clip
     from model.config import ClipConfig
 
     text = {"context_length": 20, "vocab_size": 60, "width": 64, "heads": 1, "layers": 1}
@@ -208,7 +208,7 @@ def test_the_activation_of_plain_clip_is_not_guessed_in_silence(tmp_path):
     ("vision", "text", "expected"), [(1280, 1024, (80, 64)), (768, 512, (64, 64)), (96, 96, (64, 64))]
 )
 def test_head_widths_are_those_of_the_known_architecture(vision, text, expected):
-    from model.architecture import named_heads
+    from model.importing.architecture import named_heads
 
     patch, layers, words, dim = (14, 32, 24, 1024) if vision == 1280 else (32, 12, 12, 512)
     sizes = {"layers": layers, "width": vision, "patch_size": patch}

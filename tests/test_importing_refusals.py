@@ -7,8 +7,8 @@ import torch
 from conversion_support import FITTING, convert
 from import_support import PlainClip4Clip, make_clip4clip, save
 
-from model.importing import ImportingError, ImportOptions, import_checkpoint
-from model.weights import WeightsError
+from model.clip.weights import WeightsError
+from model.importing.convert import ImportingError, ImportOptions, import_checkpoint
 
 
 @pytest.fixture(params=["meanP", "seqLSTM", "seqTransf"])

@@ -9,14 +9,17 @@ import faiss
 import numpy as np
 import pytest
 
-from indexer import ann, ann_gpu, ann_recipe, generation, index_build, tuning
-from indexer.config import Manifest
+from indexer.ann import gpu
+from indexer.ann import index as ann
+from indexer.ann import recipe as ann_recipe
+from indexer.ann.choose import Bounds, candidates, lists_for
 from indexer.errors import IndexFactoryError, StoreError
-from indexer.index_choice import Bounds, candidates, lists_for
 from indexer.options import Wishes, bytes_of, with_index
-from indexer.serving import Serving
-from indexer.store import StoreReader
-from indexer.writer import StoreWriter
+from indexer.store import build_index, generation, tune
+from indexer.store.config import Manifest
+from indexer.store.reader import StoreReader
+from indexer.store.serving import Serving
+from indexer.store.writer import StoreWriter
 from tests.index_support import DIM, FakeEncoder, fill, settings
 
 SMALL = Bounds(flat_bytes=4 * DIM * 50, training_rows=39)
@@ -79,18 +82,18 @@ def test_every_kind_is_more_exact_than_the_one_before_and_the_last_is_exact() ->
 
 
 def test_measured_recall_is_what_a_slow_comparison_says(clusters: Rows, captions: Rows) -> None:
-    asked = tuning.ask(clusters, captions, names=("videos", "captions"), queries=60)
+    asked = tune.ask(clusters, captions, names=("videos", "captions"), queries=60)
     assert asked.source == "captions"
     recipe = candidates(3000, 32, 1 << 30, SMALL)[0]
-    index = index_build._build(clusters, recipe)
+    index = build_index._build(clusters, recipe)
     index.configure("nprobe=2,refine=1")
     found = index.search(asked.rows_QD, 100)[1]
     true = np.argsort(-(asked.rows_QD @ clusters.all.T), axis=1)[:, :100]
     slow = np.mean([len(np.intersect1d(a, b)) / 100 for a, b in zip(found, true, strict=True)])
-    assert tuning.measure(index, asked, clusters.rows) == pytest.approx(slow, abs=2e-3)
+    assert tune.measure(index, asked, clusters.rows) == pytest.approx(slow, abs=2e-3)
     assert slow < 0.999
     index.configure("nprobe=64,refine=4")
-    assert tuning.measure(index, asked, clusters.rows) == pytest.approx(1.0)
+    assert tune.measure(index, asked, clusters.rows) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(("recall", "memory"), [(0.9, 1 << 30), (0.99, 1 << 30), (0.9, 120_000), (0.95, 1000)])
@@ -98,7 +101,7 @@ def test_what_is_chosen_finds_what_was_asked_for(
     recall: float, memory: int, clusters: Rows, captions: Rows, tmp_path: Path
 ) -> None:
     wanted = settings(dim=32, index_recall=recall)
-    report = index_build.write_index(
+    report = build_index.write_index(
         tmp_path / "i", clusters, captions, wanted, names=("videos", "captions"), memory_bytes=memory, bounds=SMALL
     )
     assert report.auto
@@ -107,18 +110,18 @@ def test_what_is_chosen_finds_what_was_asked_for(
     assert report.factory == "Flat" or report.queries == 150
     refine = float(report.options.partition("refine=")[2] or 0)
     index = ann.load(tmp_path / "i", np.arange(3000), rows=clusters.rows, refine=refine, mmap=report.mapped)
-    asked = tuning.ask(clusters, captions, names=("videos", "captions"))
-    assert tuning.measure(index, asked.half(1), clusters.rows) == pytest.approx(report.recall, abs=1e-4)
+    asked = tune.ask(clusters, captions, names=("videos", "captions"))
+    assert tune.measure(index, asked.half(1), clusters.rows) == pytest.approx(report.recall, abs=1e-4)
 
 
 def test_where_no_approximate_kind_finds_enough_the_index_is_exact(
     clusters: Rows, captions: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuning, "measure", lambda *_: 0.5)
+    monkeypatch.setattr(tune, "measure", lambda *_: 0.5)
     tried: list[str] = []
-    build = index_build._build
-    monkeypatch.setattr(index_build, "_build", lambda own, kind: tried.append(kind.factory) or build(own, kind))
-    report = index_build.write_index(
+    build = build_index._build
+    monkeypatch.setattr(build_index, "_build", lambda own, kind: tried.append(kind.factory) or build(own, kind))
+    report = build_index.write_index(
         tmp_path / "i", clusters, captions, settings(dim=32), names=("videos", "captions"), memory_bytes=1 << 30,
         bounds=SMALL,
     )  # fmt: skip
@@ -127,7 +130,7 @@ def test_where_no_approximate_kind_finds_enough_the_index_is_exact(
 
 
 def test_without_captions_moved_vectors_are_the_queries(clusters: Rows) -> None:
-    asked = tuning.ask(clusters, Rows(np.ones((3, 32))), names=("videos", "captions"), queries=50)
+    asked = tune.ask(clusters, Rows(np.ones((3, 32))), names=("videos", "captions"), queries=50)
     assert asked.source == "videos, moved"
     np.testing.assert_allclose(np.linalg.norm(asked.rows_QD, axis=1), 1, atol=1e-5)
     assert (asked.rows_QD @ clusters.all.T).max() < 0.9999
@@ -135,8 +138,8 @@ def test_without_captions_moved_vectors_are_the_queries(clusters: Rows) -> None:
 
 @pytest.fixture
 def many_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = index_build.candidates
-    monkeypatch.setattr(index_build, "candidates", lambda n, dim, memory, _: plain(n, dim, memory, SMALL))
+    plain = build_index.candidates
+    monkeypatch.setattr(build_index, "candidates", lambda n, dim, memory, _: plain(n, dim, memory, SMALL))
 
 
 def test_a_store_chooses_anew_when_it_has_grown(many_are_few: None, tmp_path: Path) -> None:
@@ -220,13 +223,13 @@ def test_a_gpu_that_is_asked_for_and_absent_is_an_error_that_says_what_to_do() -
     index = ann.build(
         candidates(3, 8, 1 << 30)[0], 8, np.arange(3), [np.eye(3, 8, dtype=np.float32)], train_rows=np.zeros((0, 8))
     )
-    assert ann_gpu.on_device(index, "cpu") is index
-    if ann_gpu.available():
+    assert gpu.on_device(index, "cpu") is index
+    if gpu.available():
         pytest.skip("there is a GPU here")
-    assert ann_gpu.on_device(index, "auto") is index
+    assert gpu.on_device(index, "auto") is index
     with pytest.raises(StoreError, match="sees none; install faiss-gpu"):
-        ann_gpu.on_device(index, "gpu")
-    assert not ann_gpu.has_cagra()
+        gpu.on_device(index, "gpu")
+    assert not gpu.has_cagra()
 
 
 @pytest.mark.parametrize("failing", [False, True])
@@ -248,9 +251,9 @@ def test_an_index_moves_to_a_card_where_there_is_one_and_answers_the_same(
             raise RuntimeError("not implemented on GPU")
         return index
 
-    monkeypatch.setattr(ann_gpu, "available", lambda: 1)
-    monkeypatch.setattr(ann_gpu, "_cloned", cloned)
-    moved = ann_gpu.on_device(cpu, "auto")
+    monkeypatch.setattr(gpu, "available", lambda: 1)
+    monkeypatch.setattr(gpu, "_cloned", cloned)
+    moved = gpu.on_device(cpu, "auto")
     assert (moved is cpu) == failing
     np.testing.assert_array_equal(moved.search(clusters.all[:9], 10)[1], cpu.search(clusters.all[:9], 10)[1])
     np.testing.assert_array_equal(
@@ -259,11 +262,11 @@ def test_an_index_moves_to_a_card_where_there_is_one_and_answers_the_same(
     )
     if failing:
         with pytest.raises(StoreError, match="cannot be moved to the GPU"):
-            ann_gpu.on_device(cpu, "gpu")
+            gpu.on_device(cpu, "gpu")
 
 
 def test_cagra_is_refused_before_anything_is_encoded_where_it_cannot_be_built() -> None:
-    if ann_gpu.has_cagra():
+    if gpu.has_cagra():
         pytest.skip("it can be built here")
     with pytest.raises(IndexFactoryError, match=r"built on a GPU by a FAISS with cuVS.*install faiss-gpu-cuvs"):
         ann_recipe.check(settings(factory="CAGRA"), 8)
@@ -280,11 +283,11 @@ def test_cagra_is_built_where_it_can_be(
             index.add(block)
         return index
 
-    monkeypatch.setattr(ann_gpu, "has_cagra", lambda: True)
-    monkeypatch.setattr(ann_gpu, "build_cagra", graph)
+    monkeypatch.setattr(gpu, "has_cagra", lambda: True)
+    monkeypatch.setattr(gpu, "build_cagra", graph)
     wanted = settings(dim=32, factory="CAGRA", options="efSearch=200,refine=2")
     ann_recipe.check(wanted, 32)
-    report = index_build.write_index(
+    report = build_index.write_index(
         tmp_path / "i", clusters, captions, wanted, names=("videos", "captions"), memory_bytes=1 << 30
     )
     assert (report.factory, report.auto, report.vectors) == ("CAGRA", False, 3000)
@@ -296,13 +299,13 @@ def test_cagra_is_built_where_it_can_be(
 
 @pytest.mark.gpu
 def test_a_card_finds_what_the_cpu_finds(clusters: Rows) -> None:
-    if not ann_gpu.available():
+    if not gpu.available():
         pytest.skip("this build of FAISS sees no GPU")
     for factory in ("Flat", "IVF64,SQ8"):
         kind = next(k for k in candidates(3000, 32, 1 << 30, SMALL) if k.factory == factory)
-        cpu = index_build._build(clusters, kind)
+        cpu = build_index._build(clusters, kind)
         if factory != "Flat":
             cpu.configure("nprobe=8,refine=2")
-        card = ann_gpu.on_device(cpu, "gpu")
+        card = gpu.on_device(cpu, "gpu")
         found, expected = (index.search(clusters.all[:50], 20)[1] for index in (card, cpu))
         assert np.mean(found == expected) > 0.99

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from indexer.cli import INCOMPLETE, app
 from indexer.errors import ModelMismatch, NotAStore, SettingsConflict, SourceError, StoreError
-from indexer.store import StoreReader
+from indexer.store.reader import StoreReader
 
 
 def emcl(*arguments: object) -> Result:
@@ -93,8 +93,8 @@ def test_stage_one_uses_the_frozen_map(built: Path, tiny_encoder) -> None:
 
 
 def test_features_match_the_encoder_on_its_own(built: Path, tiny_encoder) -> None:
-    from model.preprocess import resize_and_crop
-    from model.video import decode
+    from model.clip.preprocess import resize_and_crop
+    from model.video.sampling import decode
 
     with StoreReader.open(built) as reader:
         for video in reader.list_videos():

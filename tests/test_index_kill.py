@@ -16,10 +16,10 @@ import psutil
 import pytest
 from index_support import FakeEncoder, contents, fill, make_clip, settings
 
-from indexer.catalogue import Catalogue
-from indexer.store import StoreReader
-from indexer.verify import verify
-from indexer.writer import StoreWriter
+from indexer.store.catalogue import Catalogue
+from indexer.store.reader import StoreReader
+from indexer.store.verify import verify
+from indexer.store.writer import StoreWriter
 
 SUPPORT = Path(__file__).with_name("index_support.py")
 KILLS = 19

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from service.cli import app
 from service.errors import Conflict, NotFound
-from service.jobs.book import JobBook
 from service.jobs.record import JobProgress
+from service.jobs.store import JobBook
 
 ME = {"pid": os.getpid(), "host": "here"}
 
@@ -138,7 +138,7 @@ def test_who_refers_to_a_job(book):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from service.jobs.book import JobBook
+from service.jobs.store import JobBook
 book = JobBook(Path(sys.argv[1]))
 book.start(sys.argv[2], pid=1, host="elsewhere")
 print("started", flush=True)

@@ -288,6 +288,6 @@ def test_a_full_disk_is_503_and_accepts_nothing(clip_store, tiny_encoder, tmp_pa
         def full(*_):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("service.jobs.book.write_atomically", full)
+        monkeypatch.setattr("service.jobs.store.write_atomically", full)
         assert_problem(client.post("/v1/jobs", json=TRAIN), 503, mentions="cannot be written")
         assert book.count() == 1

@@ -11,7 +11,7 @@ from jobs_support import submit, until
 from service_support import assert_problem, serving
 from training_support import training_job
 
-from service.jobs.book import JobBook
+from service.jobs.store import JobBook
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import stat
 import pytest
 from service_support import emcl_command
 
-from service import keys as keys_module
-from service.keys import SCOPES, KeyBook, includes
+from service.access import keys as keys_module
+from service.access.keys import SCOPES, KeyBook, includes
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ import pytest
 from fastapi.testclient import TestClient
 from library_support import add, ended, everything, found, make_app, send
 
-from indexer.catalogue import Catalogue
-from indexer.store import StoreReader
-from indexer.writer import StoreWriter
-from model.synthetic import write_clip
-from model.synthetic_scene import make_scene
+from indexer.store.catalogue import Catalogue
+from indexer.store.reader import StoreReader
+from indexer.store.writer import StoreWriter
+from model.demo.corpus import write_clip
+from model.demo.scene import make_scene
 
 
 @pytest.fixture
@@ -68,9 +68,9 @@ def test_an_uploaded_video_is_searchable_when_its_job_is_done(client, folder, cl
 
 def test_segments_are_those_that_the_indexer_would_make(folder, tiny_encoder, tmp_path):
     """A long video is cut and sampled over HTTP as by ``emcl index``."""
-    from indexer.build import BuildRequest, build
-    from indexer.config import StoreSettings
-    from indexer.progress import Progress
+    from indexer.build.progress import Progress
+    from indexer.build.run import BuildRequest, build
+    from indexer.store.config import StoreSettings
 
     long = tmp_path / "long.mp4"
     write_clip(make_scene(1, "test", 9), long)

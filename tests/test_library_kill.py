@@ -11,9 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from indexer.verify import verify
-from model.synthetic import write_clip
-from model.synthetic_scene import make_scene
+from indexer.store.verify import verify
+from model.demo.corpus import write_clip
+from model.demo.scene import make_scene
 
 KILLS, STEPS = 5, 12
 SEED = 12

@@ -13,8 +13,8 @@ import pytest
 from fastapi.testclient import TestClient
 from library_support import add, ended, everything, found, make_app, send, until
 
-from indexer.verify import verify
-from indexer.writer import StoreWriter
+from indexer.store.verify import verify
+from indexer.store.writer import StoreWriter
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def client(folder: Path, tiny_encoder):
 
 WRITER = """
 import sys
-from indexer.writer import StoreWriter
+from indexer.store.writer import StoreWriter
 with StoreWriter.open(sys.argv[1]) as writer:
     print("open", flush=True)
     for line in sys.stdin:

@@ -12,8 +12,8 @@ import httpx
 import pytest
 from service_support import assert_problem, serving
 
-from service.logs import Access, AccessLog, JsonFormatter, TextFormatter, access_logger, logging_to_stderr
-from service.telemetry_context import Observation, observing, request_id_of
+from service.observe.logs import Access, AccessLog, JsonFormatter, TextFormatter, access_logger, logging_to_stderr
+from service.observe.request import Observation, observing, request_id_of
 
 NASTY = "a\nERROR forged\r\x1b[31m\u2028\u202e\x00\ud800b"
 
@@ -175,7 +175,7 @@ def test_access_lines_are_written_soon_in_order_and_the_last_ones_at_the_end(cap
 
 def test_a_log_that_takes_no_lines_holds_up_nobody_and_what_was_dropped_is_told(monkeypatch, caplog):
     caplog.set_level(logging.INFO, logger="service.access")
-    monkeypatch.setattr("service.logs._MOST_WAITING", 5)
+    monkeypatch.setattr("service.observe.logs._MOST_WAITING", 5)
     taking = threading.Event()
     access_logger.addFilter(wait := lambda _: taking.wait(30))
     log = AccessLog()

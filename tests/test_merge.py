@@ -15,15 +15,15 @@ import pytest
 from index_support import FakeEncoder, contents, fill, location_of, make_clip, settings, video_of
 from store_steps import keep_media, make_inputs
 
-from indexer.build import BuildRequest, build
+from indexer.build.progress import Progress
+from indexer.build.run import BuildRequest, build
 from indexer.errors import Damaged, NotAStore, SettingsConflict, StoreError
-from indexer.merge import MergeReport, merge, read_merge_settings
-from indexer.partition import Partition
-from indexer.progress import Progress
-from indexer.rows import Location
-from indexer.store import StoreReader
-from indexer.verify import verify
-from indexer.writer import StoreWriter
+from indexer.sources.partition import Partition
+from indexer.store.merge import MergeReport, merge, read_merge_settings
+from indexer.store.reader import StoreReader
+from indexer.store.rows import Location
+from indexer.store.verify import verify
+from indexer.store.writer import StoreWriter
 from model.config import SamplingConfig
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from model import metrics as module
-from model.metrics import (
+from model.evaluate import metrics as module
+from model.evaluate.metrics import (
     best_sentence,
     evaluate_similarity,
     ranks_of_matches,
@@ -13,7 +13,7 @@ from model.metrics import (
     text_to_video_metrics,
     video_to_text_metrics,
 )
-from model.reference_metrics import (
+from model.evaluate.reference_metrics import (
     best_sentence_metrics,
     multi_sentence_metrics,
     shift_msvd_cuts,

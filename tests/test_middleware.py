@@ -9,9 +9,9 @@ from fastapi.testclient import TestClient
 from redis_support import PASSWORD
 from service_support import bearer, make_app, make_keys, serving
 
-from service.admission import Admission
+from service.access.sessions import COOKIE
 from service.errors import Overloaded
-from service.session import COOKIE
+from service.http.admission import Admission
 from service.settings import load_settings
 
 PAGE = "https://page.example"
@@ -167,9 +167,9 @@ def test_a_client_that_leaves_while_its_upload_is_decoded_ends_the_decoding(
 ):
     import psutil
 
-    from service import fence
+    from service.media import sandbox
 
-    monkeypatch.setattr(fence, "_WORKER", ("-c", "import time; time.sleep(600)"))
+    monkeypatch.setattr(sandbox, "_WORKER", ("-c", "import time; time.sleep(600)"))
     app = make_app(clip_store, tiny_encoder, tmp_path)
     form = b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\nabc\r\n--x--\r\n'
 

@@ -9,9 +9,9 @@ from dataset_support import dump, place
 from typer.testing import CliRunner
 
 from model.cli import app
-from model.synthetic import clip_id, write_clip
-from model.synthetic_captions import captions_of
-from model.synthetic_scene import make_scene
+from model.demo.captions import captions_of
+from model.demo.corpus import clip_id, write_clip
+from model.demo.scene import make_scene
 
 REAL = Path(__file__).parents[2] / "shared" / "annotations" / "msrvtt"
 SCENES = 24

@@ -12,9 +12,9 @@ from torch import nn
 from training_support import tiny, train_until_killed
 
 from model.net import build_net
-from model.optimiser import BertAdam, build_optimiser, rate_factor, set_learning_rates, warmup_cosine
-from model.train import train
-from model.train_config import OptimiserConfig
+from model.train.config import OptimiserConfig
+from model.train.optimiser import BertAdam, build_optimiser, rate_factor, set_learning_rates, warmup_cosine
+from model.train.run import train
 
 
 def golden_optimiser(arrays: dict[str, np.ndarray]) -> tuple[dict[str, nn.Parameter], BertAdam]:

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from index_support import DIM, FakeEncoder, fill, location_of, settings
 
-from indexer import generation, overlay, schema
 from indexer.errors import Damaged
-from indexer.features import HEADER_BYTES
-from indexer.rows import Location
-from indexer.store import StoreReader
-from indexer.verify import verify
-from indexer.writer import StoreWriter
+from indexer.store import generation, overlay, schema
+from indexer.store.reader import StoreReader
+from indexer.store.rows import Location
+from indexer.store.shards import HEADER_BYTES
+from indexer.store.verify import verify
+from indexer.store.writer import StoreWriter
 
 SMALL_SHARDS = HEADER_BYTES + 12 * DIM * 2
 TIE = 1e-6

@@ -9,7 +9,7 @@ import pytest
 from page_support import PHONE, WIDE, axe_findings, open_results, watched_page
 from playwright.sync_api import expect
 
-from service.middleware import SECURITY_HEADERS
+from service.http.middleware import SECURITY_HEADERS
 from service.routes.pages import WEB
 
 MOST_BYTES = 150_000

@@ -8,12 +8,12 @@ import pytest
 from page_support import search, until_playing
 from playwright.sync_api import expect
 
-from indexer.config import ModelSpec, StoreSettings
-from indexer.writer import StoreWriter
-from model.emcl import FrozenMap
-from service.jobs.book import JobBook
+from indexer.store.config import ModelSpec, StoreSettings
+from indexer.store.writer import StoreWriter
+from model.emcl.em import FrozenMap
+from service.access.keys import KeyBook
 from service.jobs.commands import RUN
-from service.keys import KeyBook
+from service.jobs.store import JobBook
 
 pytestmark = pytest.mark.browser
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import pairs
 from model.config import PoolingConfig
-from model.pairs import score_all_pairs
-from model.pooling import frame_weights
+from model.emcl.pooling import frame_weights
+from model.evaluate import pairwise_scores
+from model.evaluate.pairwise_scores import score_all_pairs
 
 
 def random_pairs(texts=9, videos=7, frames=5, dim=16, scale=3.0):
@@ -32,8 +32,8 @@ def pooled_and_compared(text_TD, features_VFD, mask_VF, pooling):
 @pytest.mark.parametrize("temperature", [0.5, 3.0, 100.0])
 @pytest.mark.parametrize("elements", [1, 60, 1 << 18])
 def test_equal_to_pooling_every_pair(monkeypatch, mask, temperature, elements):
-    monkeypatch.setattr(pairs, "CPU_BLOCK_ELEMENTS", elements)
-    monkeypatch.setattr(pairs, "TEXTS_AT_ONCE", 4)
+    monkeypatch.setattr(pairwise_scores, "CPU_BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(pairwise_scores, "TEXTS_AT_ONCE", 4)
     # With "after" padding takes its share of the mass, and the plain path has zero where that leaves less than 1e-12.
     given = random_pairs(scale=3.0 if mask == "before" else 0.5)
     pooling = PoolingConfig(mask=mask, temperature=temperature)
@@ -94,16 +94,16 @@ def test_shapes_that_do_not_fit_are_named():
 
 def test_no_tensor_grows_with_texts_times_videos_but_the_result(monkeypatch):
     """Of every block's inner products only a block's worth is alive: the largest product that is ever asked for."""
-    monkeypatch.setattr(pairs, "CPU_BLOCK_ELEMENTS", 4096)
-    monkeypatch.setattr(pairs, "TEXTS_AT_ONCE", 32)
+    monkeypatch.setattr(pairwise_scores, "CPU_BLOCK_ELEMENTS", 4096)
+    monkeypatch.setattr(pairwise_scores, "TEXTS_AT_ONCE", 32)
     sizes = []
-    plain = pairs._score_block
+    plain = pairwise_scores._score_block
 
     def watched(unit_Dt, sharpness_t, features_vFD, gram_vFF, mask_vF):
         sizes.append(unit_Dt.shape[1] * mask_vF.numel())
         return plain(unit_Dt, sharpness_t, features_vFD, gram_vFF, mask_vF)
 
-    monkeypatch.setattr(pairs, "_score_block", watched)
+    monkeypatch.setattr(pairwise_scores, "_score_block", watched)
     score_all_pairs(*random_pairs(texts=300, videos=200), PoolingConfig())
     assert max(sizes) <= 4096
     assert sum(sizes) == 300 * 200 * 5

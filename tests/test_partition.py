@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from index_support import FakeEncoder, make_clip, settings
 
-from indexer.build import BuildReport, BuildRequest, build
+from indexer.build.progress import Progress
+from indexer.build.run import BuildReport, BuildRequest, build
 from indexer.errors import SourceError
-from indexer.partition import WHOLE, Partition, split
-from indexer.progress import Progress
-from indexer.sources import discover
-from indexer.writer import StoreWriter
+from indexer.sources.discover import discover
+from indexer.sources.partition import WHOLE, Partition, split
+from indexer.store.writer import StoreWriter
 
 
 def build_part(store: Path, part: str, *paths: Path, captions: Path | None = None) -> BuildReport:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from model.config import PoolingConfig
-from model.pooling import frame_weights, mean_pool, pool_by_captions, pool_videos
+from model.emcl.pooling import frame_weights, mean_pool, pool_by_captions, pool_videos
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

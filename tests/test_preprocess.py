@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.preprocess import resize_and_crop, to_jpeg
+from model.clip.preprocess import resize_and_crop, to_jpeg
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -18,7 +18,7 @@ def noise(*shape: int) -> np.ndarray:
 @pytest.fixture(scope="module")
 def clip_transform():
     """What open_clip builds for OpenAI's models, without the conversion to floats."""
-    from model.compat import import_open_clip
+    from model.clip.compat import import_open_clip
 
     import_open_clip()
     from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize

@@ -8,11 +8,11 @@ import torch
 from import_support import save_archive
 from safetensors.torch import save_file
 
-from model.clip import ClipTowers, build_clip
-from model.compat import import_open_clip
+from model.clip.compat import import_open_clip
+from model.clip.pretrained import ClipError, describe_clip
+from model.clip.towers import ClipTowers, build_clip
+from model.clip.weights import WeightsError
 from model.config import ClipConfig
-from model.pretrained import ClipError, describe_clip
-from model.weights import WeightsError
 
 PLAIN = {
     "embed_dim": 48,

@@ -8,7 +8,7 @@ import pytest
 from service_support import serving
 
 from service.errors import NotFound, TooLarge, Unprocessable
-from service.previews import PreviewLimits, Previews, Wanted
+from service.media.previews import PreviewLimits, Previews, Wanted
 
 SECONDS, RATE = 3, 10
 

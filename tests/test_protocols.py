@@ -7,23 +7,15 @@ import torch.nn.functional as F
 from evaluation_support import build_encoder, random_corpus
 
 from model.config import EMCLConfig, PoolingConfig
-from model.corpus import Corpus, with_emcl
-from model.evaluate import EvaluationSettings, deviations, evaluate_rows
-from model.measure import BankRows, measure, rows_of
-from model.metrics import retrieval_metrics, text_to_video_metrics, video_to_text_metrics
-from model.pooling import frame_weights
-from model.protocols import PROTOCOLS, ways_of
-from model.query_bank import QueryBank
-from model.rank import (
-    Ranked,
-    best_columns,
-    fill_floor,
-    fill_scores,
-    rerank,
-    score_in_blocks,
-    stage_one,
-)
-from model.similarity import BankNorm, dual_softmax
+from model.emcl.pooling import frame_weights
+from model.evaluate.corpus import Corpus, with_emcl
+from model.evaluate.hubness import BankNorm, dual_softmax
+from model.evaluate.measure import BankRows, measure, rows_of
+from model.evaluate.metrics import retrieval_metrics, text_to_video_metrics, video_to_text_metrics
+from model.evaluate.protocols import PROTOCOLS, ways_of
+from model.evaluate.query_bank import QueryBank
+from model.evaluate.rank import Ranked, best_columns, fill_floor, fill_scores, rerank, score_in_blocks, stage_one
+from model.evaluate.run import EvaluationSettings, deviations, evaluate_rows
 
 REFERENCE = EMCLConfig.reference(num_bases=4, iterations=3)
 

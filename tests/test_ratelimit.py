@@ -6,9 +6,9 @@ import contextlib
 import pytest
 from service_support import bearer, make_keys, serving
 
-from service import ratelimit
+from service.access import rate_limit
+from service.access.rate_limit import Rate, RateLimiter, TokenBuckets
 from service.errors import RateLimited
-from service.ratelimit import Rate, RateLimiter, TokenBuckets
 from service.redis_link import RedisLink
 
 SLOW = Rate(what="requests", per_second=0.01, burst=3)
@@ -31,7 +31,7 @@ def test_a_bucket_gives_its_burst_and_then_its_rate():
 
 
 def test_ever_more_names_do_not_grow_memory(monkeypatch):
-    monkeypatch.setattr(ratelimit, "_MAX_BUCKETS", 10)
+    monkeypatch.setattr(rate_limit, "_MAX_BUCKETS", 10)
     buckets = TokenBuckets()
     for number in range(100):
         buckets.take("busy", SLOW)

@@ -15,19 +15,12 @@ from typer.testing import CliRunner
 from model.config import EMCLConfig
 from model.data.manifest import read_manifest
 from model.encoder import load_encoder
-from model.evaluate import encode_corpus
-from model.outcomes import ranking, variant
-from model.report_html import figure, page, row, section
-from model.report_numbers import (
-    SubspaceView,
-    bases_in_training,
-    bases_now,
-    effect_of_emcl,
-    modality_gap,
-    words_of,
-)
-from model.report_page import ReportFacts, build_report
-from model.report_strips import Strips
+from model.evaluate.run import encode_corpus
+from model.study.html import figure, page, row, section
+from model.study.numbers import SubspaceView, bases_in_training, bases_now, effect_of_emcl, modality_gap, words_of
+from model.study.page import ReportFacts, build_report
+from model.study.per_video_ranks import ranking, variant
+from model.study.strips import Strips
 from service.cli import app
 
 FACTS = ReportFacts(data="my <data>", split="val", videos_lost=0, seed=0)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from model import runtime as runtime_module
+from model.clip.text_buckets import BUCKET_TOKENS, text_buckets
 from model.encoder import load_encoder
-from model.runtime import Machine, Offer, RuntimeUnavailableError, choose, machine_of
-from model.text_buckets import BUCKET_TOKENS, text_buckets
+from model.runtime import choose as runtime_module
+from model.runtime.choose import Machine, Offer, RuntimeUnavailableError, choose, machine_of
 
 PLAIN = Machine(cuda=False, onnxruntime=False, bf16=False, int8=False)
 FULL = Machine(cuda=False, onnxruntime=True, bf16=True, int8=True)
@@ -121,7 +121,7 @@ def test_the_machine_is_asked_and_an_unknown_question_counts_as_no(monkeypatch):
 
 
 def test_the_choice_is_in_the_encoder_and_in_the_log(caplog, tmp_path):
-    with caplog.at_level(logging.INFO, logger="model.runtime_load"):
+    with caplog.at_level(logging.INFO, logger="model.runtime.install"):
         encoder = load_encoder("demo", device="cpu", runtime="auto", precision="auto", exports=tmp_path)
     assert encoder.runtime.label == "torch fp32"
     assert "runtime torch fp32 on cpu: nothing faster is exported" in caplog.text

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from model.clip.text_buckets import BUCKET_TOKENS, rounded_up
 from model.encoder import load_encoder
 from model.net import build_net
-from model.runtime_packed import can_pack, pack, padded_rows
-from model.text_buckets import BUCKET_TOKENS, rounded_up
+from model.runtime.packed import can_pack, pack, padded_rows
 
 TOKENS = torch.arange(40).reshape(2, 20)
 MASK = torch.ones_like(TOKENS, dtype=torch.bool)
@@ -79,7 +79,7 @@ def test_onednn_meets_few_shapes(tiny_encoder, tiny_checkpoint, monkeypatch):
 
 def test_a_text_as_long_as_the_tower_is_not_padded_beyond_it(tiny_encoder, monkeypatch):
     expected = tiny_encoder.encode_texts(["red " * 200])
-    monkeypatch.setattr("model.text_buckets.BUCKET_TOKENS", 5)
+    monkeypatch.setattr("model.clip.text_buckets.BUCKET_TOKENS", 5)
     assert rounded_up(tiny_encoder.net.clip.context_length) > tiny_encoder.net.clip.context_length
     np.testing.assert_array_equal(tiny_encoder.encode_texts(["red " * 200]), expected)
 
@@ -90,7 +90,7 @@ def test_bf16_is_left_alone_where_onednn_cannot_multiply_it(towers, known, monke
     if known:
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False, raising=False)
     else:
-        monkeypatch.setattr("model.runtime_packed.torch.ops.mkldnn", WithoutQuestion())
+        monkeypatch.setattr("model.runtime.packed.torch.ops.mkldnn", WithoutQuestion())
     packs_fp32 = can_pack(towers)
     towers.set_precision("bf16")
     assert packs_fp32

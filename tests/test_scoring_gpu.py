@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from model import scoring_gpu
 from model.config import EMCLConfig
 from model.net import build_net
-from model.scoring_gpu import KEPT_SHAPES, GraphScorer, Staging
+from model.runtime import cuda_graphs
+from model.runtime.cuda_graphs import KEPT_SHAPES, GraphScorer, Staging
 
 CPU = torch.device("cpu")
 
@@ -86,7 +86,7 @@ def test_computing_and_capturing_happen_on_the_scorers_own_device(net, monkeypat
 
     monkeypatch.setattr(torch.cuda, "device", device)
     monkeypatch.setattr(
-        scoring_gpu, "Staging", lambda shapes, _: seen.append(("stage", *current)) or Staging(shapes, CPU)
+        cuda_graphs, "Staging", lambda shapes, _: seen.append(("stage", *current)) or Staging(shapes, CPU)
     )
     second = torch.device("cuda:1")
     scorer = GraphScorer(net, second, capture)
@@ -119,7 +119,7 @@ def test_a_capture_leaves_other_threads_alone_and_uses_a_stream_of_the_current_d
     ):  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, value)
     runs = []
-    replay = scoring_gpu.capture_graph(lambda: runs.append(None) or "outputs")
+    replay = cuda_graphs.capture_graph(lambda: runs.append(None) or "outputs")
     captured = len(runs)
     assert replay() == "outputs"
     assert len(runs) == captured

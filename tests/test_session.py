@@ -5,8 +5,8 @@ import time
 import pytest
 from service_support import bearer, make_keys, serving
 
-from service import session as session_module
-from service.session import COOKIE
+from service.access import sessions as session_module
+from service.access.sessions import COOKIE
 
 
 @pytest.fixture(scope="module")

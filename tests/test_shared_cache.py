@@ -11,11 +11,11 @@ import pytest
 from redis_support import running_redis
 from service_support import serving
 
-from model.runtime import RuntimeChoice
-from service import shared_cache
-from service.engine import Engine
-from service.query import Ranking, SearchQuery, VideoFilter
-from service.shared_cache import MAX_VALUE_BYTES
+from model.runtime.choose import RuntimeChoice
+from service.search import result_cache
+from service.search.engine import Engine
+from service.search.query import Ranking, SearchQuery, VideoFilter
+from service.search.result_cache import MAX_VALUE_BYTES
 
 ASKED = {"text": "a red circle moves left", "k": 4}
 TIMEOUT_MS = 200
@@ -310,7 +310,7 @@ def test_whole_values_that_hold_no_sense_are_unknown(clip_store, tiny_encoder, t
         for key in inside.keys("emcl:*"):
             digest = bytes.fromhex(key.decode().rsplit(":", 1)[1])
             nonsense = b'{"hits": 3}' if b"result" in key else np.full(tiny_encoder.dim, np.nan, "<f4").tobytes()
-            inside.set(key, shared_cache._sealed(digest, nonsense))
+            inside.set(key, result_cache._sealed(digest, nonsense))
     with service(clip_store, tiny_encoder, tmp_path, redis_server) as client:
         assert search(client)["hits"] == truth[0]
         assert services_of(client).shared.damaged == 2
@@ -395,14 +395,14 @@ def test_what_is_kept_is_bounded(clip_store, tiny_encoder, tmp_path, monkeypatch
             search(client, text=f"number {number}")
         results = services_of(client).shared.results
         assert 1 <= len(results) < 30
-        monkeypatch.setattr(shared_cache, "MAX_VALUE_BYTES", 100)
+        monkeypatch.setattr(result_cache, "MAX_VALUE_BYTES", 100)
         count = len(results)
         search(client, text="too large to keep")
         assert len(results) == count
 
 
 def test_sharing_that_falls_behind_is_dropped(clip_store, tiny_encoder, tmp_path, monkeypatch, redis_server):
-    monkeypatch.setattr(shared_cache, "_MAX_WRITES", 0)
+    monkeypatch.setattr(result_cache, "_MAX_WRITES", 0)
     with service(clip_store, tiny_encoder, tmp_path, redis_server) as client:
         search(client)
         assert services_of(client).shared.dropped == 2

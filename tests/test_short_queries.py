@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from model.data.manifest import read_manifest
+from model.demo.corpus import clip_id, scene_of, write_corpus
+from model.demo.scene import SecondObject, make_scene
+from model.demo.short_queries import measure_short_queries, object_queries, precision, shown_objects
 from model.encoder import load_encoder
-from model.evaluate import encode_corpus
-from model.short_queries import measure_short_queries, object_queries, precision, shown_objects
-from model.synthetic import clip_id, scene_of, write_corpus
-from model.synthetic_scene import SecondObject, make_scene
+from model.evaluate.run import encode_corpus
 
 SECOND = SecondObject(colour="orange", shape="star", corner="top left")
 

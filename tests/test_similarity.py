@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from model.metrics import evaluate_similarity, ranks_of_matches
-from model.similarity import BankNorm, ColumnLogSums, DualSoftmax, dual_softmax
+from model.evaluate.hubness import BankNorm, ColumnLogSums, DualSoftmax, dual_softmax
+from model.evaluate.metrics import evaluate_similarity, ranks_of_matches
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from indexer import sources
 from indexer.errors import SourceError
-from indexer.rows import Location
-from indexer.sources import discover, hash_files, missing
+from indexer.sources import discover as sources
+from indexer.sources.discover import discover, hash_files, missing
+from indexer.store.rows import Location
 
 
 def touch(path: Path, content: bytes = b"x") -> Path:

@@ -9,11 +9,11 @@ import pytest
 from index_support import FakeEncoder, make_clip
 from source_support import Served, index, serving, videos_of, write_shard
 
-from indexer import staging
-from indexer.catalogue_reader import CatalogueReader
-from indexer.packed import PackedOptions
-from indexer.sources_tar import possible_sources, shard_of
-from indexer.writer import StoreWriter
+from indexer.build.archives import PackedOptions
+from indexer.sources import download_buffer
+from indexer.sources.tar import possible_sources, shard_of
+from indexer.store.catalogue_reader import CatalogueReader
+from indexer.store.writer import StoreWriter
 
 HTTP = frozenset({"http"})
 
@@ -133,7 +133,7 @@ def test_a_shard_whose_name_is_no_utf8_stops_nothing(clips: list[bytes], tmp_pat
 
 def test_copies_that_a_killed_run_left_go_when_the_store_is_opened(tmp_path: Path, clips: list[bytes]) -> None:
     index(tmp_path / "s", write_shard(tmp_path / "a.tar", {"0.mp4": clips[0]}))
-    left = tmp_path / "s" / staging.FOLDER / "staged-0"
+    left = tmp_path / "s" / download_buffer.FOLDER / "staged-0"
     left.parent.mkdir()
     left.write_bytes(clips[0])
     with StoreWriter.open(tmp_path / "s"):

@@ -10,13 +10,13 @@ import pytest
 from index_support import FakeEncoder, make_clip
 from source_support import index, member, videos_of, write_shard
 
-from indexer import staging
+from indexer.build.archives import PackedOptions
 from indexer.errors import SourceError
-from indexer.packed import PackedOptions
-from indexer.partition import Partition
-from indexer.sources import braced, check_paths, discover
-from indexer.sources_tar import LARGEST_HEADER_BYTES, key_of, read_members
-from indexer.verify import verify
+from indexer.sources import download_buffer
+from indexer.sources.discover import braced, check_paths, discover
+from indexer.sources.partition import Partition
+from indexer.sources.tar import LARGEST_HEADER_BYTES, key_of, read_members
+from indexer.store.verify import verify
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_members_of_one_key_belong_together(clips: list[bytes], tmp_path: Path) 
     assert sorted(caption.text for caption in videos["A title"].captions) == ["first", "from json", "second"]
     assert [caption.text for caption in videos["0c.left"].captions] == ["of both"]
     assert videos["0b"].paths == (f"{tmp_path}/s-00.tar!d/0b.mp4",)
-    assert not (tmp_path / "s" / staging.FOLDER).exists()
+    assert not (tmp_path / "s" / download_buffer.FOLDER).exists()
     assert verify(tmp_path / "s").problems == []
 
 
@@ -118,8 +118,8 @@ def test_a_second_run_reads_nothing_again(clips: list[bytes], tmp_path: Path, mo
     shard = write_shard(tmp_path / "a.tar", {"0.mp4": clips[0], "1.mp4": b"no video", "0.txt": "x"})
     first = index(tmp_path / "s", shard)
     opened = []
-    real = staging.read_members
-    monkeypatch.setattr(staging, "read_members", lambda stream: opened.append(1) or real(stream))
+    real = download_buffer.read_members
+    monkeypatch.setattr(download_buffer, "read_members", lambda stream: opened.append(1) or real(stream))
     second = index(tmp_path / "s", shard)
     assert opened == []
     assert (second.found, second.indexed, second.captions) == (2, 0, 0)
@@ -211,9 +211,9 @@ def test_a_full_disk_stops_the_run_and_is_no_fault_of_the_shard(
     shard = write_shard(tmp_path / "a.tar", {"0.mp4": clips[0]})
 
     def full(*_: object) -> None:
-        raise staging._no_copy(OSError(28, "No space left on device"))
+        raise download_buffer._no_copy(OSError(28, "No space left on device"))
 
-    monkeypatch.setattr(staging, "_append", full)
+    monkeypatch.setattr(download_buffer, "_append", full)
     with pytest.raises(StoreError, match=r"No space left on device.*run the same command again"):
         index(tmp_path / "s", shard)
     monkeypatch.undo()
@@ -224,7 +224,7 @@ def test_a_video_that_is_larger_than_what_is_copied_costs_only_itself(
     clips: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shard = write_shard(tmp_path / "a.tar", {"0.mp4": clips[0] + bytes(100_000), "1.mp4": clips[1], "2.mp4": clips[2]})
-    monkeypatch.setattr(staging, "STAGED_BYTES", max(map(len, clips[1:3])) + 10)
+    monkeypatch.setattr(download_buffer, "STAGED_BYTES", max(map(len, clips[1:3])) + 10)
     report = index(tmp_path / "s", shard)
     assert report.indexed == 2
     ((path, reason),) = report.failed

@@ -15,14 +15,15 @@ from index_support import FakeEncoder, make_clip
 from source_support import Served, index, serving, videos_of, write_shard
 from typer.testing import CliRunner
 
-from indexer import sources_url, staging
+from indexer.build.archives import PackedOptions
 from indexer.cli import app
 from indexer.errors import SourceError, StoreError
-from indexer.packed import PackedOptions
-from indexer.sources import PackedSource
-from indexer.sources_url import RemoteFiles, check_url, protocol_of
-from indexer.staging import Staging
-from indexer.verify import verify
+from indexer.sources import download_buffer
+from indexer.sources import url as sources_url
+from indexer.sources.discover import PackedSource
+from indexer.sources.download_buffer import Staging
+from indexer.sources.url import RemoteFiles, check_url, protocol_of
+from indexer.store.verify import verify
 
 HTTP = frozenset({"http"})
 PAD_BYTES = 6_000_000  # half of it is more than what aiohttp reads ahead, and loses when a connection breaks
@@ -301,9 +302,9 @@ def test_what_waits_is_not_fetched_when_the_disk_is_full(
     clips: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
-        raise staging._no_copy(OSError(28, "No space left on device"))
+        raise download_buffer._no_copy(OSError(28, "No space left on device"))
 
-    monkeypatch.setattr(staging, "_append", full)
+    monkeypatch.setattr(download_buffer, "_append", full)
     files = many(clips[0])
     with serving(files) as url, pytest.raises(StoreError, match="No space left"):
         index(tmp_path / "s", *(f"{url}{name}" for name in files), protocols=HTTP)
@@ -334,7 +335,7 @@ def test_a_redirection_to_another_protocol_is_refused(clips: list[bytes], tmp_pa
 
 def test_the_service_says_that_such_media_is_not_local(clips: list[bytes], tmp_path: Path) -> None:
     from service.errors import Gone
-    from service.media import find_file
+    from service.media.files import find_file
 
     shard = write_shard(tmp_path / "a.tar", {"0.mp4": clips[0]})
     index(tmp_path / "s", shard)

@@ -19,10 +19,6 @@ import numpy as np
 import pytest
 from index_support import DIM, FINGERPRINT, FakeEncoder, fill, location_of, settings, video_of
 
-from indexer import generation
-from indexer.catalogue import Catalogue
-from indexer.catalogue_reader import read_settings
-from indexer.config import STORE_FORMAT, Manifest
 from indexer.errors import (
     Damaged,
     IndexFactoryError,
@@ -33,11 +29,15 @@ from indexer.errors import (
     StoreError,
     StoreLocked,
 )
-from indexer.features import HEADER_BYTES
-from indexer.schema import MIGRATIONS
-from indexer.store import StoreReader
-from indexer.verify import verify
-from indexer.writer import EncodedVideo, StoreWriter
+from indexer.store import generation
+from indexer.store.catalogue import Catalogue
+from indexer.store.catalogue_reader import read_settings
+from indexer.store.config import STORE_FORMAT, Manifest
+from indexer.store.reader import StoreReader
+from indexer.store.schema import MIGRATIONS
+from indexer.store.shards import HEADER_BYTES
+from indexer.store.verify import verify
+from indexer.store.writer import EncodedVideo, StoreWriter
 from model.config import SamplingConfig
 
 VIDEOS = 7

@@ -8,9 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from model.config import EMCLConfig
-from model.evaluate import Corpus
-from model.outcomes import outcome_of
-from model.sweep import SUPPLEMENTARY_2, Plan, as_dict, markdown, parse_vary, sweep, table, with_frames
+from model.evaluate.run import Corpus
+from model.study.per_video_ranks import outcome_of
+from model.study.sweep import SUPPLEMENTARY_2, Plan, as_dict, markdown, parse_vary, sweep, table, with_frames
 from service.cli import app
 
 FACTS = {"model": "tiny", "data": "val", "split": "val", "videos": 12, "videos_lost": 0}

@@ -6,25 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from model.clip.preprocess import resize_and_crop
 from model.config import SamplingConfig
 from model.data.base import stack_clips
 from model.data.scenes import ScenesConfig, ScenesData
-from model.preprocess import resize_and_crop
-from model.synthetic import CLIP_SIZE, SPLITS, write_clip, write_corpus
-from model.synthetic_captions import captions_of, describe, describe_briefly
-from model.synthetic_render import render
-from model.synthetic_scene import (
-    COLOURS,
-    CORNERS,
-    MOTIONS,
-    PATTERNS,
-    SHAPES,
-    describes,
-    make_scene,
-    recall_ceiling,
-    vary,
-)
-from model.video import decode
+from model.demo.captions import captions_of, describe, describe_briefly
+from model.demo.corpus import CLIP_SIZE, SPLITS, write_clip, write_corpus
+from model.demo.render import render
+from model.demo.scene import COLOURS, CORNERS, MOTIONS, PATTERNS, SHAPES, describes, make_scene, recall_ceiling, vary
+from model.video.sampling import decode
 
 SAMPLING = SamplingConfig(sample_fps=2.0, max_frames=8)
 

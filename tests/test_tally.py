@@ -4,8 +4,8 @@ import threading
 
 from prometheus_client import CollectorRegistry, Histogram
 
-from service.tally import Tally
-from service.telemetry import Telemetry
+from service.observe.metrics import Telemetry
+from service.observe.tally import Tally
 
 
 def test_what_was_added_is_observed_when_somebody_asks():

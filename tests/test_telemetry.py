@@ -9,7 +9,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from service_support import serving
 
-from service.telemetry import Telemetry
+from service.observe.metrics import Telemetry
 
 MONITORING = Path(__file__).parents[1] / "docker" / "monitoring"
 

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model import tokenizer as tokenizer_module
-from model.compat import import_open_clip
+from model.clip import tokenizer as tokenizer_module
+from model.clip.compat import import_open_clip
+from model.clip.pretrained import ClipError
+from model.clip.tokenizer import ClipTokenizer, OwnTokenizer, build_tokenizer
 from model.config import ClipConfig, TokenizerConfig
-from model.pretrained import ClipError
-from model.tokenizer import ClipTokenizer, OwnTokenizer, build_tokenizer
 
 TEXTS = [
     "a man is slicing a potato",

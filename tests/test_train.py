@@ -10,14 +10,14 @@ import yaml
 from training_support import tiny, train_until_killed
 
 from model.checkpoint import load_checkpoint, save_checkpoint
+from model.clip.weights import WeightsError
 from model.config import load_mapping
 from model.data.manifest import ManifestConfig, ManifestData, read_manifest
+from model.demo.corpus import write_corpus
 from model.net import build_net
-from model.synthetic import write_corpus
-from model.train import Trainer, TrainingDivergedError, rate_factor, train
-from model.train_config import OptimiserConfig, load_train_config
-from model.train_state import newest_checkpoint, save_state, step_of
-from model.weights import WeightsError
+from model.train.config import OptimiserConfig, load_train_config
+from model.train.run import Trainer, TrainingDivergedError, rate_factor, train
+from model.train.state import newest_checkpoint, save_state, step_of
 
 DEMO_CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from model.data.sources import PublishedSet
-from model.optimiser import rate_factor
-from model.train_config import TrainConfig, load_train_config, selection_split
+from model.train.config import TrainConfig, load_train_config, selection_split
+from model.train.optimiser import rate_factor
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 SETS = ("activitynet", "didemo", "lsmdc", "msrvtt", "msvd", "vatex")

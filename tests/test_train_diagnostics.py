@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from model.config import EMCLConfig
-from model.emcl import EMCL
-from model.emcl_diagnostics import count_distinct, diagnose, effective_rank
+from model.emcl.diagnostics import count_distinct, diagnose, effective_rank
+from model.emcl.em import EMCL
 
 
 def rows(count=40, dim=24):

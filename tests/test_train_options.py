@@ -11,12 +11,12 @@ from training_support import tiny, train_until_killed, with_model
 from model.checkpoint import load_checkpoint
 from model.config import EMCLConfig, load_mapping
 from model.data.validation import TestSplitError
-from model.ema import WeightAverage
-from model.synthetic import write_corpus
-from model.train import Trainer, TrainingDivergedError, train
-from model.train_log import RunLog
-from model.train_state import Best, load_state, newest_checkpoint, save_state
-from model.train_step import MAX_SKIPPED_IN_A_ROW
+from model.demo.corpus import write_corpus
+from model.train.ema import WeightAverage
+from model.train.log import RunLog
+from model.train.run import Trainer, TrainingDivergedError, train
+from model.train.state import Best, load_state, newest_checkpoint, save_state
+from model.train.step import MAX_SKIPPED_IN_A_ROW
 
 REFERENCE = EMCLConfig.reference(num_bases=4, iterations=2).model_dump(mode="json")
 BERT_ADAM = {"kind": "bert-adam", "learning_rate": 1e-3, "encoder_learning_rate": 5e-4}
@@ -151,7 +151,7 @@ def test_the_average_is_validated_and_shipped(tmp_path, monkeypatch):
     def fake(net, *_):
         seen.append(net.temporal.positions.weight.detach().clone())
 
-    monkeypatch.setattr("model.trainer.validate", fake)
+    monkeypatch.setattr("model.train.loop.validate", fake)
     config = tiny(steps=3, ema_decay=0.99)
     path = train(config, tmp_path, device="cpu")
     average = load_file(newest_checkpoint(tmp_path) / "average.safetensors")["temporal.positions.weight"]
@@ -169,7 +169,7 @@ def test_the_best_validation_is_kept_and_named(tmp_path, monkeypatch):
     figures = iter([10.0, 30.0, 30.0, 20.0])
     way = {"R@1": 0.0}
     monkeypatch.setattr(
-        "model.trainer.validate", lambda *_: {"text_to_video": {"R@1": next(figures)}, "video_to_text": way}
+        "model.train.loop.validate", lambda *_: {"text_to_video": {"R@1": next(figures)}, "video_to_text": way}
     )
     path = train(tiny(steps=4, validate_every=1, keep_best=True), tmp_path, device="cpu")
     metadata = load_mapping(path.with_suffix(".json"))["metadata"]
@@ -199,7 +199,7 @@ def test_the_test_split_is_not_selected_on(tmp_path, data):
 
 
 def test_a_split_that_is_test_needs_the_reference_protocol(monkeypatch):
-    monkeypatch.setattr("model.train_config.selection_split", lambda _: "test")
+    monkeypatch.setattr("model.train.config.selection_split", lambda _: "test")
     with pytest.raises(ValueError, match="protocol: reference may do that"):
         tiny(data={"kind": "msrvtt", "root": "x", "annotations": "y"}, keep_best=True)
 

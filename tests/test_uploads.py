@@ -14,12 +14,9 @@ import pytest
 from fastapi.testclient import TestClient
 from starlette.requests import ClientDisconnect, Request
 
-from indexer.store import StoreReader
+from indexer.store.reader import StoreReader
 from model.config import SamplingConfig
-from service import fence as fence_module
 from service.app import create_app
-from service.deps import fence_limits, query_limits
-from service.engine import Engine
 from service.errors import (
     BadRequest,
     Overloaded,
@@ -29,9 +26,12 @@ from service.errors import (
     Unprocessable,
     UnsupportedMedia,
 )
-from service.fence import Fence
+from service.http.uploads import UploadReceiver
+from service.media import sandbox as fence_module
+from service.media.sandbox import Fence
+from service.search.engine import Engine
+from service.services import fence_limits, query_limits
 from service.settings import load_settings
-from service.uploads import UploadReceiver
 
 MEBIBYTE = 1024**2
 SAMPLING = SamplingConfig(sample_fps=2.0, max_frames=6)
@@ -108,8 +108,8 @@ def decode(fence, content):
 
 
 def test_the_fence_gives_what_decoding_here_gives(clip_store):
-    from model.preprocess import resize_and_crop
-    from model.video import decode as decode_here
+    from model.clip.preprocess import resize_and_crop
+    from model.video.sampling import decode as decode_here
 
     path = clip_store / "clips" / "clip_0.mp4"
     fenced = decode(make_fence(), path.read_bytes())
@@ -150,7 +150,7 @@ def test_a_decoder_that_spins_is_stopped(monkeypatch):
     with_worker(
         monkeypatch,
         "import json, sys\n"
-        "from service.fence_worker import _fence_in\n"
+        "from service.media.sandbox_worker import _fence_in\n"
         "_fence_in(json.loads(sys.argv[1]), 0)\n"
         "while True: pass",
     )
@@ -202,7 +202,7 @@ def test_the_fence_has_no_environment_and_writes_no_file(monkeypatch, tmp_path):
     with_worker(
         monkeypatch,
         "import json, os, sys\n"
-        "from service.fence_worker import _fence_in\n"
+        "from service.media.sandbox_worker import _fence_in\n"
         "_fence_in(json.loads(sys.argv[1]), 0)\n"
         f"try: open({str(tmp_path / 'out')!r}, 'wb').write(b'x' * 100000); wrote = True\n"
         "except OSError: wrote = False\n"
@@ -219,7 +219,7 @@ def test_memory_is_limited(clip_store):
     content = (clip_store / "clips" / "clip_0.mp4").read_bytes()
     code = (
         "import json, sys\n"
-        "from service.fence_worker import _fence_in\n"
+        "from service.media.sandbox_worker import _fence_in\n"
         "_fence_in({**json.loads(sys.argv[1]), 'memory_bytes': 300 << 20}, 0)\n"
         "try: bytearray(400 << 20)\n"
         "except MemoryError: print(json.dumps({'error': 'MemoryError', 'message': ''}))"

@@ -16,9 +16,9 @@ import av
 import numpy as np
 import pytest
 
-from model import video_pyav
 from model.config import SamplingConfig
-from model.video import BackendUnavailable, FrameBatch, NoFrames, decode, decode_frame, probe
+from model.video import pyav as video_pyav
+from model.video.sampling import BackendUnavailable, FrameBatch, NoFrames, decode, decode_frame, probe
 
 BITS = 10
 WIDTH, HEIGHT = 16 * BITS, 64
@@ -358,7 +358,10 @@ def test_frame_batch_refuses_what_contradicts_itself():
 
 
 def test_importing_the_decoder_loads_nothing_heavy():
-    code = "import sys, model.video, model.preprocess; print(*{'torch', 'av', 'decord', 'pydantic'} & set(sys.modules))"
+    code = (
+        "import sys, model.video.sampling, model.clip.preprocess; "
+        "print(*{'torch', 'av', 'decord', 'pydantic'} & set(sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout.split() == []
 
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from model.config import SamplingConfig
-from model.video import (
+from model.video.sampling import (
     DecodeLimits,
     NoFrames,
     NotAVideo,

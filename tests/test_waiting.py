@@ -6,8 +6,8 @@ import threading
 import pytest
 from starlette.requests import ClientDisconnect, Request
 
-from service.deps import unless_gone
-from service.lanes import ComputeThread
+from service.search.compute_queue import ComputeThread
+from service.services import unless_gone
 
 PATIENCE = 30
 

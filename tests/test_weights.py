@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from model.weights import WeightsError, load_strictly, read_weights, tensor_digest
+from model.clip.weights import WeightsError, load_strictly, read_weights, tensor_digest
 
 
 @pytest.fixture(params=["weights.safetensors", "weights.pt"])

@@ -14,18 +14,18 @@ import typer
 from jobs_support import ask, is_alive, pids, until
 from training_support import TINY
 
-from indexer.progress import FileProgress, Progress
+from indexer.build.progress import FileProgress, Progress
 from service.cli import app
 from service.jobs import runner
-from service.jobs.book import JobBook
 from service.jobs.commands import command_of
-from service.jobs.desk import JobDesk
 from service.jobs.kinds import CalibrateJob, EvaluateJob, IndexJob, TrainJob
 from service.jobs.progress import PhaseProgress
 from service.jobs.queue import open_queue
 from service.jobs.record import JobProgress
+from service.jobs.service import JobDesk
+from service.jobs.store import JobBook
+from service.jobs.worker import Worker
 from service.settings import load_settings
-from service.worker import Worker
 
 
 @pytest.fixture

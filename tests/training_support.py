@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from model.train import Trainer, train
-from model.train_config import TrainConfig
+from model.train.config import TrainConfig
+from model.train.run import Trainer, train
 
 
 def tiny_settings(**changes) -> dict[str, Any]:

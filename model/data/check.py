@@ -14,7 +14,7 @@ from model.config import SamplingConfig
 from model.data.clips import Clip
 from model.data.overlap import require_disjoint
 from model.data.video_text import DatasetError, VideoTextSet
-from model.video import decode
+from model.video.sampling import decode
 
 
 @dataclass(frozen=True, kw_only=True)

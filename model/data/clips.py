@@ -14,11 +14,11 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from model.augment import Augmentation, NoAugmentation, augment
+from model.clip.preprocess import resize_and_crop
 from model.config import SamplingConfig
+from model.data.augment import Augmentation, NoAugmentation, augment
 from model.data.base import WHOLE, Batch, Share, stack_clips
-from model.preprocess import resize_and_crop
-from model.video import decode
+from model.video.sampling import decode
 
 _VALIDATION_BATCH = 50
 

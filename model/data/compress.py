@@ -26,10 +26,10 @@ from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
 from model.data.video_text import VIDEO_SUFFIXES
-from model.video import NO_LIMITS, ROUNDING_SECONDS, VideoError, probe
-from model.video_container import OpenVideo, open_video
-from model.video_pyav import IDENTITY, Decoder, display_matrix, make_upright
-from model.video_timeline import measure_end
+from model.video.container import OpenVideo, open_video
+from model.video.pyav import IDENTITY, Decoder, display_matrix, make_upright
+from model.video.sampling import NO_LIMITS, ROUNDING_SECONDS, VideoError, probe
+from model.video.timeline import measure_end
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame

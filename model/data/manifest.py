@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from model.augment import Augmentation
 from model.config import Config, SamplingConfig
 from model.data.annotation_files import read_text
+from model.data.augment import Augmentation
 from model.data.clips import NO_AUGMENTATION, Clip, ClipData, EpochOf
 from model.data.overlap import require_disjoint
 from model.data.video_text import Missing, Split, VideoTextSet

@@ -16,11 +16,11 @@ from pydantic import Field
 
 from model.config import Config, SamplingConfig
 from model.data.base import WHOLE, Batch, Share, stack_clips
-from model.synthetic import clip_id
-from model.synthetic_captions import captions_of, describe, describe_briefly, describe_object
-from model.synthetic_render import render
-from model.synthetic_scene import COLOURS, DURATIONS_SECONDS, SHAPES, SIZES, Scene, lone_object, make_scene, vary
-from model.video import target_times
+from model.demo.captions import captions_of, describe, describe_briefly, describe_object
+from model.demo.corpus import clip_id
+from model.demo.render import render
+from model.demo.scene import COLOURS, DURATIONS_SECONDS, SHAPES, SIZES, Scene, lone_object, make_scene, vary
+from model.video.sampling import target_times
 
 _NOISE = 4.0  # standard deviation, of 255: about what H.264 at CRF 23 leaves of these clips
 _BRIGHTNESS = 6.0

@@ -8,9 +8,9 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from model.augment import Augmentation
 from model.config import SamplingConfig, load_mapping, problems_of
 from model.data.activitynet import ActivityNetConfig
+from model.data.augment import Augmentation
 from model.data.clips import NO_AUGMENTATION, ClipData, EpochOf
 from model.data.didemo import DidemoConfig
 from model.data.lsmdc import LsmdcConfig

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from service.errors import Conflict
-from service.jobs.book import JobBook
 from service.jobs.progress import NoProgress, PhaseProgress, TrainingProgress, read_lines
 from service.jobs.record import Job, JobProgress
+from service.jobs.store import JobBook
 from service.settings import Settings
 
 CONFIG = "config.json"
@@ -164,7 +164,7 @@ def _measured(asked: Mapping[str, Any]) -> list[str]:
 
 def _index_result(store: Path, *, complete: bool) -> dict[str, Any]:
     from indexer.errors import NotAStore
-    from indexer.generation import read_current
+    from indexer.store.generation import read_current
 
     try:
         manifest = read_current(store)

@@ -74,7 +74,7 @@ class AllowedFolders:
 
 
 def _is_tag(architecture: str, name: str) -> bool:
-    from model.compat import import_open_clip
+    from model.clip.compat import import_open_clip
 
     return name in import_open_clip().list_pretrained_tags_by_model(architecture)
 

@@ -22,9 +22,9 @@ from threading import Event
 from typing import Literal
 
 from service.jobs import launch
-from service.jobs.book import JobBook
 from service.jobs.commands import Command, command_of, result_of
 from service.jobs.record import Job
+from service.jobs.store import JobBook
 from service.settings import Settings, environment_of_jobs
 
 logger = logging.getLogger(__name__)

@@ -8,10 +8,10 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from fastapi import Path as InPath
 
-from service.auth import require
-from service.deps import ServicesDep
-from service.schemas import VIDEO_ID
-from service.schemas_library import CaptionsAdded, CaptionsIn, CaptionsPage, StoredCaption, check_caption
+from service.access.gate import require
+from service.schemas.library import CaptionsAdded, CaptionsIn, CaptionsPage, StoredCaption, check_caption
+from service.schemas.search import VIDEO_ID
+from service.services import ServicesDep
 
 _MAX_PAGE = 1000
 

@@ -22,13 +22,13 @@ from fastapi import APIRouter, Request, Response
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from service import ranking
-from service.auth import require
-from service.deps import Services, ServicesDep, unless_gone
+from service.access.gate import require
 from service.errors import NotFound, Unprocessable
-from service.live import Generation
-from service.query import Hit, Ranking, SearchQuery
-from service.schemas import stream_url
+from service.schemas.search import stream_url
+from service.search import ranking
+from service.search.live_index import Generation
+from service.search.query import Hit, Ranking, SearchQuery
+from service.services import Services, ServicesDep, unless_gone
 
 INDEX_NAME = "videos"
 NOT_APPLIED_HEADER = "X-Not-Applied"

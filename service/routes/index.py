@@ -7,11 +7,11 @@ import logging
 
 from fastapi import APIRouter, Request
 
-from service.auth import require
-from service.deps import Services, ServicesDep, unless_gone
-from service.schemas import SourceOut
-from service.schemas_index import IndexAnswer, IndexOut, LiveAnswer, OverlayOut, ReadyAnswer, UploadLimitsOut
-from service.schemas_jobs import ReloadRequest
+from service.access.gate import require
+from service.schemas.index import IndexAnswer, IndexOut, LiveAnswer, OverlayOut, ReadyAnswer, UploadLimitsOut
+from service.schemas.jobs import ReloadRequest
+from service.schemas.search import SourceOut
+from service.services import Services, ServicesDep, unless_gone
 
 logger = logging.getLogger(__name__)
 

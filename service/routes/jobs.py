@@ -12,13 +12,13 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi import Path as InPath
 from starlette.responses import FileResponse, Response, StreamingResponse
 
-from service.auth import require
+from service.access.gate import require
 from service.jobs.commands import RUN
-from service.jobs.desk import JobDesk
 from service.jobs.kinds import AnyJob
 from service.jobs.progress import read_lines
 from service.jobs.record import JOB_ID, Job, JobState
-from service.schemas_jobs import JobMetrics, JobOut, JobsPage
+from service.jobs.service import JobDesk
+from service.schemas.jobs import JobMetrics, JobOut, JobsPage
 
 _EVENT_SECONDS = 0.5
 _KEEP_ALIVE_SECONDS = 15.0  # proxies give up on what says nothing

@@ -8,8 +8,8 @@ from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
-from service.auth import require
-from service.deps import ServicesDep
+from service.access.gate import require
+from service.services import ServicesDep
 
 router = APIRouter(tags=["health"], dependencies=[require("search")])
 

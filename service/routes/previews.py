@@ -9,11 +9,11 @@ from fastapi import APIRouter, Request
 from fastapi import Path as InPath
 from starlette.responses import FileResponse, Response
 
-from service.auth import require
-from service.deps import ServicesDep, unless_gone
-from service.media import check_range, find_file
-from service.previews import Wanted
-from service.schemas import VIDEO_ID
+from service.access.gate import require
+from service.media.files import check_range, find_file
+from service.media.previews import Wanted
+from service.schemas.search import VIDEO_ID
+from service.services import ServicesDep, unless_gone
 
 _A_DAY = "private, max-age=86400"
 

@@ -8,15 +8,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from service.answers import search_response
-from service.auth import require
-from service.deps import ServicesDep, unless_gone
-from service.direct import DirectRoute
+from service.access.gate import require
+from service.access.keys import Scope
 from service.errors import Unprocessable
-from service.keys import Scope
-from service.query import Group, Ranking, Rerank, SearchQuery, UploadQuery
+from service.http.answers import search_response
+from service.http.direct import DirectRoute
 from service.routes.forms import upload_form
-from service.schemas import (
+from service.schemas.search import (
     EmbeddingsAnswer,
     EmbeddingsRequest,
     ManyAnswers,
@@ -27,6 +25,8 @@ from service.schemas import (
     UploadAnswer,
     UploadOut,
 )
+from service.search.query import Group, Ranking, Rerank, SearchQuery, UploadQuery
+from service.services import ServicesDep, unless_gone
 
 PATH, UPLOAD_PATH = "/v1/search", "/v1/search/video"
 SCOPE: Scope = "search"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from service.auth import require, token_of
-from service.deps import ServicesDep
+from service.access.gate import require, token_of
+from service.access.keys import KeyIdentity
+from service.access.sessions import COOKIE
 from service.errors import Conflict, Unauthorised
-from service.keys import KeyIdentity
-from service.schemas_access import SessionAnswer
-from service.session import COOKIE
+from service.schemas.access import SessionAnswer
+from service.services import ServicesDep
 
 router = APIRouter(prefix="/v1/session", tags=["session"])
 

@@ -10,14 +10,12 @@ from fastapi import APIRouter, Query, Request
 from fastapi import Path as InPath
 from starlette.responses import FileResponse, Response
 
-from service.additions import Wishes
-from service.auth import require
-from service.deps import Services, ServicesDep, unless_gone
+from service.access.gate import require
 from service.errors import Unprocessable
-from service.media import Moment, check_range, find_file, media_type
+from service.library.additions import Wishes
+from service.media.files import Moment, check_range, find_file, media_type
 from service.routes.forms import upload_form
-from service.schemas import VIDEO_ID
-from service.schemas_library import (
+from service.schemas.library import (
     MAX_CAPTIONS,
     MAX_TAGS,
     MAX_TITLE_CHARS,
@@ -29,11 +27,13 @@ from service.schemas_library import (
     check_tags,
     check_title,
 )
+from service.schemas.search import VIDEO_ID
+from service.services import Services, ServicesDep, unless_gone
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from indexer.records import Video, VideoState
+    from indexer.store.records import Video, VideoState
 
 UPLOAD_PATH = "/v1/videos"
 

@@ -1,0 +1,1 @@
+"""Nearest neighbours: the only package that knows FAISS."""

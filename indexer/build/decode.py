@@ -1,0 +1,127 @@
+"""What a decode worker does: a file or a window of it in, frames of the encoder's size out. Torch-free.
+
+Runs in its own process (``indexer.build.decode_pool`` starts it), so that a file that crashes or hangs the decoder costs only
+itself. A long video is decoded window by window, each its own task, so that no task and no message is large.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from indexer.errors import SourceError
+from indexer.store.rows import Location
+from model.config import SamplingConfig
+
+SHORTEST_TAIL = 0.25
+"""A last piece shorter than this share of a segment joins the one before it: a second of fade-out is no segment."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeSettings:
+    """How every video of a store is cut and sampled; ``image_size`` is the side of the square frames."""
+
+    sampling: SamplingConfig
+    segment_seconds: float
+    image_size: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DecodedSegment:
+    """Frames ``(F, S, S, 3)`` uint8 RGB of window ``number``, with their times from the video's first frame."""
+
+    number: int
+    start_seconds: float
+    end_seconds: float
+    timestamps_seconds: npt.NDArray[np.float64]
+    frames_FSSC: npt.NDArray[np.uint8]
+    skipped_packets: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OpenedVideo:
+    """What the first task of a video finds: its facts, the windows that it is cut into, and the first of them."""
+
+    duration_seconds: float
+    width: int
+    height: int
+    windows: list[tuple[float, float]]
+    first: DecodedSegment
+
+
+def windows_of(duration_seconds: float, segment_seconds: float) -> list[tuple[float, float]]:
+    """Cut ``[0, duration)`` into segments; the last is the rest, joined to its predecessor if that is short."""
+    whole, rest = divmod(duration_seconds, segment_seconds)
+    count = max(1, int(whole) + (rest >= SHORTEST_TAIL * segment_seconds))
+    starts = [number * segment_seconds for number in range(count)]
+    return list(zip(starts, [*starts[1:], duration_seconds], strict=True))
+
+
+def open_video(location: Location, settings: DecodeSettings) -> OpenedVideo:
+    """Probe a video and decode its first segment. Raises ``SourceError`` or ``VideoError``."""
+    from model.video.sampling import probe
+
+    check_unchanged(location)
+    info = probe(location.file or location.path)
+    windows = windows_of(info.duration_seconds, settings.segment_seconds)
+    first = decode_segment(location, settings, 0, windows)
+    return OpenedVideo(
+        duration_seconds=info.duration_seconds,
+        width=info.width,
+        height=info.height,
+        windows=windows,
+        first=first,
+    )
+
+
+def decode_segment(
+    location: Location, settings: DecodeSettings, number: int, windows: list[tuple[float, float]]
+) -> DecodedSegment:
+    """Decode one window; the last reaches to wherever the frames end. Raises ``SourceError`` or ``VideoError``."""
+    from model.clip.preprocess import resize_and_crop
+    from model.video.sampling import decode
+
+    check_unchanged(location)
+    start, end = windows[number]
+    end_seconds = None if number == len(windows) - 1 else end
+    source = location.file or location.path
+    batch = decode(source, sampling=settings.sampling, start_seconds=start, end_seconds=end_seconds)
+    return DecodedSegment(
+        number=number,
+        start_seconds=start,
+        end_seconds=end,
+        timestamps_seconds=batch.timestamps_seconds,
+        frames_FSSC=resize_and_crop(batch.frames, settings.image_size),
+        skipped_packets=batch.skipped_packets,
+    )
+
+
+def check_unchanged(location: Location) -> None:
+    """Raise ``SourceError`` if the file is not the one that was hashed. A copy of our own does not change."""
+    if location.file is not None:
+        return
+    try:
+        found = os.stat(location.path)  # noqa: PTH116 - a plain string came with the task
+    except OSError as error:
+        raise SourceError(f"the file cannot be read any more: {error.strerror}") from error
+    if (found.st_size, found.st_mtime_ns) != (location.size_bytes, location.modified_ns):
+        raise SourceError("the file changed after it was hashed; run again when it is complete")
+
+
+def start_worker() -> None:
+    """Prepare a worker process: leave Ctrl-C to the parent, and end when the parent ends, however that happens."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

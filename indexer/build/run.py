@@ -1,0 +1,291 @@
+"""One indexing run, in named phases: discover, hash, reconcile, shards and URLs, captions, encode, publish.
+
+Every phase commits what it has done, so a run that is killed or interrupted is continued by running the same command
+again. A video that cannot be read is recorded with its reason and never stops the run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from indexer.store import generation
+from indexer.ann.recipe import check
+from indexer.build.captions import attach
+from indexer.sources.captions import Resolved, read_caption_file
+from indexer.store.config import Manifest, StoreSettings
+from indexer.build.decode import DecodeSettings
+from indexer.build.encode import FeatureEncoder, VideoEncoding, encode_captions
+from indexer.errors import Damaged, IndexFactoryError, ModelMismatch, NotAStore
+from indexer.build.archives import PackedOptions, index_packed
+from indexer.sources.partition import WHOLE, Partition, split
+from indexer.build.progress import Progress
+from indexer.build.decode_pool import DECODE_TIMEOUT_SECONDS, ReaderSettings
+from indexer.store.rows import Location
+from indexer.sources.discover import Discovery, discover, hash_files, missing
+from indexer.sources.url import FETCH_TIMEOUT_SECONDS, RemoteFiles
+from indexer.store.writer import StoreWriter
+
+LOCATION_BATCH = 256
+"""Hashed files committed together, so that a killed run does not hash everything again."""
+
+BYTES_PER_TASK = 8 << 20
+"""A guess at how much of a file one decode task covers; only used to not start more workers than there is work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildRequest:
+    """What a run is to index. ``prune`` removes videos whose files are gone or were replaced.
+
+    ``partition`` is the part of it that this run takes; ``protocols`` are those of URLs that may be fetched; ``packed``
+    is for what comes from shards and URLs. Reading of those ends when nothing came for ``fetch_timeout_seconds``.
+    """
+
+    paths: Sequence[str]
+    captions: Path | None = None
+    prune: bool = False
+    workers: int = 1
+    timeout_seconds: float = DECODE_TIMEOUT_SECONDS
+    partition: Partition = WHOLE
+    protocols: frozenset[str] = frozenset()
+    packed: PackedOptions = field(default_factory=PackedOptions)
+    fetch_timeout_seconds: float = FETCH_TIMEOUT_SECONDS
+
+
+@dataclass(kw_only=True)
+class BuildReport:
+    """What a run did. ``failed`` and ``unmatched`` are what could not be used; ``notes`` is worth telling."""
+
+    found: int = 0
+    indexed: int = 0
+    captions: int = 0
+    removed: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    unmatched: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    manifest: Manifest | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that was given could be used."""
+        return not self.failed and not self.unmatched
+
+
+def build(writer: StoreWriter, encoder: FeatureEncoder, request: BuildRequest, progress: Progress) -> BuildReport:
+    """Index ``request.paths`` and their captions into the open store, and publish what is new.
+
+    Raises ``SourceError`` and ``CaptionFileError`` before anything is encoded, ``ModelMismatch`` for another model's
+    store. ``KeyboardInterrupt`` leaves everything committed so far.
+    """
+    check_model(writer.settings, encoder, writer.path)
+    entries = [] if request.captions is None else read_caption_file(request.captions)
+    with RemoteFiles(request.protocols, request.fetch_timeout_seconds) as remote:
+        discovery = discover(request.paths, exclude=writer.path, remote=remote)
+        mine, others = split(discovery, request.partition)
+        report = BuildReport(found=len(mine.files), failed=list(mine.unreadable))
+        before = writer.catalogue.locations()
+        found = _hash(writer, mine, before, report, progress)
+        gone = _reconcile(writer, before, found, mine, request, report)
+        _index_packed(writer, encoder, mine, remote, request, report, progress)
+    attached = attach(writer.catalogue.locations(), entries, mine, others)  # before hours are spent on encoding files
+    report.unmatched += attached.unmatched
+    report.notes += attached.notes
+    _encode_videos(writer, encoder, found, request, report, progress)
+    writer.add_tags(attached.texts.tags)
+    _encode_captions(writer, encoder, attached.texts, report, progress)
+    if request.prune:
+        orphans = _without_place(writer, gone)
+        writer.remove_videos(orphans)
+        report.removed = len(orphans)
+    report.manifest = publish_if_changed(writer, encoder, progress)
+    return report
+
+
+def check_model(settings: StoreSettings, encoder: FeatureEncoder, store: Path) -> None:
+    """Raise ``ModelMismatch`` unless ``encoder`` is the model that the store was built with."""
+    if encoder.fingerprint != settings.fingerprint:
+        raise ModelMismatch(
+            f"{store} was built with checkpoint {settings.fingerprint[:12]} (--model "
+            f"{settings.model_spec.model or 'default'}), the loaded one is {encoder.fingerprint[:12]}; leave --model "
+            "out to use the store's, or index the videos into another store"
+        )
+
+
+def publish_if_changed(writer: StoreWriter, encoder: FeatureEncoder, progress: Progress) -> Manifest | None:
+    """Publish unless the current generation holds all that is committed; None if there is nothing to search yet."""
+    current = current_manifest(writer.path)
+    if current is not None and current.revision == writer.catalogue.revision:
+        return current
+    if current is None and not writer.catalogue.has_content():
+        return None
+    return publish(writer, encoder, progress)
+
+
+def publish(
+    writer: StoreWriter, encoder: FeatureEncoder, progress: Progress, settings: StoreSettings | None = None
+) -> Manifest:
+    """Publish a generation, showing its phases; with ``settings``, of another kind of index.
+
+    If that index cannot be built (``IndexFactoryError``) the store keeps its former settings and generation.
+    """
+    former = writer.settings
+    if settings is not None:
+        check(settings, settings.dim)  # refused before the catalogue has changed
+    with progress.phase("publish", len(generation.PHASES), "step") as bar:
+
+        def phase(name: str) -> None:
+            bar.note(name)
+            bar.advance()
+
+        writer.change_settings(settings or former)
+        try:
+            return writer.publish(encoder, phase)
+        except IndexFactoryError:
+            writer.change_settings(former)
+            raise
+
+
+def current_manifest(store: Path) -> Manifest | None:
+    """The manifest of the current generation; None if there is none, or if its files are damaged."""
+    try:
+        manifest = generation.read_current(store)
+        generation.check_files(store / generation.GENERATIONS / manifest.generation, manifest)
+    except (NotAStore, Damaged):
+        return None
+    return manifest
+
+
+def _hash(
+    writer: StoreWriter, discovery: Discovery, before: Sequence[Location], report: BuildReport, progress: Progress
+) -> list[Location]:
+    """Find out which video each file is, and record where it lies."""
+    known = {location.path: location for location in before}
+    found: list[Location] = []
+    new: list[Location] = []
+    with progress.phase("hash", len(discovery.files), "file") as bar:
+        for hashed in hash_files(discovery.files, known, threads=min(4, os.cpu_count() or 1)):
+            bar.advance()
+            if hashed.location is None:
+                report.failed.append((str(hashed.found.path), hashed.reason or ""))
+                continue
+            found.append(hashed.location)
+            if known.get(hashed.location.path) != hashed.location:
+                new.append(hashed.location)
+            if len(new) >= LOCATION_BATCH:
+                writer.add_locations(new)
+                new = []
+    writer.add_locations(new)
+    return found
+
+
+def _reconcile(
+    writer: StoreWriter,
+    before: Sequence[Location],
+    found: Sequence[Location],
+    discovery: Discovery,
+    request: BuildRequest,
+    report: BuildReport,
+) -> set[str]:
+    """Say what became of files that were indexed earlier; returns the places that are gone."""
+    now = {location.path: location.video_id for location in found}
+    gone = {location.path: location.video_id for location in missing(before, discovery)}
+    places: dict[str, set[str]] = defaultdict(set)
+    for location in writer.catalogue.locations():
+        if location.path not in gone:
+            places[location.video_id].add(location.path)
+    moved = [path for path, video_id in gone.items() if places[video_id]]
+    writer.add_locations([], forgotten=moved)
+    for path in moved:
+        report.notes.append(f"{path} is now {min(places[gone[path]])}")
+    kept = "removed from the store" if request.prune else "kept; --prune removes it"
+    for path in sorted(gone.keys() - set(moved)):
+        report.notes.append(f"{path} is gone; its video was {kept}")
+    for location in before:
+        if now.get(location.path, location.video_id) != location.video_id and not places[location.video_id]:
+            report.notes.append(f"{location.path} has new content; its former video was {kept}")
+    duplicates = len(found) - len(set(now.values()))
+    if duplicates:
+        report.notes.append(f"{duplicates} files have the same bytes as another one and are indexed once")
+    return set(gone)
+
+
+def _without_place(writer: StoreWriter, gone: Collection[str]) -> list[str]:
+    """Videos that lie nowhere any more."""
+    somewhere = {place.video_id for place in writer.catalogue.locations() if place.path not in gone}
+    return sorted(writer.catalogue.states().keys() - somewhere)
+
+
+def _index_packed(
+    writer: StoreWriter,
+    encoder: FeatureEncoder,
+    discovery: Discovery,
+    remote: RemoteFiles,
+    request: BuildRequest,
+    report: BuildReport,
+    progress: Progress,
+) -> None:
+    reader = _reader(writer, encoder, request, request.workers)
+    done = index_packed(writer, encoder, discovery.packed, remote, reader, request.packed, progress)
+    report.found += done.found
+    report.indexed += done.indexed
+    report.captions += done.captions
+    report.failed += done.failed
+    report.unmatched += done.unmatched
+    report.notes += done.notes
+
+
+def _encode_videos(
+    writer: StoreWriter,
+    encoder: FeatureEncoder,
+    found: Sequence[Location],
+    request: BuildRequest,
+    report: BuildReport,
+    progress: Progress,
+) -> None:
+    states = writer.catalogue.states()
+    waiting: dict[str, Location] = {}
+    for location in found:
+        if states[location.video_id] != "indexed":
+            waiting.setdefault(location.video_id, location)
+    if not waiting:
+        return
+    tasks = sum(1 + location.size_bytes // BYTES_PER_TASK for location in waiting.values())
+    reader = _reader(writer, encoder, request, min(request.workers, tasks))
+    failed: list[tuple[str, str]] = []
+    with progress.phase("videos", len(waiting), "video") as bar:
+
+        def done(location: Location, failure: str | None, flaw: str | None) -> None:
+            bar.advance()
+            if failure is not None:
+                failed.append((location.path, failure))
+                bar.note(f"{len(failed)} failed")
+                return
+            report.indexed += 1
+            if flaw is not None:
+                report.notes.append(f"{location.path} was indexed in part: {flaw}")
+
+        VideoEncoding(encoder, writer, done).run(waiting.values(), reader)
+    report.failed += sorted(failed)
+
+
+def _reader(writer: StoreWriter, encoder: FeatureEncoder, request: BuildRequest, workers: int) -> ReaderSettings:
+    decode = DecodeSettings(
+        sampling=writer.settings.sampling,
+        segment_seconds=writer.settings.segment_seconds,
+        image_size=encoder.image_size,
+    )
+    return ReaderSettings(decode=decode, workers=workers, timeout_seconds=request.timeout_seconds)
+
+
+def _encode_captions(
+    writer: StoreWriter, encoder: FeatureEncoder, texts: Resolved, report: BuildReport, progress: Progress
+) -> None:
+    new = [caption for caption in texts.captions if not writer.catalogue.has_caption(*caption)]
+    if not new:
+        return
+    with progress.phase("captions", len(new), "caption") as bar:
+        encode_captions(new, encoder, writer, bar.advance)
+    report.captions += len(new)

@@ -1,0 +1,1 @@
+"""Where videos come from: folders, tar shards and URLs, with captions and tags beside them."""

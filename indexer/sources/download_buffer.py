@@ -1,0 +1,302 @@
+"""Videos that are no files (members of tar shards, URLs), brought to the disk one by one ahead of their decoding.
+
+In: shards and URLs. Out: a location for each video that is to be decoded, with a temporary copy that is removed when
+the video is done. Threads read ahead until ``STAGED_BYTES`` lie there; each source is read from its first byte to its
+last, once. What is known already is passed over, without reading anything where a whole source is unchanged.
+
+Whatever is wrong with a source or a member is noted with its reason and stops nothing else; a full disk stops the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from queue import SimpleQueue
+from types import TracebackType
+from typing import IO
+
+from indexer.errors import SourceError, StoreError
+from indexer.sources.discover import VIDEO_SUFFIXES, PackedSource
+from indexer.sources.download_budget import Budget, Countdown, RunEnded
+from indexer.sources.tar import (
+    LARGEST_TEXT_BYTES,
+    Labels,
+    Readable,
+    TarMember,
+    key_of,
+    member_path,
+    possible_sources,
+    read_members,
+    shard_of,
+)
+from indexer.sources.url import UNKNOWN, RemoteFiles, RemoteInfo, version_number
+from indexer.store.rows import Location, SourceRow
+
+FOLDER = "staging"
+STAGED_BYTES = 8 << 30
+"""Most bytes of copies at a time, and so the largest video that is read from a shard or a URL."""
+
+READERS = 4
+"""Sources that are read at the same time."""
+
+SHOWN_REASONS = 5
+_TEXT_SUFFIXES = (".txt", ".json")
+_BLOCK_BYTES = 1 << 20
+
+Wanted = Callable[[Location], bool]
+"""Whether a location that is known and unchanged has to be read all the same."""
+
+
+@dataclass(kw_only=True)
+class SourceResult:
+    """What became of one source: ``row`` for the catalogue, None if it was unchanged and not read.
+
+    ``videos`` are the ids of its videos by key, ``names`` their names by id, ``paths`` the places with
+    their ids, ``former`` the places that it had, ``unread`` what could not be read.
+    """
+
+    source: PackedSource
+    row: SourceRow | None = None
+    labels: Labels = field(default_factory=Labels)
+    videos: dict[str, list[str]] = field(default_factory=dict)
+    paths: dict[str, str] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    former: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+
+
+class Staging:
+    """The copies of one run, in a folder of the store. Use as a context manager."""
+
+    def __init__(
+        self,
+        store: Path,
+        remote: RemoteFiles,
+        known: Mapping[str, Location],
+        sources: Mapping[str, SourceRow],
+        wanted: Wanted,
+    ) -> None:
+        self._folder = store / FOLDER
+        self._remote = remote
+        self._known = known
+        self._sources = sources
+        self._wanted = wanted
+        self._budget = Budget(STAGED_BYTES)
+        self._numbers = itertools.count()
+        self._queue: SimpleQueue[Location | BaseException | None] = SimpleQueue()
+        self._members: dict[str, list[Location]] = {}
+        for location in known.values():
+            self._members.setdefault(self._source_of(location.path), []).append(location)
+
+    def __enter__(self) -> Staging:
+        shutil.rmtree(self._folder, ignore_errors=True)  # of a run that was killed
+        self._folder.mkdir()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._budget.close()
+        self._queue.put(None)  # for a thread that waits for the next location
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def stage(self, sources: Sequence[PackedSource], results: list[SourceResult]) -> Iterator[Location]:
+        """Locations to decode, in whatever order they are there; ``results`` is filled until the end."""
+        if not sources:
+            return
+        readers = ThreadPoolExecutor(min(READERS, len(sources)), thread_name_prefix="staging")
+        waiting = Countdown(len(sources), lambda: self._queue.put(None))
+
+        def work(source: PackedSource) -> None:
+            try:
+                self._budget.check_open()
+                results.append(self._read(source))
+            except RunEnded:
+                pass
+            except BaseException as error:  # told in the thread that asks for locations
+                self._budget.close()
+                self._queue.put(error)
+            finally:
+                waiting.one_less()
+
+        try:
+            for source in sources:
+                readers.submit(work, source)
+            while (item := self._queue.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        except BaseException:
+            self._budget.close()
+            raise
+        finally:
+            readers.shutdown(cancel_futures=True)
+
+    def release(self, location: Location) -> None:
+        """Remove the copy of a video that is done, unless it was moved away."""
+        assert location.file is not None, location
+        Path(location.file).unlink(missing_ok=True)
+        self._budget.release(location.file)
+
+    def _read(self, source: PackedSource) -> SourceResult:
+        known = self._members.get(source.name, [])
+        result = SourceResult(source=source, former=[place.path for place in known])
+        info, reason = RemoteInfo(size_bytes=UNKNOWN, version=UNKNOWN), None
+        try:
+            info = self._info(source)
+            if self._is_unchanged(source, info):
+                result.paths = {place.path: place.video_id for place in known}
+                return result
+            with self._open(source, info) as stream:
+                if source.is_shard:
+                    self._read_shard(stream, info, result)
+                else:
+                    self._take(source.name, source.name, info.size_bytes, info.version, stream, result)
+        except SourceError as error:
+            reason = str(error)
+        except OSError as error:
+            reason = error.strerror or str(error)
+        result.row = SourceRow(
+            name=source.name,
+            size_bytes=info.size_bytes,
+            version=info.version,
+            complete=reason is None,
+            reason=reason or _listed([*result.unread, *result.labels.unusable]),
+        )
+        return result
+
+    def _source_of(self, path: str) -> str:
+        """What a place belongs to, of what was read before; by its form where a run was cut short."""
+        recorded = (name for name in possible_sources(path) if name in self._sources)
+        return next(recorded, None) or shard_of(path) or path
+
+    def _is_unchanged(self, source: PackedSource, info: RemoteInfo) -> bool:
+        """Whether it was read to its end as it is now, and nothing of it is wanted once more."""
+        known = self._sources.get(source.name)
+        return (
+            known is not None
+            and known.complete
+            and info.version != UNKNOWN
+            and (known.size_bytes, known.version) == (info.size_bytes, info.version)
+            and not any(self._wanted(place) for place in self._members.get(source.name, []))
+        )
+
+    def _read_shard(self, stream: IO[bytes], info: RemoteInfo, result: SourceResult) -> None:
+        shard = result.source.name
+        for member in read_members(stream):
+            self._budget.check_open()
+            if isinstance(member, str):
+                result.unread.append(member)
+                continue
+            suffix = PurePosixPath(member.name).suffix.lower()
+            if suffix in _TEXT_SUFFIXES:
+                self._label(shard, member, result)
+            elif suffix in VIDEO_SUFFIXES:
+                path = member_path(shard, member.name)
+                try:
+                    self._take(path, member.name, member.size_bytes, info.version, member.file, result)
+                except _TooLargeError as error:
+                    result.unread.append(f"member {member.name[:200]!r}: {error}")
+
+    def _label(self, shard: str, member: TarMember, result: SourceResult) -> None:
+        if member.size_bytes > LARGEST_TEXT_BYTES:
+            path = member_path(shard, member.name)
+            result.labels.unusable.append(f"{path}: it has more than {LARGEST_TEXT_BYTES} bytes")
+            return
+        result.labels.add(shard, member.name, member.file.read())
+
+    def _take(
+        self, path: str, name: str, size_bytes: int, version: int, stream: Readable, result: SourceResult
+    ) -> None:
+        """Note a video, and hand its copy over unless it is known."""
+        known = self._known.get(path)
+        if (
+            known is None
+            or version == UNKNOWN
+            or (known.size_bytes, known.modified_ns) != (size_bytes, version)
+            or self._wanted(known)
+        ):
+            known = self._copy(path, size_bytes, version, stream)
+            self._queue.put(known)
+        result.videos.setdefault(key_of(name), []).append(known.video_id)
+        result.paths[path] = known.video_id
+        result.names[known.video_id] = PurePosixPath(name.partition("?")[0]).stem
+
+    def _copy(self, path: str, size_bytes: int, version: int, stream: Readable) -> Location:
+        reserved = STAGED_BYTES if size_bytes == UNKNOWN else size_bytes
+        if reserved > STAGED_BYTES:
+            raise _TooLargeError(f"it has {size_bytes} bytes, at most {STAGED_BYTES} are read from a shard or a URL")
+        file = str(self._folder / f"staged-{next(self._numbers)}")
+        self._budget.reserve(file, reserved)
+        try:
+            digest, written = self._write(Path(file), stream, reserved)
+            if size_bytes not in (UNKNOWN, written):
+                raise SourceError(f"{path} ends after {written} of {size_bytes} bytes")
+        except BaseException:
+            Path(file).unlink(missing_ok=True)
+            self._budget.release(file)
+            raise
+        return Location(path=path, video_id=digest, size_bytes=written, modified_ns=version, file=file)
+
+    def _write(self, file: Path, stream: Readable, most_bytes: int) -> tuple[str, int]:
+        """SHA-256 and length of what was copied."""
+        digest, written = hashlib.sha256(), 0
+        with _created(file) as copy:
+            while block := stream.read(_BLOCK_BYTES):
+                self._budget.check_open()
+                digest.update(block)
+                written += len(block)
+                if written > most_bytes:
+                    raise _TooLargeError(f"it has more than {most_bytes} bytes")
+                _append(copy, block)
+        return digest.hexdigest(), written
+
+    def _info(self, source: PackedSource) -> RemoteInfo:
+        if source.is_url:
+            return self._remote.info(source.name)
+        found = Path(source.name).stat()
+        return RemoteInfo(size_bytes=found.st_size, version=version_number(str(found.st_mtime_ns)))
+
+    def _open(self, source: PackedSource, info: RemoteInfo) -> IO[bytes]:
+        return self._remote.open(source.name, info.size_bytes) if source.is_url else Path(source.name).open("rb")
+
+
+class _TooLargeError(SourceError):
+    """Larger than what may be copied."""
+
+
+def _created(file: Path) -> IO[bytes]:
+    try:
+        return file.open("xb", buffering=0)  # so that a full disk is told by the write
+    except FileNotFoundError as error:
+        raise RunEnded from error  # the folder went, because the run has ended
+    except OSError as error:
+        raise _no_copy(error) from error
+
+
+def _append(copy: IO[bytes], block: bytes) -> None:
+    view = memoryview(block)
+    try:
+        while view:
+            view = view[copy.write(view) :]
+    except OSError as error:
+        raise _no_copy(error) from error
+
+
+def _no_copy(error: OSError) -> StoreError:
+    return StoreError(
+        f"the copy of a video cannot be written beside the store ({error.strerror}); what was done is kept: make room "
+        "and run the same command again"
+    )
+
+
+def _listed(reasons: Sequence[str]) -> str | None:
+    if not reasons:
+        return None
+    more = f"; and {len(reasons) - SHOWN_REASONS} more" if len(reasons) > SHOWN_REASONS else ""
+    return "; ".join(reasons[:SHOWN_REASONS]) + more

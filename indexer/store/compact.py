@@ -1,0 +1,202 @@
+"""Giving back the space of removed videos and captions: shards are written anew without their rows.
+
+Only shards with unused rows are touched. Their remaining rows are appended to new shards, brought to the disk, and then
+one transaction of the catalogue names the new places and forgets the old shards: before it nothing has changed, after
+it nothing is left to do but to publish. Ids stay what they are. The old files stay as long as a generation that is kept
+names them, so readers of that generation go on; a run that is killed leaves new files that the next writer removes.
+"""
+
+from __future__ import annotations
+
+import shutil
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+
+from indexer.errors import Damaged, StoreError
+from indexer.store import generation
+from indexer.store.catalogue import Catalogue
+from indexer.store.catalogue_reader import CatalogueReader
+from indexer.store.shards import CAPTIONS, FRAMES, HEADER_BYTES, POOLED, SHARD_KINDS, ShardKind, ShardReader
+from indexer.store.writer import StoreWriter
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Columns:
+    """Where the catalogue says in which rows of a kind of shard something lies."""
+
+    table: str
+    key: str
+    shard: str
+    row: str
+    rows: str
+    crc32: str
+
+
+_COLUMNS = {
+    FRAMES.name: _Columns(table="segments", key="segment_id", shard="shard", row="row", rows="frames", crc32="crc32"),
+    POOLED.name: _Columns(
+        table="segments", key="segment_id", shard="pooled_shard", row="pooled_row", rows="1", crc32="pooled_crc32"
+    ),
+    CAPTIONS.name: _Columns(table="captions", key="caption_id", shard="shard", row="row", rows="1", crc32="crc32"),
+}
+
+_MOVED_AT_ONCE = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compaction:
+    """What was done: shards written anew, and bytes that their files had and that what remains of them has."""
+
+    shards: int
+    before_bytes: int
+    after_bytes: int
+
+
+def compact(writer: StoreWriter, on_row: Callable[[], None] = lambda: None) -> Compaction:
+    """Write every shard with unused rows anew, and commit that; publishing is left to the caller.
+
+    ``on_row`` is called for each segment's or caption's rows that are copied. Raises ``StoreError`` if there is not
+    enough space, and ``Damaged`` for rows that are not what was written; the store is then as it was.
+    """
+    loose = {kind.name: loose_shards(writer.catalogue, kind) for kind in SHARD_KINDS}
+    row_bytes = {kind.name: kind.row_bytes(writer.settings.dim) for kind in SHARD_KINDS}
+    needed = sum(live * row_bytes[kind] for kind, shards in loose.items() for _, live in shards.values())
+    free = shutil.disk_usage(writer.path).free
+    if needed > free:
+        raise StoreError(f"{_no_space(writer)}: {needed} bytes are needed, {free} are free")
+    before = {kind.name: writer.catalogue.shard_rows(kind.name) for kind in SHARD_KINDS}
+    with _undone(writer, before):
+        for kind in SHARD_KINDS:
+            if loose[kind.name]:
+                _copy(writer, kind, set(loose[kind.name]), on_row)
+        if any(loose.values()):
+            _commit(writer, {kind: set(shards) for kind, shards in loose.items() if shards})
+    after = {kind.name: writer.catalogue.shard_rows(kind.name) for kind in SHARD_KINDS}
+    return Compaction(
+        shards=sum(map(len, loose.values())),
+        before_bytes=_difference_bytes(writer, before, after),
+        after_bytes=_difference_bytes(writer, after, before),
+    )
+
+
+def drop_former(writer: StoreWriter) -> None:
+    """Remove all generations but the current one, and the shards that only they named.
+
+    A reader that has one open goes on; one that is just opening it takes the current one instead.
+    """
+    current = generation.current_name(writer.path)
+    for folder in generation.kept(writer.path):
+        if folder.name != current:
+            shutil.rmtree(folder)
+    writer.tidy()
+
+
+def waiting_bytes(writer: StoreWriter) -> int:
+    """Bytes of shards that only former generations name, and that go with them."""
+    kinds = {kind.name: writer.catalogue.shard_rows(kind.name) for kind in SHARD_KINDS}
+    named = {kind.file_name(n) for kind in SHARD_KINDS for n in kinds[kind.name]}
+    folder = writer.path / generation.FEATURES
+    return sum(path.stat().st_size for path in folder.glob("*.npy") if path.name not in named)
+
+
+def loose_shards(catalogue: CatalogueReader, kind: ShardKind) -> dict[int, tuple[int, int]]:
+    """Shards with rows that nothing names: committed rows, and those of them that something names."""
+    columns = _COLUMNS[kind.name]
+    query = f"SELECT {columns.shard}, sum({columns.rows}) FROM {columns.table} GROUP BY 1"  # noqa: S608 - constants
+    live = dict(catalogue.connection.execute(query).fetchall())
+    committed = catalogue.shard_rows(kind.name)
+    return {n: (rows, live.get(n, 0)) for n, rows in committed.items() if rows > live.get(n, 0)}
+
+
+def _copy(writer: StoreWriter, kind: ShardKind, shards: set[int], on_row: Callable[[], None]) -> None:
+    """Append the rows in use to new shards, and note in a temporary table where each now lies."""
+    database, columns = writer.catalogue.connection, _COLUMNS[kind.name]
+    target = writer.shards[kind.name]
+    target.begin_new_shard()
+    database.execute(f"DROP TABLE IF EXISTS temp.moved_{kind.name}")
+    database.execute(f"CREATE TEMP TABLE moved_{kind.name} (id INTEGER PRIMARY KEY, shard INTEGER, row INTEGER)")
+    committed = {n: rows for n, rows in writer.catalogue.shard_rows(kind.name).items() if n in shards}
+    query = (
+        f"SELECT {columns.key}, {columns.shard}, {columns.row}, {columns.rows}, {columns.crc32} FROM {columns.table}"  # noqa: S608
+        f" ORDER BY {columns.shard}, {columns.row}"
+    )
+    moved: list[tuple[int, int, int]] = []
+    insert = f"INSERT INTO temp.moved_{kind.name} VALUES (?, ?, ?)"  # noqa: S608 - constants
+    with closing(ShardReader(writer.path / generation.FEATURES, kind, writer.settings.dim, committed)) as reader:
+        for number, shard, row, rows, crc32 in database.execute(query):
+            if shard not in shards:
+                continue
+            block = reader.rows(shard, row, rows)
+            if len(block) != rows or zlib.crc32(block.tobytes()) != crc32:
+                raise Damaged(
+                    f"{columns.key.removesuffix('_id')} {number}: its features in {kind.file_name(shard)} are not what "
+                    "was written, so nothing was compacted; `emcl index verify` says how to mend it"
+                )
+            place = target.append(block)
+            moved.append((number, place.shard, place.row))
+            if len(moved) >= _MOVED_AT_ONCE:
+                database.executemany(insert, moved)
+                moved = []
+            on_row()
+    database.executemany(insert, moved)
+    target.sync()
+
+
+def _commit(writer: StoreWriter, loose: dict[str, set[int]]) -> None:
+    """Name the new places in one transaction. Nothing that a reader can see changes, so nothing of it is logged."""
+    catalogue, database = writer.catalogue, writer.catalogue.connection
+    with catalogue.transaction(), _unlogged(catalogue):
+        for kind, shards in loose.items():
+            columns = _COLUMNS[kind]
+            database.execute(
+                f"UPDATE {columns.table} SET {columns.shard} = m.shard, {columns.row} = m.row"  # noqa: S608
+                f" FROM temp.moved_{kind} m WHERE m.id = {columns.table}.{columns.key}"
+            )
+            catalogue.forget_shards(kind, shards)
+            for shard in shards:
+                del writer.shards[kind].rows[shard]
+            catalogue.set_shard_rows({kind: writer.shards[kind].rows})
+    for kind in loose:
+        database.execute(f"DROP TABLE temp.moved_{kind}")
+
+
+@contextmanager
+def _unlogged(catalogue: Catalogue) -> Iterator[None]:
+    """Without the triggers that log changes, for what is done inside one transaction."""
+    found = "SELECT name, sql FROM main.sqlite_schema WHERE type = 'trigger' AND name LIKE 'log\\_%' ESCAPE '\\'"
+    triggers = catalogue.connection.execute(found).fetchall()
+    for name, _ in triggers:
+        catalogue.connection.execute(f"DROP TRIGGER {name}")
+    yield
+    for _, sql in triggers:
+        catalogue.connection.execute(sql)
+
+
+@contextmanager
+def _undone(writer: StoreWriter, before: dict[str, dict[int, int]]) -> Iterator[None]:
+    """Remove the new shards if anything fails before the commit; a full disk becomes a ``StoreError``."""
+    try:
+        yield
+    except BaseException as error:
+        for kind in SHARD_KINDS:
+            if writer.catalogue.shard_rows(kind.name) == before[kind.name]:
+                writer.shards[kind.name].go_back_to(before[kind.name])
+        if isinstance(error, OSError):
+            raise StoreError(f"{_no_space(writer)}: {error}") from error
+        raise
+
+
+def _no_space(writer: StoreWriter) -> str:
+    return f"{writer.path} was not compacted and is as it was; what remains is copied before the old files can go"
+
+
+def _difference_bytes(writer: StoreWriter, these: dict[str, dict[int, int]], others: dict[str, dict[int, int]]) -> int:
+    """Bytes of the shards that are in ``these`` alone, which are rows by kind and shard."""
+    return sum(
+        HEADER_BYTES + rows * kind.row_bytes(writer.settings.dim)
+        for kind in SHARD_KINDS
+        for shard, rows in these[kind.name].items()
+        if shard not in others[kind.name]
+    )

@@ -1,0 +1,298 @@
+"""Reading a store: one immutable view, opened once and shared by any number of threads.
+
+A view is a generation with the overlay over it (``indexer.store.overlay``): everything that was committed when it was
+made is searchable, listed and counted, whether or not it was published, and whoever wrote it. While a writer goes on, a
+view stays what it is; ``refreshed`` gives the next one. Writing is in ``indexer.store.writer``.
+
+Legend: Q queries, k neighbours, F frames, D channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from indexer.errors import Damaged, ModelMismatch
+from indexer.store import generation, overlay
+from indexer.store.config import Counts, Manifest
+from indexer.store.layered import Layers, mapped
+from indexer.store.overlay import Overlay
+from indexer.store.records import Caption, Segment, Video, VideoState
+from indexer.store.serving import Serving
+from indexer.store.shards import CAPTIONS, FRAMES, POOLED, ShardReader, to_single
+from indexer.store.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from model.emcl.em import FrozenMap
+
+__all__ = ["Caption", "Manifest", "Segment", "StoreReader", "Video"]
+
+FloatArray = npt.NDArray[np.float32]
+HalfArray = npt.NDArray[np.float16]
+IdArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+
+_LAYERS = {
+    "videos": ("segment", generation.VIDEO_INDEX, generation.SEGMENT_PLACES_FILE, POOLED.name, "pooled_"),
+    "captions": ("caption", generation.CAPTION_INDEX, generation.CAPTION_PLACES_FILE, CAPTIONS.name, ""),
+}
+
+
+class _Base:
+    """What all views of one generation share; released when the last of them is."""
+
+    def __init__(self, path: Path, manifest: Manifest, serving: Serving) -> None:
+        folder = path / generation.GENERATIONS / manifest.generation
+        self.manifest = manifest
+        self.snapshot = folder / generation.SNAPSHOT
+        self.frozen_map: FrozenMap = generation.load_frozen_map(folder)
+        self.shards = generation.open_shards(path, manifest)
+        self.serving = serving
+        self.segments = self._layers(folder, "videos")
+        self.captions = self._layers(folder, "captions")
+
+    def _layers(self, folder: Path, name: Literal["videos", "captions"]) -> Layers:
+        """One kind of vector. In memory stay the index, unless it is mapped, and eight bytes for each id."""
+        what, index, file, kind, prefix = _LAYERS[name]
+        places = np.load(folder / file, mmap_mode="r")
+        shards_N, rows_N = places[f"{prefix}shard"], places[f"{prefix}row"]
+        # Not through self: the index would hold this object, which holds the index, and both would outlive their last
+        # view until the garbage collector came by.
+        frozen_map, shard = self.frozen_map, self.shards[kind]
+
+        def rows(positions: IdArray) -> FloatArray:
+            return mapped(frozen_map, shard, shards_N[positions], rows_N[positions])
+
+        report = self.manifest.indexes.get(name)
+        ids_N = np.ascontiguousarray(places["id"])
+        return Layers(what, places, self.serving.open(folder / index, ids_N, rows, report))
+
+
+class StoreReader:
+    """An open view. Thread-safe; use as a context manager or call ``close`` when no call is running.
+
+    ``manifest`` describes the generation; ``counts`` and ``revision`` (of the catalogue) describe the view.
+    """
+
+    def __init__(self, path: Path, base: _Base, over: Overlay) -> None:
+        """Use ``StoreReader.open``, which checks the files first."""
+        self.path = path
+        self.manifest = base.manifest
+        self.frozen_map = base.frozen_map
+        self.revision = over.revision
+        self.overlay_rows = over.rows
+        self.counts = _sum(base.manifest.counts, over.gains)
+        self._base = base
+        self._shards = {name: reader.grown(over.shard_rows.get(name, {})) for name, reader in base.shards.items()}
+        self._segments, self._captions = base.segments, base.captions
+        if over.rows:
+            new, text = over.new_segments, over.new_captions
+            pooled = self._mapped(POOLED.name, new["pooled_shard"], new["pooled_row"])
+            self._segments = base.segments.under(new, pooled, over.gone_segments)
+            texts = self._mapped(CAPTIONS.name, text["shard"], text["row"])
+            self._captions = base.captions.under(text, texts, over.gone_captions)
+        self._snapshot = Snapshot(base.snapshot, over.content)
+
+    @classmethod
+    def open(cls, path: str | Path, *, fingerprint: str | None = None, serving: Serving | None = None) -> StoreReader:
+        """Open the current generation of the store in ``path``, and everything committed since.
+
+        ``fingerprint`` is the loaded checkpoint's; without it any model's generation is opened (to list it, say).
+        ``serving`` says how the indexes are held.
+        Sizes and checksums of the generation's files and sizes and headers of its shards are checked; what the shards
+        contain is checked by ``emcl index verify``. Raises ``NotAStore``, ``ModelMismatch``, ``NewerFormat`` or
+        ``Damaged``, all ``ValueError``.
+        """
+        path = Path(path)
+        while True:
+            name = generation.current_name(path)
+            try:
+                base = _Base(path, _checked(path, name, fingerprint), serving or Serving())
+                return cls(path, base, _overlay(path, base))
+            except (Damaged, FileNotFoundError):
+                # Two generations published while this one was being opened delete it; then there is a newer one.
+                if generation.current_name(path) == name:
+                    raise
+
+    def refreshed(self) -> StoreReader | None:
+        """A view of what is there now; None if that is this one. This one stays open and as it is.
+
+        Shares what it can with this view: only what changed is read, unless a generation was published. Raises what
+        ``open`` does.
+        """
+        if generation.current_name(self.path) != self.manifest.generation:
+            return StoreReader.open(self.path, fingerprint=self.manifest.fingerprint, serving=self._base.serving)
+        over = overlay.derive(
+            self.path / generation.CATALOGUE, self._base.snapshot, self.manifest.revision, known=self.revision
+        )
+        return None if over is None else StoreReader(self.path, self._base, over)
+
+    @property
+    def version(self) -> str:
+        """Changes whenever anything that can be found, listed or counted changes."""
+        return f"{self.manifest.generation}+{self.revision - self.manifest.revision}"
+
+    def close(self) -> None:
+        """Release database connections; memory maps go with the last view of the generation."""
+        self._snapshot.close()
+
+    def __enter__(self) -> StoreReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def search_videos(
+        self, queries_QD: FloatArray, k: int, allowed_segment_ids: IdArray | None = None
+    ) -> tuple[FloatArray, IdArray]:
+        """The k nearest segments of each query: scores ``(Q, k)`` float32, descending, and segment ids ``(Q, k)``.
+
+        ``queries_QD`` are mapped by ``frozen_map`` and L2-normalised, so scores are cosines. ``allowed_segment_ids``
+        restricts the answer. Where there are fewer than k, ids are -1 and scores -inf. A query's answer does not
+        depend on the others.
+        """
+        return self._segments.search(queries_QD, k, allowed_segment_ids)
+
+    def search_captions(self, queries_QD: FloatArray, k: int) -> tuple[FloatArray, IdArray]:
+        """The k nearest captions of each query, as ``search_videos`` does for segments."""
+        return self._captions.search(queries_QD, k, None)
+
+    def segment_features(self, ids: IdArray) -> tuple[FloatArray, BoolArray]:
+        """Frame features of segments: ``(*ids.shape, F, D)`` float32, raw, and a mask ``(*ids.shape, F)``.
+
+        F is the longest of them; padding is zero. An id of -1 gives an all-False mask. Raises ``KeyError`` for any
+        other id that this generation does not hold.
+        """
+        features, mask = self.stored_features(ids)
+        return to_single(features), mask
+
+    def stored_features(self, ids: IdArray) -> tuple[HalfArray, BoolArray]:
+        """``segment_features`` in the half precision that they are stored in, for a scorer that widens them itself."""
+        places, present = self._segments.places(ids)
+        frames = np.where(present, places["frames"], 0)
+        longest = int(frames.max(initial=0))
+        blocks = self._reader(FRAMES.name).gather_blocks(places["shard"], places["row"], frames, longest)
+        features: HalfArray = blocks.view(np.float16)
+        mask = np.arange(longest) < frames[:, None]
+        shape = np.shape(ids)
+        return features.reshape(*shape, longest, self.manifest.dim), mask.reshape(*shape, longest)
+
+    def segment_embeddings(self, ids: IdArray) -> FloatArray:
+        """Pooled raw vectors of segments, before the frozen map: ``(*ids.shape, D)`` float32; zeros for -1."""
+        places, present = self._segments.places(ids)
+        rows = self._reader(POOLED.name).gather_blocks(
+            places["pooled_shard"], places["pooled_row"], present.astype(np.int64), 1
+        )
+        return rows[:, 0].astype(np.float32, copy=False).reshape(*np.shape(ids), self.manifest.dim)
+
+    def caption_embeddings(self, ids: IdArray) -> FloatArray:
+        """Raw text features of captions: ``(*ids.shape, D)`` float32; zeros for an id of -1."""
+        places, present = self._captions.places(ids)
+        rows = self._reader(CAPTIONS.name).gather_blocks(places["shard"], places["row"], present.astype(np.int64), 1)
+        return rows[:, 0].astype(np.float32, copy=False).reshape(*np.shape(ids), self.manifest.dim)
+
+    def segments(self, ids: Sequence[int] | IdArray) -> list[Segment]:
+        """The segments with these ids, in this order. Raises ``KeyError`` for an unknown id."""
+        return self._snapshot.segments([int(i) for i in ids])
+
+    def captions(self, ids: Sequence[int] | IdArray) -> list[Caption]:
+        """The captions with these ids, in this order. Raises ``KeyError`` for an unknown id."""
+        return self._snapshot.captions([int(i) for i in ids])
+
+    def video(self, video_id: str) -> Video | None:
+        """One video (also one that failed to index), or None."""
+        return self._snapshot.video(video_id)
+
+    def list_videos(
+        self,
+        offset: int = 0,
+        limit: int = 100,
+        *,
+        state: VideoState | None = "indexed",
+        tags: Sequence[str] = (),
+        title: str | None = None,
+    ) -> list[Video]:
+        """A page of videos, ordered by id; ``state`` None lists all, whatever became of them.
+
+        Only those that have all of ``tags``, and whose title contains ``title``, in whatever case.
+        """
+        return self._snapshot.list_videos(offset, limit, state, tags, title)
+
+    def count_videos(
+        self, *, state: VideoState | None = "indexed", tags: Sequence[str] = (), title: str | None = None
+    ) -> int:
+        """How many videos ``list_videos`` has on all its pages."""
+        if not tags and title is None and state in ("indexed", "failed"):
+            return self.counts.videos if state == "indexed" else self.counts.failed
+        return self._snapshot.count_videos(state, tags, title)
+
+    def list_captions(self, offset: int = 0, limit: int = 100, *, video_id: str | None = None) -> list[Caption]:
+        """A page of the searchable captions, ordered by id: of one video, or of all."""
+        return self._snapshot.list_captions(offset, limit, video_id)
+
+    def count_captions(self, *, video_id: str | None = None) -> int:
+        """How many captions ``list_captions`` has on all its pages."""
+        return self.counts.captions if video_id is None else self._snapshot.count_captions(video_id)
+
+    def select_segments(
+        self,
+        *,
+        tags: Sequence[str] = (),
+        min_seconds: float | None = None,
+        max_seconds: float | None = None,
+        video_ids: Sequence[str] | None = None,
+    ) -> IdArray:
+        """Ids, ascending, of the segments whose video matches every condition given.
+
+        The video has all of ``tags``, lasts between ``min_seconds`` and ``max_seconds`` (both inclusive), and is one
+        of ``video_ids``.
+        """
+        return self._snapshot.select_segments(tags, min_seconds, max_seconds, video_ids)
+
+    def segment_ids(self) -> IdArray:
+        """``(N,)`` ids of all segments, ascending."""
+        return self._segments.ids
+
+    def caption_ids(self) -> IdArray:
+        """``(N,)`` ids of all searchable captions, ascending."""
+        return self._captions.ids
+
+    def _reader(self, kind: str) -> ShardReader:
+        return self._shards[kind]
+
+    def _mapped(self, kind: str, shards_N: npt.NDArray[np.int32], rows_N: IdArray) -> FloatArray:
+        return mapped(self.frozen_map, self._reader(kind), shards_N, rows_N)
+
+
+def _overlay(path: Path, base: _Base) -> Overlay:
+    over = overlay.derive(path / generation.CATALOGUE, base.snapshot, base.manifest.revision)
+    assert over is not None, "only a known revision can be the present one"
+    return over
+
+
+def _sum(counts: Counts, gains: Counts) -> Counts:
+    return Counts(**{name: count + getattr(gains, name) for name, count in counts.model_dump().items()})
+
+
+def _checked(path: Path, name: str, fingerprint: str | None) -> Manifest:
+    """The manifest of generation ``name``, after its files were compared with it."""
+    folder = path / generation.GENERATIONS / name
+    manifest = generation.read_manifest(folder)
+    if fingerprint is not None and fingerprint != manifest.fingerprint:
+        spec = manifest.model_spec
+        raise ModelMismatch(
+            f"generation {manifest.generation} of {path} was built with checkpoint {manifest.fingerprint[:12]} "
+            f"(--model {spec.model or 'default'}{f' --pretrained {spec.pretrained}' if spec.pretrained else ''}), "
+            f"the loaded checkpoint is {fingerprint[:12]}; load the first one, or index the videos into another "
+            "store with `emcl index build --model`"
+        )
+    generation.check_files(folder, manifest)
+    return manifest

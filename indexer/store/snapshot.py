@@ -1,0 +1,326 @@
+"""The copy of the catalogue inside a generation, with an overlay over it: immutable, read by any number of threads.
+
+Everything that is listed, counted or filtered comes from here, and so agrees with what is searchable. With an overlay
+(``indexer.store.overlay``) each table is a view: the rows of changed videos from the overlay, all others from the copy.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from indexer.errors import Damaged
+from indexer.store.config import Counts
+from indexer.store.records import Caption, Segment, Video, VideoState
+from indexer.store.schema import database_uri
+
+T = TypeVar("T")
+Places = npt.NDArray[np.void]
+IdArray = npt.NDArray[np.int64]
+
+SEGMENT_PLACES = np.dtype(
+    [("id", "<i8"), ("row", "<i8"), ("pooled_row", "<i8"), ("shard", "<i4"), ("pooled_shard", "<i4"), ("frames", "<i4")]
+)
+CAPTION_PLACES = np.dtype([("id", "<i8"), ("row", "<i8"), ("shard", "<i4")])
+
+_COLUMNS = {
+    "videos": "video_id, state, reason, duration_seconds, width, height, size_bytes",
+    "titles": "video_id, title",
+    "locations": "path, video_id, size_bytes, modified_ns",
+    "tags": "video_id, tag",
+    "segments": "segment_id, video_id, number, start_seconds, end_seconds, timestamps_seconds, shard, row, frames,"
+    " pooled_shard, pooled_row",
+    "captions": "caption_id, video_id, text, shard, row",
+}
+_UNCHANGED = "(video_id IS NULL OR video_id NOT IN (SELECT video_id FROM overlay.changed_videos))"
+_KEPT = {
+    "captions": _UNCHANGED + " AND caption_id NOT IN (SELECT caption_id FROM overlay.changed_captions)"  # noqa: S608
+}
+_LAYERS = (("main", "v.video_id NOT IN (SELECT video_id FROM overlay.changed_videos)"), ("overlay", "1"))
+_SEGMENT_WINDOWS = "segment_id, video_id, number, start_seconds, end_seconds, timestamps_seconds"
+# The first catalogues had no titles.
+_NO_TITLES = "CREATE TEMP TABLE titles (video_id TEXT PRIMARY KEY, title TEXT NOT NULL)"
+_VIDEO = """
+SELECT video_id, duration_seconds, width, height, size_bytes, state, reason,
+    (SELECT title FROM titles t WHERE t.video_id = v.video_id) FROM videos v
+"""
+_TITLE = """contains(?, (SELECT title FROM titles t WHERE t.video_id = v.video_id),
+    (SELECT min(path) FROM locations l WHERE l.video_id = v.video_id))"""
+
+_VARIABLES = 500
+"""Ids in one statement; SQLite's lowest compiled-in limit of variables is 999."""
+
+
+class Snapshot:
+    """Reads from one catalogue copy, with one connection for each thread that asks.
+
+    The file is opened at once and held: threads that ask only after it was deleted take turns with that connection.
+    (``/proc/self/fd`` would not do: SQLite resolves links, to a name that is no more.) Raises ``Damaged`` if it is
+    gone already.
+    """
+
+    def __init__(self, path: Path, overlay: bytes | None = None) -> None:
+        self._path = path
+        self._overlay = overlay
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._held = self._opened()
+        self._held_is_prepared = False
+        self._connections = [self._held]
+
+    def close(self) -> None:
+        """Close the connections of all threads; no call may be running."""
+        with self._lock:
+            self._closed = True
+            for connection in self._connections:
+                connection.close()
+            self._connections.clear()
+
+    def counts(self) -> Counts:
+        """How much the generation holds."""
+        count = self._value
+        return Counts(
+            videos=count("SELECT count(*) FROM videos WHERE state = 'indexed'"),
+            segments=count("SELECT count(*) FROM segments"),
+            captions=count("SELECT count(*) FROM searchable_captions"),
+            failed=count("SELECT count(*) FROM videos WHERE state = 'failed'"),
+        )
+
+    @property
+    def revision(self) -> int:
+        """The catalogue's change counter when it was copied."""
+        return int(self._value("SELECT ifnull((SELECT value FROM meta WHERE key = 'revision'), 0)"))
+
+    def segment_places(self) -> Places:
+        """Where the features of every segment lie: ``SEGMENT_PLACES`` records in ascending id."""
+        return self._array(
+            "SELECT segment_id, row, pooled_row, shard, pooled_shard, frames FROM segments ORDER BY segment_id",
+            SEGMENT_PLACES,
+        )
+
+    def caption_places(self) -> Places:
+        """Where the features of every searchable caption lie: ``CAPTION_PLACES`` records in ascending id."""
+        return self._array(
+            "SELECT caption_id, row, shard FROM searchable_captions ORDER BY caption_id",
+            CAPTION_PLACES,
+        )
+
+    def segments(self, ids: Sequence[int]) -> list[Segment]:
+        """The segments with these ids, in this order. Raises ``KeyError`` for an id that does not exist."""
+        rows = self._by_ids("SELECT * FROM segment_windows WHERE segment_id IN", ids)
+        found = {row[0]: _segment(row) for row in rows}
+        return [_existing(found, number, "segment") for number in ids]
+
+    def captions(self, ids: Sequence[int]) -> list[Caption]:
+        """The captions with these ids, in this order. Raises ``KeyError`` for an id that does not exist."""
+        rows = self._by_ids("SELECT caption_id, video_id, text FROM captions WHERE caption_id IN", ids)
+        found = {row[0]: Caption(caption_id=row[0], video_id=row[1], text=row[2]) for row in rows}
+        return [_existing(found, number, "caption") for number in ids]
+
+    def video(self, video_id: str) -> Video | None:
+        """One video, also one that failed; None if there is none with this id."""
+        videos = self._videos("WHERE video_id = ?", (video_id,))
+        return videos[0] if videos else None
+
+    def list_videos(
+        self, offset: int, limit: int, state: VideoState | None, tags: Sequence[str] = (), title: str | None = None
+    ) -> list[Video]:
+        """A page of videos in the order of their ids; see ``StoreReader.list_videos``."""
+        where, values = _video_conditions(state, tags, title)
+        return self._videos(f"WHERE {where} ORDER BY video_id LIMIT ? OFFSET ?", (*values, limit, offset))
+
+    def count_videos(self, state: VideoState | None, tags: Sequence[str] = (), title: str | None = None) -> int:
+        """How many videos ``list_videos`` would list in all."""
+        where, values = _video_conditions(state, tags, title)
+        return self._value(f"SELECT count(*) FROM videos v WHERE {where}", values)  # noqa: S608
+
+    def list_captions(self, offset: int, limit: int, video_id: str | None) -> list[Caption]:
+        """A page of the searchable captions in the order of their ids, of one video or of all."""
+        where, values = ("", ()) if video_id is None else ("WHERE video_id = ?", (video_id,))
+        query = f"SELECT caption_id, video_id, text FROM searchable_captions {where} ORDER BY caption_id"  # noqa: S608
+        rows = self._rows(f"{query} LIMIT ? OFFSET ?", (*values, limit, offset))
+        return [Caption(caption_id=c, video_id=v, text=t) for c, v, t in rows]
+
+    def count_captions(self, video_id: str) -> int:
+        """How many searchable captions a video has."""
+        return self._value("SELECT count(*) FROM searchable_captions WHERE video_id = ?", (video_id,))
+
+    def select_segments(
+        self, tags: Sequence[str], min_seconds: float | None, max_seconds: float | None, video_ids: Sequence[str] | None
+    ) -> IdArray:
+        """Ids of the segments of the videos that match every condition given; see ``StoreReader.select_segments``."""
+        found = []
+        for schema, left_out in _LAYERS if self._overlay is not None else _LAYERS[:1]:
+            # Layer by layer: SQLite would build each view as a whole to join them.
+            where, values = _video_conditions("indexed", tags, None, schema)
+            conditions = [where] if self._overlay is None else [where, left_out]
+            if min_seconds is not None:
+                conditions.append("v.duration_seconds >= ?")
+                values.append(min_seconds)
+            if max_seconds is not None:
+                conditions.append("v.duration_seconds <= ?")
+                values.append(max_seconds)
+            query = (
+                f"SELECT segment_id FROM {schema}.segments JOIN {schema}.videos v USING (video_id)"  # noqa: S608
+                f" WHERE {' AND '.join(conditions)}"
+            )
+            if video_ids is None:
+                found += self._rows(query, values)
+            else:
+                found += self._by_ids(f"{query} AND video_id IN", video_ids, values)
+        return np.unique(np.array([row[0] for row in found], dtype=np.int64))
+
+    def _videos(self, tail: str, values: Sequence[object]) -> list[Video]:
+        return [self._video(row) for row in self._rows(f"{_VIDEO} {tail}", values)]
+
+    def _video(self, row: Sequence[Any]) -> Video:
+        video_id, duration, width, height, size, state, reason, title = row
+
+        def select(query: str) -> list[tuple[Any, ...]]:
+            return self._rows(query, (video_id,))
+
+        paths = tuple(r[0] for r in select("SELECT path FROM locations WHERE video_id = ? ORDER BY path"))
+        segments = select("SELECT * FROM segment_windows WHERE video_id = ? ORDER BY number")
+        captions = select("SELECT caption_id, text FROM captions WHERE video_id = ? ORDER BY caption_id")
+        return Video(
+            video_id=video_id,
+            title=title_of(title, paths[0] if paths else None, video_id),
+            path=paths[0] if paths else None,
+            paths=paths,
+            duration_seconds=duration,
+            width=width,
+            height=height,
+            size_bytes=size,
+            tags=tuple(r[0] for r in select("SELECT tag FROM tags WHERE video_id = ? ORDER BY tag")),
+            state=state,
+            reason=reason,
+            segments=tuple(_segment(r) for r in segments),
+            captions=tuple(Caption(caption_id=c, video_id=video_id, text=t) for c, t in captions),
+        )
+
+    def _connection(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            with self._lock:
+                if self._closed:
+                    raise ValueError("this reader was closed; open the store again")
+                connection = self._local.connection = self._next()
+        return connection
+
+    def _next(self) -> sqlite3.Connection:
+        """A connection for one more thread."""
+        try:
+            connection = self._opened()
+        except Damaged:
+            if not self._held_is_prepared:
+                _prepare(self._held, self._overlay)
+                self._held_is_prepared = True
+            return self._held
+        self._connections.append(connection)
+        _prepare(connection, self._overlay)
+        return connection
+
+    def _opened(self) -> sqlite3.Connection:
+        uri = database_uri(self._path, "mode=ro&immutable=1")
+        try:
+            # check_same_thread off: close() is called from one thread for the connections of all
+            return sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None)
+        except sqlite3.OperationalError as error:
+            if self._path.exists():
+                raise
+            raise Damaged(f"{self._path} is missing; run `emcl index rebuild`") from error
+
+    def _rows(self, query: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        connection = self._connection()
+        if connection is not self._held:
+            return connection.execute(query, values).fetchall()
+        with self._lock:  # SQLite's own is not enough: it can wait for a thread that waits for Python, for ``contains``
+            return connection.execute(query, values).fetchall()
+
+    def _value(self, query: str, values: Sequence[object] = ()) -> int:
+        return int(self._rows(query, values)[0][0])
+
+    def _array(self, query: str, dtype: np.dtype[np.void]) -> Places:
+        return np.fromiter(self._connection().execute(query), dtype=dtype)  # for publishing: the file is there
+
+    def _by_ids(
+        self, query: str, ids: Sequence[int] | Sequence[str], values: Sequence[object] = ()
+    ) -> list[tuple[Any, ...]]:
+        rows = []
+        for start in range(0, len(ids), _VARIABLES):
+            part = ids[start : start + _VARIABLES]
+            marks = ", ".join("?" * len(part))
+            rows += self._rows(f"{query} ({marks})", (*values, *part))
+        return rows
+
+
+def title_of(title: str | None, path: str | None, video_id: str) -> str:
+    """What a video is called: the title it was given, else the name of its file without the ending."""
+    return title or (Path(path).stem if path else video_id[:12])
+
+
+def _video_conditions(
+    state: VideoState | None, tags: Sequence[str], title: str | None, schema: str = ""
+) -> tuple[str, list[object]]:
+    tags_table = f"{schema}.tags" if schema else "tags"
+    conditions, values = ["1"], list[object]()
+    if state is not None:
+        conditions.append("v.state = ?")
+        values.append(state)
+    for tag in dict.fromkeys(tags):
+        conditions.append(f"v.video_id IN (SELECT t.video_id FROM {tags_table} t WHERE t.tag = ?)")  # noqa: S608
+        values.append(tag)
+    if title is not None:
+        conditions.append(_TITLE)
+        values.append(title.casefold())
+    return " AND ".join(conditions), values
+
+
+def _contains(wanted: str, title: str | None, path: str | None) -> bool:
+    return wanted in title_of(title, path, "").casefold()
+
+
+def _prepare(connection: sqlite3.Connection, overlay: bytes | None) -> None:
+    """Make every table readable under its own name: through a view where an overlay lies over it."""
+    connection.create_function("contains", 3, _contains, deterministic=True)
+    tables = {row[0] for row in connection.execute("SELECT name FROM main.sqlite_schema")}
+    if overlay is None:
+        if "titles" not in tables:
+            connection.execute(_NO_TITLES)
+        return
+    connection.execute("ATTACH ':memory:' AS overlay")
+    connection.deserialize(overlay, name="overlay")
+    for table, columns in _COLUMNS.items():
+        kept = f"SELECT {columns} FROM main.{table} WHERE {_KEPT.get(table, _UNCHANGED)} UNION ALL"  # noqa: S608
+        changed = f"SELECT {columns} FROM overlay.{table}"  # noqa: S608
+        connection.execute(f"CREATE TEMP VIEW {table} AS {kept if table in tables else ''} {changed}")
+    connection.execute(f"CREATE TEMP VIEW segment_windows AS SELECT {_SEGMENT_WINDOWS} FROM temp.segments")  # noqa: S608
+    connection.execute(
+        "CREATE TEMP VIEW searchable_captions AS SELECT * FROM temp.captions WHERE video_id IS NULL"
+        " OR video_id IN (SELECT video_id FROM temp.videos WHERE state = 'indexed')"
+    )
+
+
+def _segment(row: Sequence[Any]) -> Segment:
+    segment_id, video_id, number, start, end, times = row
+    return Segment(
+        segment_id=segment_id,
+        video_id=video_id,
+        number=number,
+        start_seconds=start,
+        end_seconds=end,
+        timestamps_seconds=np.frombuffer(times, dtype="<f8"),
+    )
+
+
+def _existing(found: dict[int, T], number: int, what: str) -> T:
+    if number not in found:
+        raise KeyError(f"this generation has no {what} {number}")
+    return found[number]

@@ -1,0 +1,157 @@
+"""Text to token ids, as EMCL-Net's reference cuts it: SOT, at most ``max_words - 2`` pieces, EOT, padding masked.
+
+In: texts. Out: ``ids_BL`` (int64, padded with 0) and ``mask_BL`` (bool, True for real tokens). The byte-pair encoding
+is open_clip's. Architectures with a tokenizer of their own (SigLIP, multilingual CLIPs) use that, always padded to
+their context length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+
+from model.clip.compat import import_open_clip
+from model.clip.pretrained import ClipError, describe_clip
+from model.config import ClipConfig, TokenizerConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PadTo = Literal["longest", "max"]
+
+_BYTE_PIECES = 512  # 256 bytes, each inside a word and at its end
+_CACHED_TEXTS = 1 << 14  # one training set's captions or a day's popular queries; about 5 MB
+_CACHED_WORDS = 1 << 16  # open_clip never forgets a word, so its cache is emptied at this size
+
+
+class Tokenizer(Protocol):
+    """What encoders need of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids; every id is below it."""
+
+    def __call__(self, texts: Sequence[str], *, pad_to: PadTo = "longest") -> tuple[Tensor, Tensor]:
+        """Encode texts: ids (B, L) int64 and mask (B, L) bool, L the longest text's length or the maximum."""
+
+
+class ClipTokenizer:
+    """CLIP's lower-cased byte-pair encoding, whole or cut to its first merges. Safe to call from several threads."""
+
+    def __init__(self, config: TokenizerConfig, *, clean: str = "lower") -> None:
+        self.max_words = config.max_words
+        self._bpe = _load_bpe(config.merges, clean)
+        self._row = lru_cache(maxsize=_CACHED_TEXTS)(self._encode)
+
+    @property
+    def vocab_size(self) -> int:
+        """512 byte pieces, the merges, SOT and EOT; the last id is EOT."""
+        return int(self._bpe.vocab_size)
+
+    def __call__(self, texts: Sequence[str], *, pad_to: PadTo = "longest") -> tuple[Tensor, Tensor]:
+        """Encode texts: ids (B, L) int64 and mask (B, L) bool; L is the longest text's length or ``max_words``."""
+        rows = [self._row(text) for text in _as_list(texts)]
+        length = self.max_words if pad_to == "max" else max((len(row) for row in rows), default=0)
+        ids_BL = torch.tensor([row + (0,) * (length - len(row)) for row in rows], dtype=torch.int64)
+        lengths_B = torch.tensor([len(row) for row in rows], dtype=torch.int64)
+        return ids_BL.view(len(rows), length), torch.arange(length) < lengths_B[:, None]
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        pieces = self._bpe.encode(text)[: self.max_words - 2]
+        if self._bpe.eot_token_id in pieces:  # spelt out in the text: CLIP pools at the first, what follows is unseen
+            pieces = pieces[: pieces.index(self._bpe.eot_token_id)]
+        if len(self._bpe.cache) > _CACHED_WORDS:
+            self._bpe.cache = _special_cache()
+        return (self._bpe.sot_token_id, *pieces, self._bpe.eot_token_id)
+
+
+class OwnTokenizer:
+    """The tokenizer that an architecture brings along, cut and padded to its context length as it was trained.
+
+    ``max_words`` has no say here: these text towers see their padding, so another length would be another input.
+    """
+
+    def __init__(self, tokenize: Callable[[list[str]], Tensor], *, vocab_size: int, pad_id: int) -> None:
+        self._tokenize = tokenize
+        self._vocab_size = vocab_size
+        self._pad_id = pad_id
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the text tower's embedding table."""
+        return self._vocab_size
+
+    def __call__(self, texts: Sequence[str], *, pad_to: PadTo = "longest") -> tuple[Tensor, Tensor]:
+        """Encode texts: ids (B, L) int64 and mask (B, L) bool; L is the context length whatever ``pad_to`` says."""
+        ids_BL = self._tokenize(_as_list(texts)).to(torch.int64)
+        return ids_BL, ids_BL != self._pad_id
+
+
+def build_tokenizer(config: TokenizerConfig, clip: ClipConfig) -> Tokenizer:
+    """Build the tokenizer that goes with a CLIP model.
+
+    Raises ``ClipError`` if the text tower has fewer positions than ``max_words`` or fewer ids than the tokenizer, and
+    if the architecture's own tokenizer needs a package that is not installed or files that cannot be fetched.
+    """
+    text_cfg = describe_clip(clip)["text_cfg"]
+    if "hf_tokenizer_name" in text_cfg:
+        return _own_tokenizer(text_cfg)
+    context = text_cfg.get("context_length", 77)
+    if config.max_words > context:
+        raise ClipError(
+            f"tokenizer.max_words is {config.max_words}, but the text tower has {context} positions; lower it"
+        )
+    tokenizer = ClipTokenizer(config, clean=text_cfg.get("tokenizer_kwargs", {}).get("clean", "lower"))
+    vocab = text_cfg.get("vocab_size", 49408)
+    if tokenizer.vocab_size > vocab:
+        raise ClipError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, but the text tower embeds {vocab}; set tokenizer.merges to "
+            f"{vocab - _BYTE_PIECES - 2} or text_cfg.vocab_size to {tokenizer.vocab_size}"
+        )
+    return tokenizer
+
+
+def _own_tokenizer(text_cfg: dict[str, Any]) -> OwnTokenizer:
+    name = text_cfg["hf_tokenizer_name"]
+    try:
+        tokenizer = import_open_clip().tokenizer.HFTokenizer(
+            name,
+            context_length=text_cfg.get("context_length", 77),
+            tokenizer_mode=text_cfg.get("tokenizer_mode"),
+            **text_cfg.get("tokenizer_kwargs", {}),
+        )
+    except ImportError as error:
+        raise ClipError(f"the tokenizer {name!r} of this model needs another package ({error}); install it") from error
+    except OSError as error:
+        raise ClipError(f"the tokenizer {name!r} of this model could not be fetched ({error})") from error
+    return OwnTokenizer(
+        tokenizer, vocab_size=text_cfg.get("vocab_size", 49408), pad_id=tokenizer.tokenizer.pad_token_id or 0
+    )
+
+
+def _load_bpe(merges: int | None, clean: str) -> Any:
+    """Return a fresh open_clip tokenizer; with ``merges``, its vocabulary is cut after the byte pieces and N merges."""
+    bpe = import_open_clip().tokenizer.SimpleTokenizer(clean=clean)
+    if merges is None:
+        return bpe
+    specials = list(_special_cache())
+    vocabulary = [*islice(bpe.encoder, _BYTE_PIECES + merges), *specials]
+    bpe.encoder = {piece: number for number, piece in enumerate(vocabulary)}
+    bpe.decoder = dict(enumerate(vocabulary))
+    bpe.bpe_ranks = dict(islice(bpe.bpe_ranks.items(), merges))
+    bpe.vocab_size = len(vocabulary)
+    bpe.all_special_ids = [bpe.encoder[special] for special in specials]
+    bpe.sot_token_id, bpe.eot_token_id = bpe.all_special_ids
+    return bpe
+
+
+def _special_cache() -> dict[str, str]:
+    return {special: special for special in ("<start_of_text>", "<end_of_text>")}
+
+
+def _as_list(texts: Sequence[str]) -> list[str]:
+    return [texts] if isinstance(texts, str) else list(texts)

@@ -1,0 +1,1 @@
+"""The demo corpus: generated scenes, their captions and their clips."""

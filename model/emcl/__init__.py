@@ -1,0 +1,1 @@
+"""EMCL itself: the EM pass, its fast form for scoring, pooling of frames, and diagnostics."""

@@ -1,0 +1,1 @@
+"""``emcl evaluate``: encoded sets ranked under named protocols, and the tables that report it."""

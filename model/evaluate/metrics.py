@@ -1,0 +1,136 @@
+"""Retrieval metrics: ranks, recall, median and mean rank, standard errors; one or several sentences for a video.
+
+In: a similarity matrix whose rows are queries, and where each query's match stands. Out: ranks and figures in percent.
+Agrees with the reference (EMCL-Net ``metrics.py``) wherever no two similarities tie. Ties take the average rank,
+where the reference counts every tied place; the median of an even number lies between the two in the middle; a NaN is
+an error, where the reference drops the query. Its own rules are in ``model.evaluate.reference_metrics``, under that
+name.
+
+Legend: Q queries, N items, T sentences, V videos.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating[Any]]
+Owners = NDArray[np.integer[Any]]
+
+RECALL_AT = (1, 5, 10, 50)
+_BLOCK_ELEMENTS = 1 << 22  # similarities that are looked at together; bounds what is needed beside the matrix
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalMetrics:
+    """Figures of one direction: ``recall`` in percent by cut-off, ranks counted from 1.
+
+    ``recall_errors`` are binomial standard errors in percentage points: what another draw of as many queries would
+    change. They say nothing about another training seed.
+    """
+
+    queries: int
+    recall: dict[int, float]
+    recall_errors: dict[int, float]
+    median_rank: float
+    mean_rank: float
+
+    def as_dict(self) -> dict[str, float]:
+        """Return a flat mapping for JSON: ``R@1``, ``R@1_se``, …, ``MdR``, ``MnR``, ``queries``."""
+        flat: dict[str, float] = {"queries": self.queries}
+        for k in self.recall:
+            flat[f"R@{k}"], flat[f"R@{k}_se"] = self.recall[k], self.recall_errors[k]
+        return {**flat, "MdR": self.median_rank, "MnR": self.mean_rank}
+
+
+def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Cut the rows of a matrix into blocks of about four million elements, at least one row each."""
+    step = max(1, _BLOCK_ELEMENTS // max(1, shape[1]))
+    for start in range(0, shape[0], step):
+        yield slice(start, min(start + step, shape[0]))
+
+
+def ranks_of_matches(similarity_QN: Floats, matches_Q: Owners | None = None) -> NDArray[np.float64]:
+    """Return the 0-based rank of each query's match; ties take the average of the places that they share.
+
+    ``matches_Q`` is the match's column (default: the diagonal). -inf is allowed for what must rank last. Raises
+    ``ValueError`` for NaN or a matrix without a match for every query. Needs a few MiB beside the matrix.
+    """
+    if similarity_QN.ndim != 2 or similarity_QN.size == 0:
+        raise ValueError(f"similarities must be a non-empty matrix of queries x items, got shape {similarity_QN.shape}")
+    queries, items = similarity_QN.shape
+    if matches_Q is None:
+        if items != queries:
+            raise ValueError(f"without matches the matrix must be square, got {queries} queries and {items} items")
+        matches_Q = np.arange(queries)
+    blocks = [_ranks(similarity_QN[rows], matches_Q[rows]) for rows in row_blocks(similarity_QN.shape)]
+    ranks_Q = np.concatenate(blocks)
+    bad = int(np.isnan(ranks_Q).sum())
+    if bad:
+        raise ValueError(f"{bad} of {queries} queries have a NaN similarity; look for damaged features")
+    return ranks_Q
+
+
+def _ranks(block_QN: Floats, matches_Q: Owners) -> NDArray[np.float64]:
+    match_Q1 = block_QN[np.arange(len(block_QN)), matches_Q][:, None]
+    above_Q = np.count_nonzero(block_QN > match_Q1, axis=1)
+    ties_Q = np.count_nonzero(block_QN == match_Q1, axis=1) - 1
+    return np.where(np.isnan(block_QN).any(axis=1), np.nan, above_Q + ties_Q / 2.0)
+
+
+def best_sentence(similarity_VT: Floats, owner_T: Owners) -> Floats:
+    """Reduce sentences to videos: (V, T) → (V, V), the best of each video's own sentences (reference §4.2).
+
+    The sentences of a video must stand together, in the order of the videos, and every video must have one; raises
+    ``ValueError`` if they do not.
+    """
+    return np.maximum.reduceat(similarity_VT, sentence_starts(owner_T), axis=1)
+
+
+def sentence_starts(owner_T: Owners) -> NDArray[np.intp]:
+    """Return the first sentence of each video (V,): the cut points. Raises ``ValueError`` for unsorted owners."""
+    steps = np.diff(owner_T, prepend=-1)
+    if len(owner_T) == 0 or ((steps != 0) & (steps != 1)).any():
+        raise ValueError(
+            "the sentences of a video must stand together and in the order of the videos, at least one for each; got "
+            f"owners {np.asarray(owner_T)[:8].tolist()}…"
+        )
+    return np.flatnonzero(steps)
+
+
+def retrieval_metrics(ranks_Q: NDArray[np.floating[Any]]) -> RetrievalMetrics:
+    """Return recall, median and mean rank of 0-based ranks."""
+    # "<= k - 1" and not "< k": an average rank of 0.5 shares the first place and has not won it.
+    hits = {k: int(np.sum(ranks_Q <= k - 1)) for k in RECALL_AT}
+    return metrics_of_hits(hits, len(ranks_Q), float(np.median(ranks_Q)) + 1, float(np.mean(ranks_Q)) + 1)
+
+
+def metrics_of_hits(hits: dict[int, int], queries: int, median_rank: float, mean_rank: float) -> RetrievalMetrics:
+    """Return the figures for ``hits`` of ``queries`` by cut-off."""
+    recall = {k: 100.0 * count / queries for k, count in hits.items()}
+    return RetrievalMetrics(
+        queries=queries,
+        recall=recall,
+        recall_errors={k: float(np.sqrt(value * (100.0 - value) / queries)) for k, value in recall.items()},
+        median_rank=median_rank,
+        mean_rank=mean_rank,
+    )
+
+
+def evaluate_similarity(similarity_QN: Floats) -> RetrievalMetrics:
+    """Return the metrics of a square matrix whose diagonal holds the matches."""
+    return retrieval_metrics(ranks_of_matches(similarity_QN))
+
+
+def text_to_video_metrics(similarity_TV: Floats, owner_T: Owners) -> RetrievalMetrics:
+    """Rank every sentence's video among all videos."""
+    return retrieval_metrics(ranks_of_matches(similarity_TV, owner_T))
+
+
+def video_to_text_metrics(similarity_VT: Floats, owner_T: Owners) -> RetrievalMetrics:
+    """Rank every video's own sentences among those of all videos, the best sentence of each video standing for it."""
+    return retrieval_metrics(ranks_of_matches(best_sentence(similarity_VT, owner_T)))

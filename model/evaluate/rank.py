@@ -1,0 +1,197 @@
+"""Ways of ranking encoded videos and captions: stage 1, reranking per query, and the reference's blocks.
+
+In: a loaded model and an encoded corpus. Out: score matrices, float32, in which each query's best has the highest.
+Reranking is what the service does: a query's candidates come from stage 1 (pooled vectors under the frozen EMCL map),
+stand in order of id, and are scored by text-conditioned pooling and the EM pass over that query alone. What is no
+candidate is -inf; ``fill_behind`` ranks it after the candidates, in stage-1 order.
+
+As in the index, frame features of searched videos are rounded to fp16; pooled vectors, captions and the query are not.
+
+Shape suffixes: T captions, V videos, Q queries, N items, C candidates, F frames, D channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from model.encoder import Encoder
+from model.evaluate.corpus import Corpus, Floats
+from model.evaluate.hubness import DUAL_SOFTMAX_TEMPERATURE, dual_softmax
+from model.evaluate.metrics import row_blocks
+from model.evaluate.pairwise_scores import score_all_pairs
+from model.net import Rerank
+
+Scores = NDArray[np.floating[Any]]
+
+REFERENCE_BLOCK = 32  # texts and videos of one block of the released evaluation (reference §2.7)
+_QUERIES_AT_ONCE = 64
+_GATHER_ELEMENTS = 1 << 25  # frame features gathered at once: 128 MiB in float32
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ranked:
+    """Scores of all pairs for one way of ranking; each query's best has the highest, what is no candidate -inf."""
+
+    text_to_video_TV: Scores
+    video_to_text_VT: Scores
+
+
+class StageOne:
+    """Cosines of pooled vectors and captions, under a frozen EMCL map or as they are."""
+
+    def __init__(self, encoder: Encoder, corpus: Corpus, *, frozen_map: bool) -> None:
+        """Fit the map on the corpus's videos and captions, as in an index."""
+        pooled_VD = encoder.pool(corpus.features_VFD, corpus.mask_VF)
+        self._encoder = encoder
+        self._map = encoder.fit_frozen_map(np.concatenate([pooled_VD, corpus.text_TD])) if frozen_map else None
+        self._videos_VD = self._rows(pooled_VD)
+
+    def score(self, query_QD: Floats) -> Floats:
+        """Score any raw texts (Q, D) against the videos: (Q, V)."""
+        return self._rows(query_QD) @ self._videos_VD.T
+
+    def _rows(self, rows_ND: Floats) -> Floats:
+        return _unit(rows_ND) if self._map is None else self._encoder.map_rows(self._map, rows_ND)
+
+
+def stage_one(encoder: Encoder, corpus: Corpus, *, frozen_map: bool) -> Ranked:
+    """Rank by cosines of pooled vectors and captions, under the frozen map fitted on all of them or as they are."""
+    similarity_TV = StageOne(encoder, corpus, frozen_map=frozen_map).score(corpus.text_TD)
+    return Ranked(text_to_video_TV=similarity_TV, video_to_text_VT=similarity_TV.T)
+
+
+def rank_by_map(encoder: Encoder, corpus: Corpus, query_QD: Floats) -> Scores:
+    """Stage 1 for any texts (Q, V): the frozen map is that of the corpus's videos and captions, as in an index."""
+    return StageOne(encoder, corpus, frozen_map=True).score(query_QD)
+
+
+def rerank(encoder: Encoder, corpus: Corpus, first: Ranked, *, candidates: int, how: Rerank) -> Ranked:
+    """Rerank the best ``candidates`` of stage 1 for every query; the rest is -inf."""
+    return Ranked(
+        text_to_video_TV=rerank_videos(
+            encoder, corpus, corpus.text_TD, first.text_to_video_TV, candidates=candidates, how=how
+        ),
+        video_to_text_VT=_rerank_captions(encoder, corpus, first.video_to_text_VT, candidates=candidates, how=how),
+    )
+
+
+def rerank_videos(
+    encoder: Encoder, corpus: Corpus, query_QD: Floats, first_QV: Scores, *, candidates: int, how: Rerank
+) -> Scores:
+    """Rerank the best ``candidates`` videos of stage 1 for any texts (Q, V); the rest is -inf."""
+    stored_VFD = corpus.features_VFD.astype(np.float16)
+    if how == "none" and candidates >= first_QV.shape[1]:
+        return pool_and_score(encoder, query_QD, stored_VFD, corpus.mask_VF)
+    scores_QV = np.full(first_QV.shape, -np.inf, np.float32)
+    frames = stored_VFD.shape[1] * stored_VFD.shape[2]
+    for rows in _turns(len(query_QD), min(candidates, first_QV.shape[1]) * frames):
+        ids_QC = best_columns(first_QV[rows], candidates)
+        scores = encoder.score_videos(query_QD[rows], stored_VFD[ids_QC], corpus.mask_VF[ids_QC], None, how)
+        np.put_along_axis(scores_QV[rows], ids_QC, scores.scores_QN, axis=1)
+    return scores_QV
+
+
+def _rerank_captions(encoder: Encoder, corpus: Corpus, first_VT: Scores, *, candidates: int, how: Rerank) -> Scores:
+    if how == "none" and candidates >= first_VT.shape[1]:
+        return pool_and_score(encoder, corpus.text_TD, corpus.features_VFD, corpus.mask_VF).T
+    scores_VT = np.full(first_VT.shape, -np.inf, np.float32)
+    for rows in _turns(len(first_VT), min(candidates, first_VT.shape[1]) * corpus.text_TD.shape[1]):
+        ids_VC = best_columns(first_VT[rows], candidates)
+        scores = encoder.score_captions(
+            corpus.features_VFD[rows], corpus.mask_VF[rows], corpus.text_TD[ids_VC], None, how
+        )
+        np.put_along_axis(scores_VT[rows], ids_VC, scores.scores_QN, axis=1)
+    return scores_VT
+
+
+def pool_and_score(encoder: Encoder, text_TD: Floats, features_VFD: NDArray[Any], mask_VF: NDArray[np.bool_]) -> Floats:
+    """Cosines (T, V) after text-conditioned pooling, without the EM pass, of all pairs; see ``score_all_pairs``."""
+    text = torch.from_numpy(np.ascontiguousarray(text_TD)).to(encoder.device)
+    features, mask = torch.from_numpy(features_VFD), torch.from_numpy(mask_VF)
+    return score_all_pairs(text, features, mask, encoder.config.pooling).numpy()
+
+
+@torch.inference_mode()
+def score_in_blocks(encoder: Encoder, corpus: Corpus, text_TD: Floats, *, block: int = REFERENCE_BLOCK) -> Floats:
+    """Cosines (T, V) as the released evaluation computes them: an EM pass for every ``block`` texts x videos.
+
+    The last blocks of a row and a column are smaller; the EM state is frozen. Mask and temperature of the pooling are
+    the checkpoint's. A score depends on who shares the block.
+    """
+    text = torch.from_numpy(np.ascontiguousarray(text_TD)).to(encoder.device)
+    features = torch.from_numpy(corpus.features_VFD).to(encoder.device)
+    mask = torch.from_numpy(corpus.mask_VF).to(encoder.device)
+    scores_TV = np.empty((len(text), len(features)), np.float32)
+    for t in range(0, len(text), block):
+        for v in range(0, len(features), block):
+            part = encoder.net.score_matrix(text[t : t + block], features[v : v + block], mask[v : v + block])
+            scores_TV[t : t + block, v : v + block] = part.float().cpu().numpy()
+    return scores_TV
+
+
+def fill_behind(reranked: Ranked, first: Ranked) -> Ranked:
+    """Put what was no candidate (-inf) behind the candidates, in stage-1 order."""
+    return Ranked(
+        text_to_video_TV=fill_scores(reranked.text_to_video_TV, first.text_to_video_TV),
+        video_to_text_VT=fill_scores(reranked.video_to_text_VT, first.video_to_text_VT),
+    )
+
+
+def fill_scores(scores_QN: Scores, behind_QN: Scores) -> NDArray[np.float64]:
+    """One direction of ``fill_behind``, for all queries or some of them."""
+    finite_QN = np.isfinite(scores_QN)
+    filled_QN = scores_QN.astype(np.float64)
+    lowest_Q1 = np.where(finite_QN, filled_QN, np.inf).min(axis=1, keepdims=True)
+    return np.where(finite_QN, filled_QN, behind_QN - 2.0 + np.minimum(lowest_Q1, -1.0))
+
+
+def fill_floor(scores_QN: Scores) -> Scores:
+    """Give what was no candidate the lowest score among its query's candidates: it would hardly have scored higher."""
+    finite_QN = np.isfinite(scores_QN)
+    lowest_Q1 = np.where(finite_QN, scores_QN, np.inf).min(axis=1, keepdims=True)
+    return np.where(finite_QN, scores_QN, lowest_Q1)
+
+
+def with_dual_softmax(ranked: Ranked, temperature: float = DUAL_SOFTMAX_TEMPERATURE) -> Ranked:
+    """Weigh both directions by the softmax over all queries (transductive)."""
+    return Ranked(
+        text_to_video_TV=dual_softmax(ranked.text_to_video_TV, temperature),
+        video_to_text_VT=dual_softmax(ranked.video_to_text_VT, temperature),
+    )
+
+
+def best_columns(scores_QN: Scores, count: int) -> NDArray[np.intp]:
+    """Return the columns of each query's ``count`` best, ascending, which is the order of the ids.
+
+    Of equals at the edge the first are taken.
+    """
+    queries, items = scores_QN.shape
+    if count >= items:
+        return np.tile(np.arange(items), (queries, 1))
+    chosen = np.empty((queries, count), np.intp)
+    for rows in row_blocks(scores_QN.shape):
+        block_QN = scores_QN[rows]
+        edge_Q1 = np.partition(block_QN, items - count, axis=1)[:, items - count, None]
+        above_QN, at_edge_QN = block_QN > edge_Q1, block_QN == edge_Q1
+        room_Q1 = count - np.count_nonzero(above_QN, axis=1)[:, None]
+        taken_QN = above_QN | (at_edge_QN & (np.cumsum(at_edge_QN, axis=1) <= room_Q1))
+        chosen[rows] = np.nonzero(taken_QN)[1].reshape(-1, count)
+    return chosen
+
+
+def _turns(queries: int, elements_per_query: int) -> Iterator[slice]:
+    """Queries in turns, so that the gathered features of all of them never stand in memory at once."""
+    step = max(1, min(_QUERIES_AT_ONCE, _GATHER_ELEMENTS // elements_per_query))
+    for start in range(0, queries, step):
+        yield slice(start, start + step)
+
+
+def _unit(rows_ND: Floats) -> Floats:
+    unit: Floats = rows_ND / np.maximum(np.linalg.norm(rows_ND, axis=1, keepdims=True), np.float32(1e-30))
+    return unit

@@ -1,0 +1,176 @@
+"""Exports of the towers for onnxruntime: traced, written, judged by the guard, put in force.
+
+In: a checkpoint as ``load_encoder`` names it. Out: files in an ``ExportStore``, or a report that says why not. The
+image and the text tower are exported, each for any number of inputs and texts of any length; temporal aggregation,
+pooling and EMCL stay with PyTorch.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from model.clip.towers import ClipTowers
+from model.durable import TEMPORARY_PREFIX
+from model.encoder import Encoder
+from model.export.guard import Samples, encode_samples, judge
+from model.export.tracing import ImageTower, TextTower, traceable
+from model.runtime.choose import EXTRA, ExportKind, RuntimeUnavailableError, has_onnxruntime, missing_onnxruntime
+from model.runtime.onnx import OnnxTowers
+from model.runtime.store import Export, ExportedFile, ExportError, ExportStore, GuardReport, Tower
+
+OPSET = 17  # the first with layer normalisation as one operation
+MAX_TOWER_BYTES = 2_000_000_000  # protocol buffers end at 2 GiB
+_QUANTISED = ["MatMul", "Gemm"]  # convolutions and tables stay as they are: bytes make those slower, or far coarser
+
+
+def export(encoder: Encoder, store: ExportStore, kind: ExportKind, samples: Samples) -> GuardReport:
+    """Make an export and judge it; it is put in force if the guard passes it, and else only the refusal is kept.
+
+    ``encoder`` must compute in fp32 by PyTorch on the CPU; it must not be used afterwards. Raises ``ExportError`` if
+    these towers cannot be exported, and ``RuntimeUnavailableError`` without the extra.
+    """
+    plain = encode_samples(encoder, samples)
+    if kind == "torch-bf16":
+        encoder.net.clip.set_precision("bf16")
+        return _conclude(store, kind, judge(kind, samples, plain, encode_samples(encoder, samples)), {})
+    require_exporter(kind)
+    store.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=store.folder, prefix=TEMPORARY_PREFIX) as folder:
+        files = write_towers(encoder.net.clip, Path(folder), kind)
+        runner = OnnxTowers(files, trims_text=encoder.net.clip.trims_text, one_by_one=kind == "onnx-int8")
+        encoder.net.clip.run_by(runner, keep_weights=True)
+        report = judge(kind, samples, plain, encode_samples(encoder, samples))
+        return _conclude(store, kind, report, files if report.passed else {})
+
+
+def require_exporter(kind: ExportKind) -> None:
+    """Raise ``RuntimeUnavailableError`` if a package is missing that this export needs."""
+    if kind == "torch-bf16":
+        return
+    if not has_onnxruntime():
+        raise missing_onnxruntime(f"emcl export --runtime {kind}")
+    if find_spec("onnx") is None:
+        raise RuntimeUnavailableError(f"emcl export needs the package onnx, which is not installed: {EXTRA}")
+
+
+def write_towers(towers: ClipTowers, folder: Path, kind: ExportKind) -> dict[Tower, Path]:
+    """Trace both towers into ``folder``, as bytes for ``onnx-int8``. Raises ``ExportError``."""
+    modules: dict[Tower, tuple[nn.Module, tuple[Tensor, ...]]] = {
+        "text": (TextTower(towers), _sample_text(towers)),
+        "image": (ImageTower(towers), (torch.zeros(2, 3, towers.image_size, towers.image_size),)),
+    }
+    files = {}
+    for tower, (module, sample) in modules.items():
+        _check_size(towers, tower)
+        files[tower] = folder / f"{tower}.onnx"
+        _trace(towers, module, sample, files[tower], trims=towers.trims_text)
+        if kind == "onnx-int8":
+            files[tower] = _quantise(files[tower])
+    return files
+
+
+def _sample_text(towers: ClipTowers) -> tuple[Tensor, Tensor]:
+    # Neither batch nor length may look special: 1 would be broadcast, and the context length would be a constant.
+    length = max(2, towers.context_length - 3) if towers.trims_text else towers.context_length
+    return torch.ones(3, length, dtype=torch.int64), torch.tensor([length, 1, 2])
+
+
+def _check_size(towers: ClipTowers, tower: Tower) -> None:
+    visual = towers.model.visual
+    in_image = {id(parameter) for parameter in visual.parameters()}
+    size = sum(
+        parameter.nbytes for parameter in towers.model.parameters() if (id(parameter) in in_image) == (tower == "image")
+    )
+    if size > MAX_TOWER_BYTES:
+        raise ExportError(
+            f"the {tower} tower has {size / 1e9:.1f} GB of weights, an ONNX file holds at most "
+            f"{MAX_TOWER_BYTES / 1e9:.0f} GB; use PyTorch for this model, with --precision bf16 if the processor has it"
+        )
+
+
+def _trace(towers: ClipTowers, module: nn.Module, sample: tuple[Tensor, ...], path: Path, *, trims: bool) -> None:
+    names = ["ids", "lengths"] if len(sample) == 2 else ["pixels"]
+    axes: dict[str, dict[int, str]] = {name: {0: "batch"} for name in [*names, "features"]}
+    if "ids" in axes and trims:
+        axes["ids"][1] = "length"
+    try:
+        # With gradients, as PyTorch traces other operations in inference mode, which ONNX has not.
+        with torch.inference_mode(False), torch.enable_grad(), traceable(towers), _quiet():
+            torch.onnx.export(
+                module.eval(),
+                sample,
+                str(path),
+                dynamo=False,  # the newer exporter needs a package more and fixes sizes that it sees twice
+                input_names=names,
+                output_names=["features"],
+                dynamic_axes=axes,
+                opset_version=OPSET,
+            )
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ExportError(
+            f"the {path.stem} tower of this model cannot be exported ({_first_line(error)}); use --runtime torch"
+        ) from error
+
+
+def _quantise(path: Path) -> Path:
+    """Weights of matrix products as bytes, one scale per column; activations are scaled when they are there."""
+    # Of an extra: they may not be here when types are checked.
+    onnx, quantization = import_module("onnx"), import_module("onnxruntime.quantization")
+    target = path.with_name(f"{path.stem}-int8.onnx")
+    model = onnx.load(path)
+    # Else it warns through the root logger that a graph can be simplified first, which onnxruntime does when loading.
+    model.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
+    with _quiet():
+        quantization.quantize_dynamic(
+            model, target, weight_type=quantization.QuantType.QInt8, per_channel=True, op_types_to_quantize=_QUANTISED
+        )
+    path.unlink()
+    return target
+
+
+def _conclude(store: ExportStore, kind: ExportKind, report: GuardReport, files: Mapping[Tower, Path]) -> GuardReport:
+    taken: dict[Tower, ExportedFile] = {tower: store.take(kind, tower, path) for tower, path in files.items()}
+    store.publish(
+        Export(
+            fingerprint=store.fingerprint,
+            kind=kind,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            versions=_versions(),
+            files=taken,
+            guard=report,
+        )
+    )
+    return report
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in ("emcl-search", "torch", "onnx", "onnxruntime"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the tracer's warnings about Python values: the guard looks whether the trace is right."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0] or type(error).__name__

@@ -1,0 +1,155 @@
+"""The guard: does a faster runtime rank as fp32 does? Measured on samples, and refused below limits.
+
+In: features of the same samples by PyTorch in fp32 and by the faster runtime. Out: a ``GuardReport`` that says what was
+measured and what failed. Looked at: the cosine of each text's and frame's two features (is the arithmetic right?), how
+many of the ten best videos of each text are the same (does the ranking stay?), and recall where captions belong to
+videos (is it as good?). Cosines alone would not do: features of one model lie close together, and a small turn can
+reorder them.
+
+Shape suffixes: T texts, V videos, F frames, D channels, S image size.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.evaluate.metrics import text_to_video_metrics
+from model.runtime.choose import ExportKind
+from model.runtime.store import Agreement, GuardReport, Limits, Speed
+
+if TYPE_CHECKING:
+    from model.encoder import Encoder
+
+Floats = NDArray[np.float32]
+
+TOP = 10
+MIN_VIDEOS = 2 * TOP  # with fewer, ten of all videos would be the same by chance
+RECALL_AT = (1, 5, 10)
+_VIDEOS_AT_ONCE = 16
+
+
+# fp32 differs by the order of sums alone; bytes and bf16 really round. Their cosines are those of the worst sample.
+LIMITS: dict[ExportKind, Limits] = {
+    "onnx": Limits(text_cosine=0.9999, image_cosine=0.9999, top10_overlap=0.99, recall_loss=0.5),
+    "onnx-int8": Limits(text_cosine=0.98, image_cosine=0.98, top10_overlap=0.9, recall_loss=2.0),
+    "torch-bf16": Limits(text_cosine=0.99, image_cosine=0.99, top10_overlap=0.9, recall_loss=2.0),
+}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Samples:
+    """What is compared on. Caption t belongs to video ``video_of_text_T[t]``; frames of a video are (F, S, S, 3)."""
+
+    source: str
+    frames: Sequence[NDArray[np.uint8]]
+    texts: Sequence[str]
+    video_of_text_T: NDArray[np.intp]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SampleFeatures:
+    """The samples as one runtime encodes them: texts, all real frames, and pooled videos."""
+
+    text_TD: Floats
+    frames_RD: Floats
+    pooled_VD: Floats
+    speed: Speed
+
+
+def encode_samples(encoder: Encoder, samples: Samples) -> SampleFeatures:
+    """Encode with whatever runtime the encoder has; texts one by one, as a service meets them."""
+    encoder.encode_texts(samples.texts[:1])  # what is prepared at first use is not timed
+    started = time.perf_counter()
+    text_TD = np.concatenate([encoder.encode_texts([text]) for text in samples.texts])
+    texts_done = time.perf_counter()
+    frames, pooled = [], []
+    for start in range(0, len(samples.frames), _VIDEOS_AT_ONCE):
+        stacked, mask = _stacked(samples.frames[start : start + _VIDEOS_AT_ONCE])
+        features_BFD = encoder.encode_videos(stacked, mask)
+        frames.append(features_BFD[mask])
+        pooled.append(encoder.pool(features_BFD, mask))
+    frames_RD = np.concatenate(frames)
+    speed = Speed(
+        text_ms=1000 * (texts_done - started) / len(samples.texts),
+        image_ms=1000 * (time.perf_counter() - texts_done) / len(frames_RD),
+    )
+    return SampleFeatures(text_TD=text_TD, frames_RD=frames_RD, pooled_VD=np.concatenate(pooled), speed=speed)
+
+
+def judge(kind: ExportKind, samples: Samples, plain: SampleFeatures, fast: SampleFeatures) -> GuardReport:
+    """Compare a faster runtime's features with fp32's. Raises ``ValueError`` for too few videos to rank."""
+    if len(samples.frames) < MIN_VIDEOS:
+        raise ValueError(
+            f"{samples.source} has {len(samples.frames)} videos, the guard needs at least {MIN_VIDEOS} to compare the "
+            f"{TOP} best of each text; give more"
+        )
+    limits = LIMITS[kind]
+    text, image = _agreement(plain.text_TD, fast.text_TD), _agreement(plain.frames_RD, fast.frames_RD)
+    scores = [_unit(side.text_TD) @ _unit(side.pooled_VD).T for side in (plain, fast)]
+    overlap = _overlap(*scores)
+    before, after = ({k: _recall(matrix, samples)[k] for k in RECALL_AT} for matrix in scores)
+    failures = [
+        f"cosine of {what} is {found.least:.5f} at worst, limit {limit}"
+        for what, found, limit in (("texts", text, limits.text_cosine), ("frames", image, limits.image_cosine))
+        if not found.least >= limit
+    ]
+    if not overlap >= limits.top10_overlap:
+        failures.append(f"{100 * overlap:.1f} % of the ten best are the same, limit {100 * limits.top10_overlap:.0f} %")
+    failures += [
+        f"R@{k} falls from {before[k]:.1f} to {after[k]:.1f}, limit {limits.recall_loss} points"
+        for k in RECALL_AT
+        if before[k] - after[k] > limits.recall_loss
+    ]
+    return GuardReport(
+        source=samples.source,
+        videos=len(samples.frames),
+        frames=len(plain.frames_RD),
+        texts=len(samples.texts),
+        text=text,
+        image=image,
+        top10_overlap=overlap,
+        recall_plain=before,
+        recall_fast=after,
+        speed_plain=plain.speed,
+        speed_fast=fast.speed,
+        limits=limits,
+        failures=tuple(failures),
+    )
+
+
+def _stacked(videos: Sequence[NDArray[np.uint8]]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    longest = max(len(frames) for frames in videos)
+    stacked = np.zeros((len(videos), longest, *videos[0].shape[1:]), np.uint8)
+    mask = np.zeros((len(videos), longest), np.bool_)
+    for number, frames in enumerate(videos):
+        stacked[number, : len(frames)] = frames
+        mask[number, : len(frames)] = True
+    return stacked, mask
+
+
+def _agreement(plain_ND: Floats, fast_ND: Floats) -> Agreement:
+    cosines_N = np.nan_to_num((_unit(plain_ND) * _unit(fast_ND)).sum(axis=1), nan=-1.0)
+    return Agreement(least=float(cosines_N.min()), mean=float(cosines_N.mean()))
+
+
+def _overlap(plain_TV: Floats, fast_TV: Floats) -> float:
+    best = [np.argsort(-matrix, axis=1, kind="stable")[:, :TOP] for matrix in (plain_TV, fast_TV)]
+    return float(np.mean([len(np.intersect1d(one, other)) / TOP for one, other in zip(*best, strict=True)]))
+
+
+def _recall(scores_TV: Floats, samples: Samples) -> dict[int, float]:
+    # A runtime that computes NaN finds nothing; its cosines have failed already.
+    found: Any = text_to_video_metrics(np.nan_to_num(scores_TV, nan=-np.inf), samples.video_of_text_T)
+    recall: dict[int, float] = found.recall
+    return recall
+
+
+def _unit(rows_ND: Floats) -> Floats:
+    unit: Floats = rows_ND / np.maximum(np.linalg.norm(rows_ND, axis=1, keepdims=True), 1e-12)
+    return unit

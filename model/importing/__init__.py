@@ -1,0 +1,1 @@
+"""``emcl import-checkpoint``: checkpoints of other programs converted to ours."""

@@ -1,0 +1,1 @@
+"""What computes the towers: PyTorch, packed or compiled weights, ONNX Runtime, CUDA graphs."""

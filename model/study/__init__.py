@@ -1,0 +1,1 @@
+"""``emcl calibrate``, ``sweep`` and ``report``: which settings rank best, and what EMCL does to a model."""

@@ -1,0 +1,254 @@
+"""``emcl calibrate``: which settings of EMCL and of the search rank best on labelled validation pairs?
+
+In: an encoded validation corpus and a grid. Out: the best setting by mean reciprocal rank over both ways, and how it
+compares with the ranking without EMCL (``beta`` 0), video by video.
+
+The best of eighty settings is lucky by construction. So the comparison that counts is held out: videos are cut into
+folds, each fold is ranked by the setting that is best on the *others*, and the sign test and the bootstrap intervals
+are over these rankings. Beside it stand the uncorrected sign test of every setting and Holm's correction of it.
+
+The number of candidates is chosen first, without EMCL, so that it favours no setting; the temperature of dual softmax
+last, with the chosen setting.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import PositiveFloat, PositiveInt, ValidationError
+from tqdm import tqdm
+
+from model.config import Config, EMCLConfig, SearchConfig, problems_of
+from model.encoder import Encoder
+from model.evaluate.run import Corpus
+from model.study.per_video_ranks import Outcome, describe, outcome_of
+from model.study.significance import Interval, PairedTest, bootstrap, compare, folds_of, holm
+
+SIGNIFICANCE = 0.05
+# Mean reciprocal ranks closer than this are a tie, and what the checkpoint has already stays: how many candidates a
+# few hundred validation clips need says little about the corpus that will be searched.
+_SAME_RECIPROCAL = 0.001
+
+
+class Grid(Config):
+    """Values to try; every combination is measured. ``None`` stands for the mode's usual values."""
+
+    modes: tuple[Literal["channel", "reference"], ...] = ("channel", "reference")
+    betas: tuple[float, ...] | None = None
+    sigmas: tuple[float, ...] | None = None
+    bases: tuple[int, ...] | None = None
+    iterations: tuple[int, ...] | None = None
+    candidates: tuple[PositiveInt, ...] = (50, 100, 200, 500)
+    temperatures: tuple[PositiveFloat, ...] = (0.003, 0.01, 0.03, 0.1)
+
+    def settings(self, own: EMCLConfig) -> list[EMCLConfig]:
+        """All combinations, and the checkpoint's own setting if its mode is asked for; none twice, none with beta 0.
+
+        Raises ``ValueError`` for values out of range.
+        """
+        found = dict.fromkeys(self._with_repetitions(own))
+        return [config for config in found if config.beta > 0]
+
+    def _with_repetitions(self, own: EMCLConfig) -> Iterator[EMCLConfig]:
+        if own.mode in self.modes:
+            yield own
+        for mode in self.modes:
+            usual = USUAL[mode]
+            values = (
+                self.betas or usual["beta"],
+                self.sigmas or usual["sigma"],
+                self.bases or usual["num_bases"],
+                self.iterations or usual["iterations"],
+            )
+            for beta, sigma, bases, iterations in itertools.product(*values):
+                changes = {"beta": beta, "sigma": sigma, "num_bases": bases, "iterations": iterations, "mode": mode}
+                try:
+                    yield EMCLConfig.model_validate({**own.model_dump(), **changes})
+                except ValidationError as error:
+                    raise ValueError(f"the grid holds a value that EMCL cannot have: {problems_of(error)}") from error
+
+
+# The correction of ``channel`` is relative to the features, that of ``reference`` is not: their strengths differ. A
+# reference pass converges in a few iterations, and its bases collapse to two whatever their number (reference §1.3).
+USUAL: dict[str, dict[str, tuple[Any, ...]]] = {
+    "channel": {
+        "beta": (0.05, 0.1, 0.2, 0.3, 0.5),
+        "sigma": (0.03, 0.1, 0.3, 1.0),
+        "num_bases": (8, 32),
+        "iterations": (3, 9),
+    },
+    "reference": {"beta": (1.0, 3.0), "sigma": (0.03, 1.0), "num_bases": (32,), "iterations": (9,)},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One ranking against another of the same videos; differences are in points of percent, better ones positive."""
+
+    ranks: PairedTest
+    first: tuple[PairedTest, PairedTest]
+    reciprocal_difference: Interval
+    first_difference: tuple[Interval, Interval]
+
+    @property
+    def is_better(self) -> bool:
+        """Whether it is better by more than chance."""
+        gains = self.ranks.wins > self.ranks.losses and self.reciprocal_difference.mean > 0
+        return gains and self.ranks.p < SIGNIFICANCE
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        ways = ("text_to_video", "video_to_text")
+        return {
+            "wins": self.ranks.wins,
+            "losses": self.ranks.losses,
+            "p": self.ranks.p,
+            "mrr_difference": vars(self.reciprocal_difference),
+            "r1_difference": {way: vars(found) for way, found in zip(ways, self.first_difference, strict=True)},
+            "r1_p": {way: found.p for way, found in zip(ways, self.first, strict=True)},
+        }
+
+
+def compare_outcomes(base: Outcome, other: Outcome, *, seed: int = 0) -> Comparison:
+    """Test on reciprocal ranks (sign test) and on first places (McNemar's where a video has one caption)."""
+    reciprocal_V = other.reciprocal_ranks - base.reciprocal_ranks
+    first_VW = other.first_VW - base.first_VW
+    return Comparison(
+        ranks=compare(reciprocal_V),
+        first=(compare(first_VW[:, 0]), compare(first_VW[:, 1])),
+        reciprocal_difference=bootstrap(reciprocal_V, seed=seed).scaled(100),
+        first_difference=(
+            bootstrap(first_VW[:, 0], seed=seed).scaled(100),
+            bootstrap(first_VW[:, 1], seed=seed).scaled(100),
+        ),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tried:
+    """One setting of the grid against the ranking without EMCL; ``holm_p`` is corrected for the size of the grid."""
+
+    config: EMCLConfig
+    outcome: Outcome
+    ranks: PairedTest
+    holm_p: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Calibration:
+    """What was measured and chosen. ``best`` is ``None`` if no setting ranks better than the ranking without EMCL.
+
+    ``tried`` is in order of mean reciprocal rank, best first. ``candidates`` and ``temperatures`` map what was tried
+    to its mean reciprocal rank in percent; one that was not varied has a single entry.
+    """
+
+    own: EMCLConfig
+    baseline: Outcome
+    tried: list[Tried]
+    best: Tried | None
+    in_sample: Comparison
+    held_out: Comparison
+    folds: int
+    fold_choices: list[str]
+    search: SearchConfig
+    candidates: dict[int, float]
+    temperatures: dict[float, float]
+
+    def choice(self, *, only_if_better: bool = False) -> EMCLConfig:
+        """The setting to use; ``only_if_better`` leaves EMCL out where it does not rank better by more than chance."""
+        if self.best is None or (only_if_better and not self.held_out.is_better):
+            return self.own.model_copy(update={"beta": 0.0})
+        return self.best.config
+
+
+def calibrate(encoder: Encoder, corpus: Corpus, grid: Grid, *, folds: int = 5, seed: int = 0) -> Calibration:
+    """Measure the whole grid. Raises ``ValueError`` for fewer videos than folds, or an empty grid."""
+    fold_V = folds_of(len(corpus.mask_VF), folds, seed=seed)
+    settings = grid.settings(encoder.config.emcl)
+    if not settings:
+        raise ValueError("the grid holds no setting with a beta above 0, so there is nothing to choose")
+    candidates, by_candidates = _choose_candidates(encoder, corpus, grid.candidates)
+    baseline = outcome_of(encoder, corpus, None, candidates=candidates)
+    bar = tqdm(settings, desc="calibrate", unit="setting")
+    outcomes = [outcome_of(encoder, corpus, config, candidates=candidates) for config in bar]
+    tried = _test_all(settings, outcomes, baseline)
+    best = tried[0] if tried[0].outcome.mean_reciprocal > baseline.mean_reciprocal else None
+    held_out, choices = _held_out(settings, outcomes, baseline, fold_V)
+    temperature, by_temperature = _choose_temperature(
+        encoder, corpus, best.config if best else None, candidates, grid.temperatures
+    )
+    return Calibration(
+        own=encoder.config.emcl,
+        baseline=baseline,
+        tried=tried,
+        best=best,
+        in_sample=compare_outcomes(baseline, best.outcome if best else baseline, seed=seed),
+        held_out=compare_outcomes(baseline, held_out, seed=seed),
+        folds=folds,
+        fold_choices=choices,
+        search=SearchConfig(candidates=candidates, dual_softmax_temperature=temperature),
+        candidates=by_candidates,
+        temperatures=by_temperature,
+    )
+
+
+def _test_all(settings: Sequence[EMCLConfig], outcomes: Sequence[Outcome], baseline: Outcome) -> list[Tried]:
+    tests = [compare(outcome.reciprocal_ranks - baseline.reciprocal_ranks) for outcome in outcomes]
+    corrected = holm([test.p for test in tests])
+    tried = [
+        Tried(config=config, outcome=outcome, ranks=test, holm_p=p)
+        for config, outcome, test, p in zip(settings, outcomes, tests, corrected, strict=True)
+    ]
+    return sorted(tried, key=lambda one: -one.outcome.mean_reciprocal)
+
+
+def _held_out(
+    settings: Sequence[EMCLConfig], outcomes: Sequence[Outcome], baseline: Outcome, fold_V: np.ndarray[Any, Any]
+) -> tuple[Outcome, list[str]]:
+    """Each fold's videos under the setting that is best on the other folds, which may be the one without EMCL."""
+    names = [describe(None), *(describe(config) for config in settings)]
+    options = [baseline, *outcomes]
+    reciprocal_VW, first_VW = baseline.reciprocal_VW.copy(), baseline.first_VW.copy()
+    choices = []
+    for fold in range(int(fold_V.max()) + 1):
+        inside_V = fold_V == fold
+        # max keeps the first of equals, and without EMCL comes first
+        chosen = max(range(len(options)), key=lambda i: options[i].take(~inside_V).mean_reciprocal)
+        reciprocal_VW[inside_V] = options[chosen].reciprocal_VW[inside_V]
+        first_VW[inside_V] = options[chosen].first_VW[inside_V]
+        choices.append(names[chosen])
+    return Outcome(reciprocal_VW=reciprocal_VW, first_VW=first_VW), choices
+
+
+def _choose_candidates(encoder: Encoder, corpus: Corpus, counts: Sequence[int]) -> tuple[int, dict[int, float]]:
+    """Only numbers below that of the videos can be told apart here; the checkpoint's own stays in a tie."""
+    own = encoder.config.search.candidates
+    videos = len(corpus.mask_VF)
+    tried = sorted({own, *(count for count in counts if count < videos)})
+    figures = {
+        count: outcome_of(encoder, corpus, None, candidates=count).mean_reciprocal
+        for count in tqdm(tried, desc="candidates", unit="number", disable=len(tried) == 1)
+    }
+    return int(_best_or_own(figures, own)), {count: 100 * figure for count, figure in figures.items()}
+
+
+def _choose_temperature(
+    encoder: Encoder, corpus: Corpus, config: EMCLConfig | None, candidates: int, temperatures: Sequence[float]
+) -> tuple[float, dict[float, float]]:
+    own = encoder.config.search.dual_softmax_temperature
+    figures = {
+        temperature: outcome_of(
+            encoder, corpus, config, candidates=candidates, dual_softmax_temperature=temperature
+        ).mean_reciprocal
+        for temperature in tqdm(sorted({own, *temperatures}), desc="dual softmax", unit="temperature")
+    }
+    return _best_or_own(figures, own), {value: 100 * figure for value, figure in figures.items()}
+
+
+def _best_or_own(figures: dict[Any, float], own: float) -> float:
+    best = max(figures, key=lambda value: figures[value])
+    return float(own if figures[best] - figures[own] <= _SAME_RECIPROCAL else best)

@@ -1,0 +1,1 @@
+"""``emcl train``: the loop, the step, and everything that a run keeps."""

@@ -1,0 +1,188 @@
+"""Settings of a training run: the YAML file behind ``emcl train --config``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from model.config import Config, ModelConfig, load_mapping, problems_of
+from model.data.augment import Augmentation, NoAugmentation
+from model.data.clips import NO_AUGMENTATION, EpochOf
+from model.data.manifest import ManifestConfig
+from model.data.scenes import ScenesConfig
+from model.data.sources import StoredSet
+from model.data.video_text import Split
+
+DataConfig = Annotated[ScenesConfig | StoredSet, Field(discriminator="kind")]
+Every = Annotated[int, Field(ge=1)] | Literal["epoch"]
+
+
+class OptimiserConfig(Config):
+    """The optimiser and its schedule (``model.train.optimiser``).
+
+    ``kind`` ``adamw`` is ours, with ``warmup_steps`` and ``final_share``. ``bert-adam`` is the reference's, with
+    ``warmup_share``. A setting that the chosen kind does not read is an error.
+
+    ``encoder_learning_rate`` is that of the CLIP towers, ``learning_rate`` that of everything new. The reference's
+    1e-7 for the towers works through fp16 rounding (reference §2.5) and has to be tuned anew in fp32.
+    """
+
+    kind: Literal["adamw", "bert-adam"] = "adamw"
+    learning_rate: float = Field(1e-4, gt=0)
+    encoder_learning_rate: float = Field(1e-6, gt=0)
+    # adamw: what the cosine ends at, as a share of the learning rate. None stands for 0.
+    final_share: float | None = Field(None, ge=0, le=1)
+    # adamw: steps until the full rate. None stands for 100.
+    warmup_steps: int | None = Field(None, ge=0)
+    # bert-adam: the share of all steps until the full rate. None stands for the reference's 0.1.
+    warmup_share: float | None = Field(None, ge=0, le=1)
+    weight_decay: float = Field(0.2, ge=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.98, ge=0, lt=1)
+    # The norm that all gradients together are clipped to; bert-adam then clips each tensor to norm 1 as well.
+    clip_norm: float = Field(1.0, gt=0)
+    # False freezes the image tower's patch projection (conv1), as the reference does.
+    train_patches: bool = True
+
+    @model_validator(mode="after")
+    def _only_what_the_kind_reads(self) -> OptimiserConfig:
+        foreign = ("warmup_share",) if self.kind == "adamw" else ("warmup_steps", "final_share")
+        given = [name for name in foreign if getattr(self, name) is not None]
+        if given:
+            own = "warmup_steps and final_share" if self.kind == "adamw" else "warmup_share, a share of all steps"
+            raise ValueError(f"optimiser kind {self.kind} does not read {' and '.join(given)}; its schedule has {own}")
+        return self
+
+    @property
+    def warmup_steps_or_default(self) -> int:
+        """``warmup_steps`` of adamw."""
+        return 100 if self.warmup_steps is None else self.warmup_steps
+
+    @property
+    def final_share_or_default(self) -> float:
+        """``final_share`` of adamw."""
+        return 0.0 if self.final_share is None else self.final_share
+
+    @property
+    def warmup_share_or_default(self) -> float:
+        """``warmup_share`` of bert-adam."""
+        return 0.1 if self.warmup_share is None else self.warmup_share
+
+
+class TrainConfig(Config):
+    """One run: ``steps`` steps, or ``epochs`` passes over the training items, of ``batch_size`` clips.
+
+    ``batch_size`` is that of all processes together; each step is one symmetric InfoNCE over the whole batch.
+    """
+
+    model: ModelConfig
+    data: DataConfig
+    optimiser: OptimiserConfig = OptimiserConfig()
+    batch_size: int = Field(128, ge=2)
+    # Exactly one of the two. Generated scenes have no end, so they take only steps.
+    steps: int | None = Field(None, ge=1)
+    epochs: int | None = Field(None, ge=1)
+    # What an epoch has once: every video with one random caption, or every caption (the reference's way).
+    epoch_of: EpochOf = "videos"
+    seed: int = 0
+    # A checkpoint to go on from, with its weights but not its optimiser; the configuration above must fit it.
+    start_from: Path | None = None
+    # Whether the EM pass is part of the loss. It moves the EMCL state; without it the state stays as drawn.
+    joint_emcl: bool = True
+    # What other captions of a batch's videos, and other videos of its captions, are to the loss: left out of it, or
+    # negatives, as in the reference.
+    duplicates: Literal["ignore", "negatives"] = "ignore"
+    # `randaugment`, or its settings; what is done to training clips. Validation clips stay as they are.
+    augmentation: Augmentation = NO_AUGMENTATION
+    # Steps in which the strength of the EM pass in the loss rises linearly from 0 to the model's beta; 0: at once.
+    emcl_ramp_steps: int = Field(0, ge=0)
+    # bf16 and fp16 are autocast of the encoders: weights and loss stay float32. fp16 also scales the gradients.
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    # Clips per process that are encoded at once with a graph; the gradients are those of the whole batch (GradCache).
+    chunk_size: int | None = Field(None, ge=1)
+    # Keep no activations inside the blocks of transformers, compute them again in the backward pass.
+    gradient_checkpointing: bool = False
+    # Whether BatchNorm layers (ResNet towers) normalise by the batch, as torch trains them, or by their running
+    # statistics, which chunks and several processes need.
+    batch_norm: Literal["batch", "running"] = "batch"
+    # Decay of an exponential moving average of the weights, which is then validated and saved; None: no average.
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    # fp16 halves the finished checkpoint.
+    saved_dtype: Literal["fp32", "fp16"] = "fp32"
+    # 0 loads batches in the training process itself.
+    workers: int = Field(1, ge=0)
+    log_every: int = Field(20, ge=1)
+    # In steps, or "epoch".
+    validate_every: Every = 500
+    checkpoint_every: Every = 500
+    # Keep the weights of the best validation (R@1, text to video) and make them the result, not the last ones.
+    keep_best: bool = False
+    # Also write OUTPUT/tensorboard; needs the extra `train`.
+    tensorboard: bool = False
+    # How long processes wait for each other; rank 0 validates and saves meanwhile.
+    timeout_seconds: float = Field(1800.0, gt=0)
+
+    @model_validator(mode="after")
+    def _length_is_given_once(self) -> TrainConfig:
+        if (self.steps is None) == (self.epochs is None):
+            given = "neither" if self.steps is None else "both"
+            raise ValueError(f"a run has either steps or epochs, this one has {given}; set exactly one of them")
+        endless = isinstance(self.data, ScenesConfig)
+        counted = [
+            name
+            for name, is_used in {
+                "epochs": self.epochs is not None,
+                "epoch_of: captions": self.epoch_of == "captions",
+                "validate_every: epoch": self.validate_every == "epoch",
+                "checkpoint_every: epoch": self.checkpoint_every == "epoch",
+            }.items()
+            if is_used
+        ]
+        if endless and counted:
+            raise ValueError(f"generated scenes have no epochs, but {' and '.join(counted)} asks for them; use steps")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> TrainConfig:
+        if self.emcl_ramp_steps and not self.joint_emcl:
+            raise ValueError("emcl_ramp_steps has no effect without joint_emcl; leave it out or set joint_emcl: true")
+        if isinstance(self.data, ScenesConfig) and not isinstance(self.augmentation, NoAugmentation):
+            raise ValueError(
+                f"augmentation {self.augmentation.kind} would falsify generated scenes, whose captions name colours "
+                "and directions; they vary by themselves, leave it out"
+            )
+        if self.keep_best:
+            self._selects_honestly()
+        return self
+
+    def _selects_honestly(self) -> None:
+        split = selection_split(self.data)
+        if split is None:
+            raise ValueError("keep_best needs validation clips to choose by, and this data section names none")
+        if split == "test" and getattr(self.data, "protocol", None) != "reference":
+            raise ValueError(
+                "keep_best would choose by the test split, which then measures nothing any more; only data.protocol: "
+                "reference may do that, as the released code does"
+            )
+
+
+def selection_split(data: ScenesConfig | StoredSet) -> Split | None:
+    """Return the split that is validated on while training, None if there is none."""
+    if isinstance(data, ScenesConfig):
+        return "val" if data.validation_clips else None
+    if isinstance(data, ManifestConfig):
+        return "val" if data.validation else None
+    return data.selection_split if data.selection_split in data.splits else None
+
+
+def load_train_config(path: Path) -> TrainConfig:
+    """Read a run's settings from YAML or JSON; paths in it are relative to the working directory.
+
+    Raises ``ValueError`` that names the file and every wrong key.
+    """
+    try:
+        return TrainConfig.model_validate(load_mapping(path))
+    except ValidationError as error:
+        raise ValueError(f"{path} is not a valid training configuration: {problems_of(error)}") from error

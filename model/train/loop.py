@@ -1,0 +1,205 @@
+"""The loop of a training: steps, log, validation, checkpoints, and the finished model. Use ``model.train.run.train``.
+
+With several processes each one takes every step; the first alone logs, validates and saves, while the others wait.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from model.checkpoint import load_checkpoint, save_checkpoint
+from model.clip.tokenizer import Tokenizer, build_tokenizer
+from model.clip.weights import load_strictly
+from model.data.base import Batch
+from model.net import EMCLNet, build_net
+from model.train.config import TrainConfig
+from model.train.data import batches, build_data, require_selection_data
+from model.train.distributed import World
+from model.train.ema import WeightAverage
+from model.train.layers import prepare_layers, training_mode
+from model.train.log import RunLog
+from model.train.optimiser import build_optimiser, rate_factor
+from model.train.state import Best, TrainState, save_state
+from model.train.step import Stepper, StepResult, arithmetic
+from model.train.validate import validate
+
+logger = logging.getLogger(__name__)
+
+_AGREEMENT_EVERY = 100  # steps after which the processes compare their weights, as they do before each checkpoint
+
+
+class Trainer:
+    """A run between two points in time; ``world`` are the processes that share it."""
+
+    def __init__(self, config: TrainConfig, output: Path, *, device: str = "auto", world: World | None = None) -> None:
+        self.config = config
+        self.output = output
+        self.world = World.alone(device) if world is None else world
+        if config.batch_size < self.world.size:
+            raise ValueError(
+                f"batch_size {config.batch_size} leaves some of the {self.world.size} processes without a clip; raise "
+                "it, or start fewer processes"
+            )
+        torch.manual_seed(config.seed)
+        self.net = self._build_net().to(self.world.device)
+        prepare_layers(self.net, config, self.world.size)
+        self.tokenizer: Tokenizer = build_tokenizer(config.model.tokenizer, config.model.clip)
+        self.data = build_data(config, self.net.clip.image_size)
+        if config.keep_best:
+            require_selection_data(config)
+        self.steps = self._in_steps(config.steps or "epoch") * (config.epochs or 1)
+        self.state = TrainState(
+            net=self.net,
+            optimiser=build_optimiser(self.net, config.optimiser),
+            scaler=torch.amp.GradScaler(self.world.device.type, enabled=config.precision == "fp16"),
+            average=None if config.ema_decay is None else WeightAverage(self.net, config.ema_decay),
+        )
+        self.stepper = Stepper(config, self.state, self.tokenizer, self.world, steps=self.steps)
+
+    def _build_net(self) -> EMCLNet:
+        net = build_net(self.config.model)
+        if self.config.start_from is not None:
+            source = load_checkpoint(self.config.start_from)
+            state = source.state_dict()
+            if source.config.emcl != self.config.model.emcl:  # its EMCL state means nothing under other settings
+                state |= {name: value for name, value in net.state_dict().items() if name.startswith("emcl.")}
+            load_strictly(net, state, source=str(self.config.start_from))
+        return net
+
+    def _in_steps(self, every: int | str) -> int:
+        if isinstance(every, int):
+            return every
+        assert self.data.steps_per_epoch is not None  # the configuration refuses epochs of endless data
+        return self.data.steps_per_epoch
+
+    def run(self, start: int, log: RunLog | None) -> Path:
+        """Train from ``start`` steps done to the end; returns the path of the finished checkpoint.
+
+        ``log`` is the first process's; the others have none.
+        """
+        pace = _Pace()
+        training_mode(self.net, self.config)
+        coming = batches(self.data, range(start, self.steps), share=self.world.share, workers=self.config.workers)
+        with tqdm(total=self.steps, initial=start, desc="train", unit="step", disable=not self.world.is_first) as bar:
+            for done, share in enumerate(coming, start=start + 1):
+                result = self._step(done - 1, share, with_diagnostics=self._is_due(self.config.log_every, done))
+                pace.count(self.config.batch_size)
+                bar.update()
+                bar.set_postfix_str(f"loss {result.loss:.3f}, {pace.clips_per_second:.0f} clips/s", refresh=False)
+                if self._is_due(self.config.checkpoint_every, done) or done % _AGREEMENT_EVERY == 0:
+                    self.world.require_agreement(self.net.state_dict().values(), done)
+                if log is not None:
+                    self._after_step(log, done, result, pace)
+        path = self.output / "model.safetensors"
+        if log is not None:
+            log.close()
+            self._finish(path)
+        self.world.wait()
+        return path
+
+    def _is_due(self, every: int | str, done: int) -> bool:
+        return done % self._in_steps(every) == 0 or done == self.steps
+
+    def _after_step(self, log: RunLog, done: int, result: StepResult, pace: _Pace) -> None:
+        if result.skipped:
+            log.write(done, skipped="fp16 overflow", loss_scale=self.state.scaler.get_scale())
+        if self._is_due(self.config.log_every, done):
+            self._note(log, done, result, pace)
+        if self._is_due(self.config.validate_every, done):
+            self._validate(log, done)
+        if self._is_due(self.config.checkpoint_every, done):
+            save_state(self.state, self.output, done)
+
+    def _step(self, number: int, share: Batch, *, with_diagnostics: bool = False) -> StepResult:
+        wanted = with_diagnostics and self.config.joint_emcl and self.world.is_first
+        return self.stepper.step(number, share, with_diagnostics=wanted)
+
+    def _note(self, log: RunLog, done: int, result: StepResult, pace: _Pace) -> None:
+        settings = self.config.optimiser
+        factor = rate_factor(done - 1, self.steps, settings)
+        log.write(
+            done,
+            steps=self.steps,
+            loss=round(result.loss, 5),
+            **pace.as_dict(),
+            learning_rate=settings.learning_rate * factor,
+            encoder_learning_rate=settings.encoder_learning_rate * factor,
+            logit_scale=round(float(self.net.clip.logit_scale.detach().exp()), 3),
+            **({} if result.emcl is None else {"emcl": result.emcl.as_dict()}),
+        )
+
+    def _validate(self, log: RunLog, done: int) -> None:
+        with self._shipped_weights():
+            clips = self.data.validation()
+            metrics = validate(
+                self.net, self.tokenizer, clips, self.world.device, lambda: arithmetic(self.config, self.world.device)
+            )
+            if metrics is None:
+                return
+            log.write(done, validation=metrics)
+            both = [metrics[way]["R@1"] for way in ("text_to_video", "video_to_text")]
+            logger.info("step %d: validation R@1 %.1f text to video, %.1f video to text", done, *both)
+            if self.config.keep_best:
+                self._keep_if_best(done, both[0])
+
+    def _keep_if_best(self, done: int, recall_at_1: float) -> None:
+        best = self.state.progress.best
+        if best is None or recall_at_1 > best.recall_at_1:
+            self.state.progress.best = Best(step=done, recall_at_1=recall_at_1)
+            self._save(self.output / "best.safetensors", done)
+
+    def _shipped_weights(self) -> Any:
+        """The averaged weights where there are any; within the context the net has them."""
+        return ExitStack() if self.state.average is None else self.state.average.in_place()
+
+    def _finish(self, path: Path) -> None:
+        best = self.state.progress.best
+        with self._shipped_weights():
+            if best is None:
+                self._save(path, self.steps)
+                return
+            self._save(path.with_name("last.safetensors"), self.steps)
+        chosen = load_checkpoint(path.with_name("best.safetensors"))
+        save_checkpoint(chosen, path, metadata=self._facts(best.step), dtype=self.config.saved_dtype)
+
+    def _save(self, path: Path, step: int) -> None:
+        save_checkpoint(self.net, path, metadata=self._facts(step), dtype=self.config.saved_dtype)
+
+    def _facts(self, step: int) -> dict[str, Any]:
+        """What a checkpoint says of its making; ``weights`` and ``selected`` tell which of the run's weights it has."""
+        config, best = self.config, self.state.progress.best
+        facts: dict[str, Any] = {"steps": step, "batch_size": config.batch_size, "seed": config.seed}
+        facts["weights"] = "last" if config.ema_decay is None else f"moving average, decay {config.ema_decay}"
+        facts["selected"] = "last step"
+        if best is not None and best.step == step:
+            facts["selected"] = f"best validation R@1, text to video: {best.recall_at_1:.2f} after step {best.step}"
+        return facts
+
+
+class _Pace:
+    """Speed of this process only: a resumed run has no memory of its predecessor's."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._clips = 0
+
+    def count(self, clips: int) -> None:
+        self._clips += clips
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    @property
+    def clips_per_second(self) -> float:
+        return self._clips / self.seconds
+
+    def as_dict(self) -> dict[str, float]:
+        return {"examples_per_second": round(self.clips_per_second, 1), "seconds": round(self.seconds, 1)}

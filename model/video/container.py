@@ -1,0 +1,272 @@
+"""A file or bytes → an open video: the right stream of an allowed container, its packets and their timestamps.
+
+Timestamps are integers in the stream's time base; ``OpenVideo.seconds`` turns them into seconds from the first frame.
+"""
+
+from __future__ import annotations
+
+import io
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from model.video.types import DecodeLimits, NoFrames, NotAVideo, NoVideoStream, Source
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+# The demuxers that may read an input. Every other one that FFmpeg has is refused, above all those that make it open
+# other files or addresses (HLS and DASH playlists, concat scripts, SDP, image sequences).
+VIDEO_FORMATS = ("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "ogg", "asf", "gif")
+# Opened only to be able to say "this is an audio file".
+AUDIO_FORMATS = ("mp3", "wav", "flac", "aac", "aiff", "ac3", "amr", "caf")
+
+READ_BUFFER_BYTES = 256 * 1024
+# Packets looked at for the earliest timestamp: deeper than any codec reorders (H.264 and HEVC: 16 frames).
+REORDER_PACKETS = 64
+# Unreadable places in a row after which the rest of a file is given up.
+MAX_READ_ERRORS = 100
+
+
+@contextmanager
+def open_video(source: Source, limits: DecodeLimits, threads: int = 1) -> Iterator[OpenVideo]:
+    """Open a path or bytes. Raises ``NotAVideo``, ``NoVideoStream``, ``NoFrames`` or ``OverLimit``, or ``OSError`` for
+    a path that cannot be read. Never opens anything but that one file: a path is a path even if it looks like a URL.
+    """
+    with _open_file(source, limits) as file:
+        video = OpenVideo(file, _label(source), limits, threads)
+        try:
+            yield video
+        finally:
+            video.close()
+
+
+@contextmanager
+def _open_file(source: Source, limits: DecodeLimits) -> Iterator[BinaryIO]:
+    if isinstance(source, bytes):
+        size_bytes = len(source)
+    else:
+        status = Path(source).stat()
+        size_bytes = status.st_size
+        if not stat.S_ISREG(status.st_mode):
+            raise NotAVideo(f"{_label(source)} is no regular file; expected a video file, pass its path")
+    if size_bytes == 0:
+        raise NotAVideo(f"{_label(source)} is empty (0 bytes), expected a video file; copy or upload it again")
+    limits.check_bytes(size_bytes)
+    with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
+        yield file
+
+
+def _label(source: Source) -> str:
+    """How messages call the input: without its folder, because they may reach people who should not know it."""
+    return "the input" if isinstance(source, bytes) else Path(source).name or str(source)
+
+
+class OpenVideo:
+    """A video that is open for reading; made by ``open_video``. Not thread-safe.
+
+    ``origin`` is the timestamp of the first frame that is shown, ``skipped_packets`` the running count of packets
+    that could not be read or decoded. ``reordered_avi``: AVI stores no presentation times, so with B-frames they are
+    known only from the order in which the codec gives frames out. Such a frame's time is the decoding time of the
+    packet that made it come out; ``delay_packets`` are those that go in before the first one does.
+    """
+
+    def __init__(self, file: BinaryIO, label: str, limits: DecodeLimits, threads: int) -> None:
+        self.label, self.limits = label, limits
+        self._file, self._threads = file, threads
+        self.skipped_packets = 0
+        self._open()
+        self.reordered_avi = self.container.format.name == "avi" and self.stream.codec_context.has_b_frames
+        self.delay_packets = 0
+        self.origin = self._first_output_time() if self.reordered_avi else self._first_time()
+
+    def _open(self) -> None:
+        import av
+
+        self._file.seek(0)
+        options = _allocation_limit(self.limits.max_pixels)
+        try:
+            self.container: InputContainer = av.open(
+                _Nameless(self._file),
+                mode="r",
+                options=options,
+                container_options={"format_whitelist": ",".join(VIDEO_FORMATS + AUDIO_FORMATS)},
+                metadata_errors="replace",
+                buffer_size=READ_BUFFER_BYTES,
+                io_open=_refuse_to_open,
+            )
+        except av.FFmpegError as error:
+            raise NotAVideo(self._what_it_is(error.strerror)) from error
+        self.stream = self._pick_stream()
+        context = self.stream.codec_context
+        self.limits.check_pixels(context.width, context.height)
+        context.options = options
+        context.thread_count = self._threads
+        context.thread_type = "AUTO"
+        for stream in self.container.streams:
+            if stream.index != self.stream.index:
+                stream.discard = av.stream.Discard.all
+
+    def _what_it_is(self, error: str | None) -> str:
+        self._file.seek(0)
+        head = self._file.read(512)
+        if head[4:8] == b"ftyp":
+            return (
+                f"{self.label} starts like an MP4, but its index (moov) cannot be read ({error}): it was cut off or "
+                "damaged; expected a complete file, copy or upload it again"
+            )
+        kind = "text" if head.isascii() and b"\0" not in head else "data of an unknown kind"
+        return (
+            f"{self.label} is not a video: it holds {kind} ({error}), expected MP4, MOV, Matroska, WebM, AVI, "
+            "MPEG, FLV, Ogg, ASF or GIF; convert it to one of these"
+        )
+
+    def _pick_stream(self) -> VideoStream:
+        import av
+
+        still = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+        moving = [stream for stream in self.container.streams.video if not stream.disposition & still]
+        readable = [stream for stream in moving if stream.codec_context is not None]
+        if not readable:
+            kinds = ", ".join(sorted({stream.type for stream in self.container.streams})) or "no streams"
+            found = (
+                "a video stream in a codec that has no decoder here" if moving else f"{kinds} and no moving pictures"
+            )
+            raise NoVideoStream(
+                f"{self.label} is a {self.container.format.name} file with {found}; expected a video stream, "
+                "pass another file or convert it to H.264"
+            )
+        best = self.container.streams.best("video")
+        return next((stream for stream in readable if best is not None and stream.index == best.index), readable[0])
+
+    def close(self) -> None:
+        """Release the decoder and the container."""
+        self.container.close()
+
+    @property
+    def codec(self) -> str:
+        """FFmpeg's name of the codec, whatever library decodes it."""
+        return self.stream.codec_context.codec.canonical_name
+
+    @property
+    def frame_rate(self) -> float:
+        """Average frames per second, 0 where the container does not tell."""
+        return float(self.stream.average_rate or self.stream.guessed_rate or 0)
+
+    @property
+    def ticks_per_frame(self) -> int:
+        """The average length of a frame in units of the time base, 0 if unknown."""
+        return round(1 / self.frame_rate / self.tick_seconds) if self.frame_rate else 0
+
+    @property
+    def tick_seconds(self) -> float:
+        """The length of one unit of the stream's time base."""
+        assert self.stream.time_base is not None
+        return float(self.stream.time_base)
+
+    def seconds(self, time: int) -> float:
+        """A timestamp as seconds from the first frame."""
+        return (time - self.origin) * self.tick_seconds
+
+    def time(self, seconds: float) -> int:
+        """The last timestamp at or before so many seconds from the first frame."""
+        return self.origin + int(np.floor(seconds / self.tick_seconds))
+
+    def packets(self) -> Iterator[Packet[VideoStream]]:
+        """The stream's packets from the current position, unreadable places skipped; the last may be empty."""
+        import av
+
+        errors_in_a_row = 0
+        while errors_in_a_row < MAX_READ_ERRORS:
+            try:
+                for packet in self.container.demux(self.stream):
+                    errors_in_a_row = 0
+                    yield packet
+                return
+            except av.FFmpegError:
+                errors_in_a_row += 1
+                self.skipped_packets += 1
+            except IndexError:  # PyAV 18 at the end of a damaged file in which more streams turned up while reading
+                return
+
+    def rewind(self, seek_to: int | None) -> None:
+        """Go to about the last key frame at or before ``seek_to``; where that fails, and for ``None``, to the start."""
+        import av
+
+        if seek_to is not None:
+            with suppress(av.FFmpegError):
+                self.container.seek(seek_to, stream=self.stream, backward=True)
+                return
+        self.container.close()
+        self._open()
+
+    def packet_time(self, packet: Packet[VideoStream]) -> int | None:
+        """The timestamp of a packet's frame; ``None`` if it has none that is shown."""
+        if packet.is_discard or not packet.size:
+            return None
+        return packet.dts if packet.pts is None or self.reordered_avi else packet.pts
+
+    def frame_time(self, frame: VideoFrame, previous: int) -> int:
+        """The timestamp of a decoded frame that comes out after the one at ``previous``."""
+        time = frame.dts if frame.pts is None or self.reordered_avi else frame.pts
+        return previous + 1 if time is None else time
+
+    def _first_time(self) -> int:
+        first: int | None = None
+        for number, packet in enumerate(self.packets()):
+            time = self.packet_time(packet)
+            if time is not None:
+                first = time if first is None else min(first, time)
+                # No frame can be shown before its packet's decoding time, so nothing earlier can follow.
+                if packet.dts is not None and packet.dts >= first:
+                    break
+            if first is not None and number >= REORDER_PACKETS:
+                break
+        if first is None:
+            raise self.no_frames()
+        return first
+
+    def _first_output_time(self) -> int:
+        import av
+
+        for packet in self.packets():
+            with suppress(av.FFmpegError):
+                for frame in self.stream.codec_context.decode(packet if packet.size else None):
+                    return self.frame_time(frame, 0)
+            self.delay_packets += 1
+        raise self.no_frames()
+
+    def no_frames(self) -> NoFrames:
+        """The error for a stream of which nothing can be shown."""
+        return NoFrames(
+            f"no frame of {self.label} can be decoded ({self.codec}, {self.skipped_packets} broken packets); "
+            "it is empty or damaged, convert or record it again"
+        )
+
+
+def _allocation_limit(max_pixels: int | None) -> dict[str, str]:
+    """FFmpeg's own ``max_pixels``, so that it allocates no frame far over the limit, whatever the header claimed.
+
+    FFmpeg counts pixels that codecs add for alignment (up to 64 columns), so this is wider than the limit, which
+    ``DecodeLimits.check_pixels`` holds exactly.
+    """
+    return {} if max_pixels is None else {"max_pixels": str(max(4 * max_pixels, 2**20))}
+
+
+class _Nameless:
+    """A file without its name: FFmpeg judges the content alone, the same for a path and for bytes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+
+
+def _refuse_to_open(*_: Any) -> Any:
+    """FFmpeg's hook for opening a second file, as playlists and external references ask for."""
+    raise PermissionError("a video may not make the decoder open other files")

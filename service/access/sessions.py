@@ -1,0 +1,68 @@
+"""Sessions of a browser: a signed cookie stands for a key, because ``<video>`` and ``<img>`` cannot send headers.
+
+A cookie names the key and when the session ends, signed (HMAC-SHA256) with the secret of the keys file, so that every
+process that shares the file, also after a restart, knows it. Nothing is stored: each request looks the key up again, so
+that a revoked or expired key ends its sessions at once. The key itself is not in the cookie.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+import time
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
+
+from service.access.keys import KeyBook, KeyIdentity
+from service.errors import Forbidden
+
+COOKIE = "emcl_session"
+CUSTOM_HEADER = "x-requested-with"
+_COOKIE_FORM = re.compile(r"([0-9a-f]{12})\.([0-9]{1,12})\.([0-9a-f]{64})")
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+class Sessions:
+    """Issues and reads cookies for the keys of ``book``; a session lasts ``seconds``."""
+
+    def __init__(self, book: KeyBook, seconds: int) -> None:
+        self.seconds = seconds
+        self._book = book
+
+    def issue(self, identity: KeyIdentity) -> str:
+        """The value of a cookie for whoever has just shown this key."""
+        return self._signed(identity.key_id, int(time.time()) + self.seconds)
+
+    def holder(self, headers: Headers) -> KeyIdentity | None:
+        """Whose session a request belongs to; ``None`` without a cookie that is whole, in time, and of a valid key."""
+        match = _COOKIE_FORM.fullmatch(cookie_parser(headers.get("cookie", "")).get(COOKIE, ""))
+        if match is None or not self._book.session_secret:
+            return None
+        key_id, expires, _ = match.groups()
+        if not hmac.compare_digest(self._signed(key_id, int(expires)), match[0]) or time.time() >= int(expires):
+            return None
+        return self._book.named(key_id)
+
+    def _signed(self, key_id: str, expires: int) -> str:
+        signature = hmac.digest(self._book.session_secret, f"session.{key_id}.{expires}".encode(), "sha256")
+        return f"{key_id}.{expires}.{signature.hex()}"
+
+
+def check_same_origin(method: str, headers: Headers) -> None:
+    """Raise ``Forbidden`` if a request that a cookie authorises changes something and may come from another page.
+
+    A page of another origin can make a browser send a form with our cookie, but it can neither set a header of its own
+    nor hide where it comes from. ``SameSite=Strict`` keeps other sites out already; other ports of the same host are
+    the same site.
+    """
+    if method in _READING or CUSTOM_HEADER in headers:
+        return
+    origin, host = headers.get("origin"), headers.get("host", "")
+    if origin is None or urlsplit(origin).netloc.lower() != host.lower():
+        raise Forbidden(
+            "a session cookie may change something only from this server's own page",
+            expected="the header X-Requested-With, or an Origin header that names this host",
+            next_step="send X-Requested-With: fetch, or use the key itself as Authorization: Bearer",
+        )

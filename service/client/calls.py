@@ -1,0 +1,258 @@
+"""The routes of the service as typed calls: what to send, and what the answer is. Nothing here sends anything.
+
+Each function builds the request of one route; ``service.client.client`` has them as methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import httpx
+from pydantic import BaseModel
+
+from service.client.endpoint import Endpoint, Sent, endpoint
+from service.schemas.access import SessionAnswer
+from service.schemas.index import IndexAnswer, LiveAnswer, ReadyAnswer
+from service.schemas.jobs import JobMetrics, JobOut, JobsPage
+from service.schemas.library import CaptionsAdded, CaptionsPage, VideoAdded, VideoOut, VideosPage
+from service.schemas.search import EmbeddingsAnswer, ManyAnswers, SearchAnswer, UploadAnswer
+from service.search.query import Group, Rerank
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def _a(model: type[Model]) -> Callable[[httpx.Response], Model]:
+    # Fields that a newer service adds are no error for an older client.
+    return lambda response: model.model_validate_json(response.content, extra="ignore")
+
+
+def _content(response: httpx.Response) -> bytes:
+    return response.content
+
+
+def _text(response: httpx.Response) -> str:
+    return response.text
+
+
+def _nothing(response: httpx.Response) -> None:
+    return None
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    """What is not ``None``."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _filter(tags: Sequence[str], min_seconds: float | None, max_seconds: float | None) -> dict[str, Any]:
+    return _given(tags=list(tags), min_seconds=min_seconds, max_seconds=max_seconds)
+
+
+def _alone() -> Sent:
+    return Sent()
+
+
+def _of_video(video_id: str) -> Sent:
+    return Sent(path={"video_id": video_id})
+
+
+def _of_job(job_id: str) -> Sent:
+    return Sent(path={"job_id": job_id})
+
+
+# Searching.
+
+
+@endpoint("POST", "/v1/search", _a(SearchAnswer))
+def search(
+    text: str | None = None,
+    *,
+    video_id: str | None = None,
+    segment: int | None = None,
+    k: int = 10,
+    offset: int = 0,
+    candidates: int | None = None,
+    rerank: Rerank = "emcl",
+    group: Group = "video",
+    tags: Sequence[str] = (),
+    min_seconds: float | None = None,
+    max_seconds: float | None = None,
+) -> Sent:
+    """Videos for a text, or like an indexed video."""
+    asked = _given(text=text, video_id=video_id, segment=segment, candidates=candidates)
+    wanted = _filter(tags, min_seconds, max_seconds)
+    return Sent(json={**asked, "k": k, "offset": offset, "rerank": rerank, "group": group, "filter": wanted})
+
+
+@endpoint("POST", "/v1/search", _a(ManyAnswers))
+def search_many(
+    texts: Sequence[str],
+    *,
+    k: int = 10,
+    offset: int = 0,
+    candidates: int | None = None,
+    rerank: Rerank = "emcl",
+    group: Group = "video",
+    tags: Sequence[str] = (),
+    min_seconds: float | None = None,
+    max_seconds: float | None = None,
+) -> Sent:
+    """Videos for each of several texts."""
+    asked = _given(texts=list(texts), candidates=candidates)
+    wanted = _filter(tags, min_seconds, max_seconds)
+    return Sent(json={**asked, "k": k, "offset": offset, "rerank": rerank, "group": group, "filter": wanted})
+
+
+@endpoint("POST", "/v1/search/video", _a(UploadAnswer))
+def search_video(
+    path: Path | str,
+    *,
+    k: int = 10,
+    offset: int = 0,
+    candidates: int | None = None,
+    rerank: Rerank = "emcl",
+    group: Group = "video",
+) -> Sent:
+    """Captions and similar videos for a video file, of which nothing is kept."""
+    query = _given(k=k, offset=offset, candidates=candidates, rerank=rerank, group=group)
+    return Sent(file=Path(path), query=query)
+
+
+@endpoint("POST", "/v1/rerank", _a(SearchAnswer))
+def rerank(text: str, segments: Sequence[tuple[str, int]], *, rerank: Literal["emcl", "none"] = "emcl") -> Sent:
+    """Scores of given segments, (video id, number), for a text."""
+    named = [{"video_id": video_id, "segment": number} for video_id, number in segments]
+    return Sent(json={"text": text, "segments": named, "rerank": rerank})
+
+
+@endpoint("POST", "/v1/embeddings", _a(EmbeddingsAnswer))
+def embeddings(texts: Sequence[str]) -> Sent:
+    """Unit vectors of texts, as stage 1 compares them with the index."""
+    return Sent(json={"texts": list(texts)})
+
+
+# Videos and captions.
+
+
+@endpoint("GET", "/v1/videos", _a(VideosPage))
+def videos(
+    *,
+    offset: int = 0,
+    limit: int = 100,
+    state: Literal["indexed", "failed", "pending", "any"] = "indexed",
+    tags: Sequence[str] = (),
+    title: str | None = None,
+) -> Sent:
+    """A page of videos: those with all of ``tags``, and a title that contains ``title``."""
+    return Sent(query=_given(offset=offset, limit=limit, state=state, tag=list(tags) or None, title=title))
+
+
+@endpoint("POST", "/v1/videos", _a(VideoAdded))
+def add_video(
+    path: Path | str, *, title: str | None = None, tags: Sequence[str] = (), captions: Sequence[str] = ()
+) -> Sent:
+    """Upload a video to be indexed; wait for the ``job_id`` of the answer, if it has one."""
+    form: dict[str, Any] = _given(title=title, tags=list(tags) or None, captions=list(captions) or None)
+    return Sent(file=Path(path), form=form)
+
+
+@endpoint("PATCH", "/v1/videos/{video_id}", _a(VideoOut))
+def edit_video(video_id: str, *, tags: Sequence[str] | None = None, title: str | None = None) -> Sent:
+    """Give a video exactly these tags, or this title; what is ``None`` stays as it is."""
+    return Sent(path={"video_id": video_id}, json=_given(tags=None if tags is None else list(tags), title=title))
+
+
+delete_video = Endpoint("DELETE", "/v1/videos/{video_id}", _nothing, _of_video, "Remove a video with its captions.")
+
+
+@endpoint("GET", "/v1/captions", _a(CaptionsPage))
+def captions(*, video_id: str | None = None, offset: int = 0, limit: int = 100) -> Sent:
+    """A page of the captions, of one video or of all."""
+    return Sent(query=_given(video_id=video_id, offset=offset, limit=limit))
+
+
+@endpoint("POST", "/v1/captions", _a(CaptionsAdded))
+def add_captions(texts: Sequence[str], *, video_id: str | None = None) -> Sent:
+    """Add captions to a video, or to none."""
+    return Sent(json={"captions": [_given(text=text, video_id=video_id) for text in texts]})
+
+
+@endpoint("DELETE", "/v1/captions/{caption_id}", _nothing)
+def delete_caption(caption_id: int) -> Sent:
+    """Remove a caption."""
+    return Sent(path={"caption_id": str(caption_id)})
+
+
+video = Endpoint("GET", "/v1/videos/{video_id}", _a(VideoOut), _of_video, "One video.")
+video_bytes = Endpoint(
+    "GET", "/v1/videos/{video_id}/stream", _content, _of_video, "The bytes of a video's file, all of them in memory."
+)
+preview = Endpoint(
+    "GET",
+    "/v1/videos/{video_id}/preview",
+    _content,
+    _of_video,
+    "An H.264 preview of a video that browsers cannot play, made when it is first asked for; all in memory.",
+)
+
+
+@endpoint("GET", "/v1/videos/{video_id}/thumbnail", _content)
+def thumbnail(video_id: str, *, seconds: float | None = None) -> Sent:
+    """A JPEG of a moment; default: the middle."""
+    return Sent(path={"video_id": video_id}, query=_given(t=seconds))
+
+
+# The index and its health.
+
+
+index = Endpoint("GET", "/v1/index", _a(IndexAnswer), _alone, "What is served.")
+reload = Endpoint("POST", "/v1/index/reload", _a(IndexAnswer), _alone, "Serve the newest generation.")
+live = Endpoint("GET", "/health/live", _a(LiveAnswer), _alone, "Does the process answer?")
+ready = Endpoint("GET", "/health/ready", _a(ReadyAnswer), _alone, "Does search work?")
+metrics = Endpoint("GET", "/metrics", _text, _alone, "The metrics, as Prometheus reads them.")
+session = Endpoint(
+    "GET", "/v1/session", _a(SessionAnswer), _alone, "Who this client is to the service, and whether keys are required."
+)
+
+
+# Jobs.
+
+
+@endpoint("POST", "/v1/jobs", _a(JobOut))
+def submit_job(kind: Literal["index", "train", "evaluate", "calibrate"], **parameters: Any) -> Sent:
+    """Hand in a job; ``parameters`` as ``docs/api.md`` describes them for each kind."""
+    return Sent(json={"kind": kind, **parameters})
+
+
+@endpoint("GET", "/v1/jobs", _a(JobsPage))
+def jobs(*, state: str | None = None, kind: str | None = None, offset: int = 0, limit: int = 100) -> Sent:
+    """A page of jobs, newest first."""
+    return Sent(query=_given(state=state, kind=kind, offset=offset, limit=limit))
+
+
+job = Endpoint("GET", "/v1/jobs/{job_id}", _a(JobOut), _of_job, "One job.")
+
+
+@endpoint("GET", "/v1/jobs/{job_id}/log", _text)
+def job_log(job_id: str, *, offset: int = 0) -> Sent:
+    """What a job printed, from a number of bytes on."""
+    return Sent(path={"job_id": job_id}, query={"offset": offset})
+
+
+@endpoint("GET", "/v1/jobs/{job_id}/log", _content)
+def job_log_bytes(job_id: str, *, offset: int = 0) -> Sent:
+    """The same, not decoded: a character may be cut at the end."""
+    return Sent(path={"job_id": job_id}, query={"offset": offset})
+
+
+job_metrics = Endpoint("GET", "/v1/jobs/{job_id}/metrics", _a(JobMetrics), _of_job, "The curves of a training job.")
+cancel_job = Endpoint(
+    "POST", "/v1/jobs/{job_id}/cancel", _a(JobOut), _of_job, "Cancel a waiting job, or have a running one stopped."
+)
+resume_job = Endpoint(
+    "POST", "/v1/jobs/{job_id}/resume", _a(JobOut), _of_job, "Queue a job again that failed, was cancelled or lost."
+)
+forget_job = Endpoint(
+    "DELETE", "/v1/jobs/{job_id}", _nothing, _of_job, "Remove a job that has ended, with all that it made."
+)

@@ -1,0 +1,1 @@
+"""``emcl doctor``: checks of the installation, the machine, the index and its model."""

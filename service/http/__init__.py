@@ -1,0 +1,1 @@
+"""HTTP below the routes: middleware, error answers, uploads, connection limits."""

@@ -1,0 +1,133 @@
+"""``emcl worker`` and ``emcl jobs``: run the jobs of a service, and look after its book without the service."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from service.cli_options import takes_settings
+from service.settings import load_settings
+
+if TYPE_CHECKING:
+    from service.jobs.record import Job
+    from service.jobs.store import JobBook
+
+app = typer.Typer(help="Jobs of the service: list, show, follow, cancel, resume.", no_args_is_help=True)
+
+_WORKER_SETTINGS = (
+    *("jobs_folder", "redis_url", "worker_concurrency", "job_timeout_seconds", "job_attempts", "job_grace_seconds"),
+    *("job_memory_bytes", "job_nice", "store", "model", "pretrained", "log_level", "log_format"),
+)
+_FOLLOW_SECONDS = 0.5
+
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@takes_settings(*_WORKER_SETTINGS)
+def worker(
+    embedded: Annotated[bool, typer.Option("--embedded", hidden=True, help="End when standard input ends.")] = False,
+    **options: Any,
+) -> None:
+    """Run the jobs that the service accepts, each as a process of its own. Needs the service's jobs folder."""
+    from service.jobs.worker import Worker, stop_with_stdin
+    from service.observe.logs import logging_to_stderr
+
+    settings = load_settings(options)
+    with logging_to_stderr(settings.log_format, settings.log_level):
+        running = Worker(settings)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: running.stop.set())
+        if embedded:
+            stop_with_stdin(running.stop)
+        running.run()
+
+
+@app.command("list")
+@takes_settings("jobs_folder")
+def list_jobs(
+    state: Annotated[
+        Literal["queued", "running", "succeeded", "failed", "cancelled", "lost"] | None,
+        typer.Option(help="Only jobs in this state."),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most jobs.")] = 50,
+    as_json: Json = False,
+    **options: Any,
+) -> None:
+    """List jobs, newest first."""
+    book = _book(options)
+    jobs = book.list(state=state, limit=limit)
+    if as_json:
+        typer.echo(json.dumps([_shape(job) for job in jobs], indent=2))
+        return
+    for job in jobs:
+        far = f"{job.progress.done}/{job.progress.total}" if job.progress.total else ""
+        typer.echo(f"{job.job_id}  {job.kind:<10} {job.state:<10} {_when(job.created)}  {far:>12}  {job.progress.note}")
+
+
+@app.command()
+@takes_settings("jobs_folder")
+def show(job: JobId, **options: Any) -> None:
+    """Show a job as JSON: what was asked for, its state, result or error."""
+    typer.echo(json.dumps(_shape(_book(options).get(job)), indent=2))
+
+
+@app.command()
+@takes_settings("jobs_folder")
+def log(
+    job: JobId,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    **options: Any,
+) -> None:
+    """Print the log of a job."""
+    book = _book(options)
+    path, offset = book.log_path(job), 0
+    while True:
+        finished = book.get(job).finished
+        if path.exists():
+            with path.open("rb") as file:
+                file.seek(offset)
+                content = file.read()
+            offset += len(content)
+            typer.echo(content.decode("utf-8", "replace"), nl=False)
+        if finished or not follow:
+            return
+        time.sleep(_FOLLOW_SECONDS)
+
+
+@app.command()
+@takes_settings("jobs_folder")
+def cancel(job: JobId, **options: Any) -> None:
+    """Cancel a job that waits or runs."""
+    cancelled = _book(options).cancel(job)
+    typer.echo(f"job {job} is {'being stopped' if cancelled.stopping else cancelled.state}")
+
+
+@app.command()
+@takes_settings("jobs_folder")
+def resume(job: JobId, **options: Any) -> None:
+    """Queue a job again that failed, was cancelled or lost; a running worker takes it up."""
+    typer.echo(f"job {job} is {_book(options).resume(job).state}")
+
+
+def _book(options: dict[str, Any]) -> JobBook:
+    from service.jobs.store import JobBook
+
+    book = JobBook(load_settings(options).jobs_folder)
+    book.find_lost()
+    return book
+
+
+def _shape(job: Job) -> dict[str, Any]:
+    from service.schemas.jobs import JobOut
+
+    return JobOut.of(job).model_dump(mode="json")
+
+
+def _when(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")

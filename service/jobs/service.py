@@ -1,0 +1,245 @@
+"""Where jobs are handed in and asked about. What is accepted here is in the book, checked, and will be run.
+
+Everything that can be known is checked at once: paths lie inside --jobs-inputs, configurations are valid, the jobs
+that are named made what is wanted of them. Without the queue nothing is accepted (503), but everything can be read.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from service.errors import Conflict, Overloaded, Unprocessable
+from service.jobs.commands import CONFIG, STORE, checkpoint_of
+from service.jobs.embedded import EmbeddedWorker
+from service.jobs.inputs import AllowedFolders
+from service.jobs.kinds import KINDS, CalibrateJob, EvaluateJob, IndexJob, TrainJob
+from service.jobs.queue import JobQueue, QueueUnavailableError, open_queue
+from service.jobs.record import Job
+from service.jobs.store import JobBook
+from service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 5
+_DEEPEST = 50
+
+
+class JobDesk:
+    """Jobs of a running service.
+
+    ``book`` is the truth about them; ``store`` is the one that is served; ``worker`` runs them, ``None`` if others do.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.book = JobBook(settings.jobs_folder)
+        self.store = settings.store
+        self._allowed = AllowedFolders(settings.jobs_inputs)
+        self._queue: JobQueue | None = None
+        wanted = settings.embedded_worker
+        embedded = wanted == "on" or (wanted == "auto" and settings.redis_url is None)
+        self.worker = EmbeddedWorker(settings) if embedded else None
+
+    def start(self) -> None:
+        """Have jobs run that an earlier service accepted and did not finish."""
+        if self.worker is not None and self.book.exists and self.book.unfinished(KINDS):
+            self.worker.ensure()
+
+    def close(self) -> None:
+        """Stop taking jobs; those that the embedded worker runs are put back into the queue."""
+        if self.worker is not None:
+            self.worker.close()
+        if self._queue is not None:
+            self._queue.close()
+        self.book.close()
+
+    def submit(self, asked: IndexJob | TrainJob | EvaluateJob | CalibrateJob, *, key_name: str | None = None) -> Job:
+        """Accept a job. Raises ``Unprocessable``, ``NotFound`` or ``Conflict`` for what cannot be done, and
+        ``Overloaded`` if the queue is full or cannot be reached.
+        """
+        self._check_timeout(asked.timeout_seconds)
+        parameters = asked.model_dump(exclude={"kind"})
+        _check_keepable(parameters)
+        files: dict[str, bytes] = {}
+        if isinstance(asked, IndexJob):
+            self._prepare_index(asked, parameters)
+        elif isinstance(asked, TrainJob):
+            files[CONFIG] = self._training_config(asked)
+        else:
+            parameters["data"] = str(self._allowed.find(asked.data, field="data"))
+            parameters["model"] = self._model(asked.model)
+        queue = self._open_queue()
+        try:
+            job = self.book.create(asked.kind, parameters, key_name=key_name, resumable=True, files=files)
+        except (sqlite3.OperationalError, OSError) as error:
+            logger.exception("a job could not be written into the book")
+            raise Overloaded(
+                "the book of jobs cannot be written",
+                expected="a disk with room for --jobs-folder",
+                next_step="try again when the operator has made room; this job was not accepted",
+                retry_after_seconds=RETRY_SECONDS,
+            ) from error
+        self._ring(queue, job)
+        return job
+
+    def cancel(self, job_id: str) -> Job:
+        """Cancel a job that waits, ask for a running one to be stopped. Raises ``Conflict`` if it has ended."""
+        self.book.find_lost()
+        return self.book.cancel(job_id)
+
+    def resume(self, job_id: str) -> Job:
+        """Queue a job again. Raises ``Conflict`` if there is nothing to continue, ``Overloaded`` without the queue."""
+        if (kind := self.book.get(job_id).kind) not in KINDS:
+            raise Conflict(
+                f"a job of kind {kind} keeps nothing that could be continued",
+                expected=f"a job of kind {', '.join(KINDS)}",
+                next_step="send the video again with POST /v1/videos",
+            )
+        queue = self._open_queue()
+        self.book.find_lost()
+        job = self.book.resume(job_id)
+        self._ring(queue, job)
+        return job
+
+    def forget(self, job_id: str) -> None:
+        """Remove a finished job with all that it made. Raises ``Conflict`` if that is still of use."""
+        users = [job.job_id for job in self.book.referring(job_id)]
+        if self.served_job == job_id:
+            users.append("the index that is served")
+        if users:
+            raise Conflict(
+                f"what job {job_id} made is used by {', '.join(users[:3])}",
+                expected="a job that nothing else was made from",
+                next_step="delete those jobs first, or serve another index",
+            )
+        self.book.forget(job_id)
+
+    @property
+    def served_job(self) -> str | None:
+        """The index job whose store is served; ``None`` if it is no job's."""
+        store, jobs = self.store.resolve(), self.book.folder.resolve()
+        return store.parent.name if store.name == STORE and store.parent.parent == jobs else None
+
+    def _check_timeout(self, seconds: float | None) -> None:
+        most = self.settings.job_timeout_seconds
+        if seconds is not None and seconds > most:
+            raise Unprocessable(
+                f"timeout_seconds is {seconds:g}, a job may take at most {most:g}",
+                expected=f"at most {most:g}",
+                next_step="ask for less, or raise --job-timeout-seconds (EMCL_JOB_TIMEOUT_SECONDS)",
+            )
+
+    def _prepare_index(self, asked: IndexJob, parameters: dict[str, Any]) -> None:
+        parameters["paths"] = [str(self._allowed.find(path, field="paths")) for path in asked.paths]
+        if asked.captions is not None:
+            parameters["captions"] = str(self._allowed.find(asked.captions, field="captions"))
+        if asked.store == "new":
+            parameters["model"] = self._model(asked.model or "served")
+            return
+        store = self.served_job if asked.store == "served" else asked.store
+        if store is not None:
+            self._require_store(self.book.get(store))
+            parameters["store"] = store
+
+    def _require_store(self, job: Job) -> None:
+        if job.kind != "index" or job.parameters["store"] != "new":
+            raise Conflict(
+                f"job {job.job_id} has no store of its own",
+                expected='the id of an index job with store "new"',
+                next_step="name such a job; GET /v1/jobs?kind=index lists them",
+            )
+
+    def _model(self, named: str) -> str:
+        """What stays true of a model's name: whatever is served later, the job uses what is served now."""
+        if named == "served" and self.served_job is not None:
+            return str(self.book.get(self.served_job).parameters["model"])
+        if named not in ("demo", "served"):
+            checkpoint_of(self.book.get(named), self.book)
+        return named
+
+    def _training_config(self, asked: TrainJob) -> bytes:
+        from model.config import load_mapping, problems_of
+        from model.encoder import DEMO_CHECKPOINT
+        from model.train.config import TrainConfig
+
+        given = asked.config
+        try:
+            if given is None:
+                given = load_mapping(self._allowed.find(str(asked.config_file), field="config_file"))
+            config = TrainConfig.model_validate(given)
+        except ValidationError as error:
+            raise _wrong_config(problems_of(error)) from error
+        except OSError as error:
+            raise _wrong_config(f"it cannot be read: {error.strerror}") from error
+        config = self._allowed.confine(config, field="config")
+        clip = self._allowed.confine_clip(config.model.clip, field="config.model.clip")
+        changes: dict[str, Any] = {"model": config.model.model_copy(update={"clip": clip})}
+        if asked.start_from is not None:
+            named = asked.start_from
+            made = DEMO_CHECKPOINT if named == "demo" else checkpoint_of(self.book.get(named), self.book)
+            changes["start_from"] = Path(made).absolute()
+        return json.dumps(config.model_copy(update=changes).model_dump(mode="json"), indent=2).encode()
+
+    def _open_queue(self) -> JobQueue:
+        """The queue, reachable and with room. Raises ``Overloaded``."""
+        if self.book.exists and self.book.count(state="queued") >= self.settings.max_jobs:
+            raise Overloaded(
+                f"{self.settings.max_jobs} jobs wait already",
+                expected="fewer waiting jobs",
+                next_step="try again when some have run, or cancel some",
+                retry_after_seconds=RETRY_SECONDS,
+            )
+        try:
+            if self._queue is None:
+                self._queue = open_queue(self.book.folder, self.book.name, self.settings.redis_url)
+            self._queue.check()
+        except (QueueUnavailableError, sqlite3.OperationalError, OSError) as error:
+            raise Overloaded(
+                "the queue of jobs cannot be reached",
+                expected="a Redis that answers (EMCL_REDIS_URL)",
+                next_step="try again; jobs that were accepted are kept and run when it is back",
+                retry_after_seconds=RETRY_SECONDS,
+            ) from error
+        return self._queue
+
+    def _ring(self, queue: JobQueue, job: Job) -> None:
+        # If that fails now, it is in the book, from which workers put it into the queue when that is back.
+        with suppress(QueueUnavailableError):
+            queue.put(job.job_id)
+        if self.worker is not None:
+            self.worker.ensure()
+
+
+def _check_keepable(parameters: dict[str, Any]) -> None:
+    """Raise ``Unprocessable`` for what Python reads as JSON, but what could not be written as such again."""
+    try:
+        json.dumps(parameters, allow_nan=False, ensure_ascii=False).encode()
+        depth = _depth(parameters)
+    except (ValueError, RecursionError):  # UnicodeEncodeError is a ValueError
+        depth = _DEEPEST + 1
+    if depth > _DEEPEST:
+        raise Unprocessable(
+            "the body holds NaN, infinity, half a character, or is nested too deeply",
+            expected=f"finite numbers, whole characters, at most {_DEEPEST} levels",
+            next_step="correct the body",
+        )
+
+
+def _depth(value: Any) -> int:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, parts), default=0)
+
+
+def _wrong_config(problems: str) -> Unprocessable:
+    return Unprocessable(
+        f"this is no valid training configuration: {problems}",
+        expected="a configuration as configs/demo.yaml has one",
+        next_step="correct what the detail names",
+    )

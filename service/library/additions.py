@@ -1,0 +1,326 @@
+"""Videos that come over HTTP, from their acknowledgement until they are served. Knows no web framework.
+
+    accept ──► on the disk, acknowledged ──► decoded behind the fence ──► encoded ──► committed ──► served
+
+Accepted videos are worked on one after the other in a thread of their own; the one writer thread commits them
+(``service.library.writer``). Here is what waits and what becomes of it; ``service.library.addition_work`` does the work
+on one video. What was accepted when a service ended is finished by the next one. Each video has a job of kind
+``add-video`` in the book.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from service import disk
+from service.errors import Conflict, NotFound, Overloaded, ServiceError
+from service.library.addition_work import WAIT_SECONDS, AdditionCancelled, AdditionWork
+from service.library.upload_store import Accepted, Intake, Received
+from service.library.writer import LibraryWriter
+from service.media.sandbox import Fence, Leash
+
+if TYPE_CHECKING:
+    from indexer.store.writer import StoreWriter
+    from service.jobs.store import JobBook
+    from service.search.engine import Engine
+
+logger = logging.getLogger(__name__)
+
+KIND = "add-video"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Addition:
+    """What became of an upload: ``new`` if its bytes were not known; ``job_id`` if it is still being worked on."""
+
+    video_id: str
+    new: bool
+    job_id: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What is to be known of a video besides its bytes."""
+
+    title: str | None = None
+    tags: tuple[str, ...] = ()
+    captions: tuple[str, ...] = ()
+
+
+class Additions:
+    """Takes videos in for the store in ``path``, which ``engine`` serves. Safe from several threads.
+
+    ``compute`` runs a call of the encoder when its turn among the searches comes; ``book`` is where jobs are written
+    down; at most ``max_pending`` videos wait. ``added`` and ``failed`` count videos.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        engine: Engine,
+        writer: LibraryWriter,
+        *,
+        fence: Fence,
+        book: JobBook,
+        compute: Callable[[Callable[[], object]], object],
+        max_pending: int,
+    ) -> None:
+        self.intake = Intake(path)
+        self.added = 0
+        self.failed = 0
+        self._writer = writer
+        self._engine = engine
+        self._book = book
+        self._max_pending = max_pending
+        self._lock = threading.Lock()
+        self._pending: dict[str, Accepted] = {}  # in the order in which they were accepted
+        self._arrived = threading.Condition(self._lock)
+        self._worker: threading.Thread | None = None
+        self._starter: threading.Thread | None = None
+        self._stopping = threading.Event()
+        self._leash = Leash()
+        self._adding = AdditionWork(
+            engine,
+            writer,
+            fence=fence,
+            book=book,
+            compute=compute,
+            is_wanted=lambda video_id: video_id in self._pending,
+            stopping=self._stopping,
+            leash=self._leash,
+        )
+
+    @property
+    def waiting(self) -> int:
+        """Accepted videos that are not searchable yet."""
+        return len(self._pending)
+
+    def start(self) -> None:
+        """Go on with what an earlier service accepted, as soon as this one is the one that may."""
+        if self.intake.exists:
+            self._starter = threading.Thread(target=self._begin_when_free, name="library start", daemon=True)
+            self._starter.start()
+
+    def stop(self) -> None:
+        """Stop: what was accepted and is not done is left for the next service."""
+        self._stopping.set()
+        self._leash.pull()
+        with self._arrived:
+            self._arrived.notify_all()
+        if self._starter is not None:
+            self._starter.join()
+
+    def close(self) -> None:
+        """Wait for the end of what ``stop`` ended; after the writer was closed, which may still owe a result."""
+        if self._worker is not None:
+            self._worker.join()
+        self.intake.close()
+
+    def accept(self, upload: IO[bytes], wishes: Wishes, *, key_name: str | None = None) -> Addition:
+        """Take in an upload; when this returns, it is on the disk and will be indexed, or is indexed already.
+
+        The same bytes are taken in once, whatever is wished with them the second time. Raises ``Overloaded`` if
+        another service takes in videos for this store, or if too many wait.
+        """
+        self._begin()
+        if len(self._pending) >= self._max_pending:
+            raise Overloaded(
+                f"{len(self._pending)} videos wait to be added",
+                expected=f"at most {self._max_pending} waiting",
+                next_step="try again after the seconds in Retry-After, or raise --max-jobs",
+                retry_after_seconds=10,
+            )
+        received = self.intake.receive(upload)
+        try:
+            with self._lock:
+                known = self._known(received)
+                return known or self._accept(received, wishes, key_name)
+        finally:
+            received.path.unlink(missing_ok=True)  # where it was not moved to its place
+
+    def _known(self, received: Received) -> Addition | None:
+        pending = self._pending.get(received.video_id)
+        if pending is not None:
+            return Addition(video_id=received.video_id, new=False, job_id=pending.job_id)
+        with self._engine.live.lease() as generation:
+            video = generation.reader.video(received.video_id)
+        if video is None or video.state != "indexed":
+            return None
+        return Addition(video_id=received.video_id, new=False, job_id=None)
+
+    def _accept(self, received: Received, wishes: Wishes, key_name: str | None) -> Addition:
+        video_id = received.video_id
+        parameters = {"video_id": video_id, "size_bytes": received.size_bytes, "title": wishes.title}
+        job = self._book.create(KIND, parameters, key_name=key_name, resumable=True)
+        accepted = Accepted(
+            video_id=video_id,
+            path=str(self.intake.place_of(received)),
+            size_bytes=received.size_bytes,
+            job_id=job.job_id,
+            title=wishes.title,
+            tags=wishes.tags,
+            captions=wishes.captions,
+        )
+        self.intake.accept(received, accepted)
+        self._pending[video_id] = accepted
+        self._arrived.notify_all()
+        return Addition(video_id=video_id, new=True, job_id=job.job_id)
+
+    def pending(self, video_id: str) -> Accepted | None:
+        """A video that was accepted and is not searchable yet."""
+        return self._pending.get(video_id)
+
+    def drop(self, video_id: str) -> Accepted | None:
+        """Give up a video that was accepted and is not searchable yet; None if there is none. Its bytes stay."""
+        with self._lock:
+            dropped = self._pending.pop(video_id, None)
+        if dropped is not None:
+            self.intake.done(video_id)
+            self._book_cancel(dropped.job_id)
+        return dropped
+
+    def _begin_when_free(self) -> None:
+        told = False
+        while not self._stopping.is_set():
+            try:
+                self._begin()
+            except Overloaded as error:
+                if not told:
+                    logger.warning("%s; until it ends, this one only searches", error.detail)
+                told = True
+                self._stopping.wait(WAIT_SECONDS)
+            else:
+                return
+
+    def _begin(self) -> None:
+        """Become the service that changes this store, and start to work. Raises ``Overloaded``."""
+        with self._lock:
+            if self._worker is not None:
+                return
+            if self._stopping.is_set():
+                raise Overloaded("the service is shutting down", expected="a running one", next_step="try again later")
+            self.intake.own()
+            for accepted in self.intake.pending():
+                self._pending[accepted.video_id] = accepted
+            self._end_jobs_of_nothing()
+            leftovers = self.intake.leftovers()
+            self._worker = threading.Thread(target=self._work, args=(leftovers,), name="library", daemon=True)
+            self._worker.start()
+
+    def _clean(self, writer: StoreWriter, leftovers: Sequence[Path]) -> None:
+        known = {location.path for location in writer.catalogue.locations()}
+        with self._lock:
+            known |= {accepted.path for accepted in self._pending.values()}
+            for path in leftovers:
+                if str(path) not in known:
+                    path.unlink(missing_ok=True)
+
+    def _end_jobs_of_nothing(self) -> None:
+        """Jobs that were written down before their video was accepted, by a service that was killed in between."""
+        self._book.find_lost()
+        wanted = {accepted.job_id for accepted in self._pending.values()}
+        for job in self._book.queued([KIND]):
+            if job.job_id not in wanted:
+                self._book_cancel(job.job_id)
+
+    def _work(self, leftovers: Sequence[Path]) -> None:
+        if leftovers:
+            try:
+                self._writer.run(lambda writer: self._clean(writer, leftovers)).result()
+            except Exception as error:
+                logger.warning("files of uploads that were cut short stay until the next start: %s", error)
+        while not self._stopping.is_set():
+            with self._arrived:
+                accepted = next(iter(self._pending.values()), None)
+                if accepted is None:
+                    self._arrived.wait()
+                    continue
+            self._work_on(accepted)
+
+    def _work_on(self, accepted: Accepted) -> None:
+        try:
+            if self._start_job(accepted):
+                self._add(accepted)
+        except Exception as error:
+            if self._stopping.is_set():
+                self._book.requeue(accepted.job_id)
+                return
+            if disk.is_full(error):
+                logger.warning("video %s waits for space on a disk: %s", accepted.video_id[:12], error)
+                self._wait_for_space(accepted)
+                return
+            if isinstance(error, ServiceError):
+                logger.info("video %s cannot be added: %s", accepted.video_id[:12], error.detail)
+            else:
+                logger.exception("video %s could not be added", accepted.video_id[:12])
+            self._fail(accepted, error)
+
+    def _wait_for_space(self, accepted: Accepted) -> None:
+        """Put its job back, as soon as that can be written down: it stays the next one to work on."""
+        while not self._stopping.wait(WAIT_SECONDS):
+            try:
+                self._book.requeue(accepted.job_id)
+                return
+            except (OSError, sqlite3.Error) as error:
+                if not disk.is_full(error):
+                    raise
+
+    def _start_job(self, accepted: Accepted) -> bool:
+        """Start its job; False if that was cancelled, and the video with it, or had been done already."""
+        job = self._book.get(accepted.job_id)
+        if job.state == "succeeded":  # and the service was killed right then
+            self._forget(accepted)
+            return False
+        if job.state in ("lost", "failed"):
+            self._book.resume(job.job_id)
+        if self._book.claim(job.job_id, pid=os.getpid(), host=socket.gethostname()) is None:
+            self._drop(accepted)
+            return False
+        return True
+
+    def _add(self, accepted: Accepted) -> None:
+        try:
+            self._adding.add(accepted)
+        except AdditionCancelled:
+            self._drop(accepted)
+            return
+        with self._lock:
+            self._pending.pop(accepted.video_id, None)
+        self._book.succeed(accepted.job_id, {"video_id": accepted.video_id})
+        self.intake.done(accepted.video_id)  # last: a service killed before this does the rest again
+        self.added += 1
+
+    def _fail(self, accepted: Accepted, error: Exception) -> None:
+        self._forget(accepted)
+        self.intake.remove([accepted.path])
+        self.failed += 1
+        reason = error.detail if isinstance(error, ServiceError) else "the service failed; its log says more"
+        try:
+            self._book.fail(accepted.job_id, reason)
+        except ServiceError as trouble:  # its book was lost
+            logger.warning("job %s cannot be ended: %s", accepted.job_id, trouble)
+
+    def _drop(self, accepted: Accepted) -> None:
+        self._forget(accepted)
+        self.intake.remove([accepted.path])
+        if self._book.get(accepted.job_id).state == "running":
+            self._book.end_cancelled(accepted.job_id)
+
+    def _forget(self, accepted: Accepted) -> None:
+        self.intake.done(accepted.video_id)
+        with self._lock:
+            self._pending.pop(accepted.video_id, None)
+
+    def _book_cancel(self, job_id: str) -> None:
+        try:
+            self._book.cancel(job_id)
+        except (Conflict, NotFound) as error:
+            logger.debug("job %s had ended: %s", job_id, error)

@@ -1,0 +1,171 @@
+"""What a running service does to its store: videos and captions are added, edited and removed. Knows no web framework.
+
+    accept ──► (service.library.additions) ──► committed ──► served
+    remove, edit, captions ──────────► committed ──► served
+
+Everything is committed by the one writer thread (``service.library.writer``), and done when it is being served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import Conflict, NotFound, Overloaded
+from service.library.addition_work import add_captions
+from service.library.additions import Addition, Additions, Wishes
+from service.library.upload_store import Accepted
+from service.library.writer import LibraryWriter
+from service.media.sandbox import Fence
+
+if TYPE_CHECKING:
+    from indexer.store.writer import StoreWriter
+    from service.jobs.store import JobBook
+    from service.search.engine import Engine
+
+Floats = NDArray[np.float32]
+
+
+class Library:
+    """Changes the store in ``path``, which ``engine`` serves; see ``Additions`` and ``LibraryWriter`` for the rest."""
+
+    def __init__(
+        self,
+        path: Path,
+        engine: Engine,
+        *,
+        fence: Fence,
+        book: JobBook,
+        compute: Callable[[Callable[[], object]], object],
+        overlay_rows: int,
+        max_pending: int,
+    ) -> None:
+        self.writer = LibraryWriter(path, engine.live, engine.encoder, overlay_rows=overlay_rows)
+        self.additions = Additions(
+            path, engine, self.writer, fence=fence, book=book, compute=compute, max_pending=max_pending
+        )
+
+    @property
+    def queue_depth(self) -> int:
+        """Accepted videos that are not searchable yet."""
+        return self.additions.waiting
+
+    @property
+    def added(self) -> int:
+        """Videos that were added."""
+        return self.additions.added
+
+    @property
+    def failed(self) -> int:
+        """Videos that were accepted and could not be added."""
+        return self.additions.failed
+
+    def start(self) -> None:
+        """Go on with what an earlier service accepted."""
+        self.additions.start()
+
+    def close(self) -> None:
+        """Stop: what was accepted and is not done is left for the next service."""
+        self.additions.stop()
+        self.writer.close()
+        self.additions.close()
+
+    def accept(self, upload: IO[bytes], wishes: Wishes, *, key_name: str | None = None) -> Addition:
+        """Take in an upload; see ``Additions.accept``."""
+        return self.additions.accept(upload, wishes, key_name=key_name)
+
+    def pending(self, video_id: str) -> Accepted | None:
+        """A video that was accepted and is not searchable yet."""
+        return self.additions.pending(video_id)
+
+    def remove_video(self, video_id: str) -> Future[None]:
+        """Forget a video with its captions, and its bytes if they came over HTTP. ``NotFound`` if there is none."""
+        dropped = self.additions.drop(video_id)
+        intake = self.additions.intake
+
+        def remove(writer: StoreWriter) -> None:
+            paths = writer.catalogue.paths(video_id)
+            known = writer.catalogue.state(video_id) is not None
+            if known:
+                writer.remove_videos([video_id])
+            if intake.exists and self.pending(video_id) is None:  # else the same bytes were accepted again
+                intake.remove([*paths, *([dropped.path] if dropped is not None else [])])
+            if not known and dropped is None:
+                raise _no_video(video_id)
+
+        removed = self.writer.run(remove)
+        if dropped is None:
+            return removed
+        done: Future[None] = Future()
+
+        def settle(_: object) -> None:
+            # Where another process writes, this video cannot have been committed: its bytes are all there is of it.
+            error = removed.exception()
+            if isinstance(error, Overloaded):
+                if self.pending(video_id) is None:
+                    intake.remove([dropped.path])
+                error = None
+            if error is None:
+                done.set_result(None)
+            else:
+                done.set_exception(error)
+
+        removed.add_done_callback(settle)
+        return done
+
+    def edit_video(self, video_id: str, *, tags: Sequence[str] | None = None, title: str | None = None) -> Future[None]:
+        """Give an indexed video these tags, or this title (empty: none of its own). ``NotFound``, ``Conflict``."""
+
+        def edit(writer: StoreWriter) -> None:
+            if writer.catalogue.state(video_id) is None:
+                if (accepted := self.pending(video_id)) is not None:
+                    raise Conflict(
+                        f"video {video_id} is still being added",
+                        expected="an indexed video",
+                        next_step=f"wait for job {accepted.job_id}",
+                    )
+                raise _no_video(video_id)
+            writer.edit_video(video_id, tags=tags, title=title)
+
+        return self.writer.run(edit)
+
+    def add_captions(self, captions: Sequence[tuple[str | None, str]], rows_ND: Floats) -> Future[list[int]]:
+        """Store captions, given as (video id or None, text), with their raw features; the id of each.
+
+        Captions that are there already keep their ids. ``NotFound`` if a video is not indexed: then none is stored.
+        """
+
+        def add(writer: StoreWriter) -> list[int]:
+            for video_id in {video for video, _ in captions if video is not None}:
+                if writer.catalogue.state(video_id) != "indexed":
+                    raise _no_video(video_id)
+            return add_captions(writer, captions, rows_ND)
+
+        return self.writer.run(add)
+
+    def remove_caption(self, caption_id: int) -> Future[None]:
+        """Forget a caption. ``NotFound`` if there is none."""
+
+        def remove(writer: StoreWriter) -> None:
+            if not writer.catalogue.has_caption_id(caption_id):
+                raise NotFound(
+                    f"there is no caption {caption_id}",
+                    expected="the id of a caption",
+                    next_step="list the captions with GET /v1/captions",
+                )
+            writer.remove_captions([caption_id])
+
+        return self.writer.run(remove)
+
+
+def _no_video(video_id: str) -> NotFound:
+    return NotFound(
+        f"this index has no video {video_id[:80]!r}",
+        expected="the id of an indexed video, 64 hexadecimal digits",
+        next_step="list the videos with GET /v1/videos",
+    )

@@ -1,0 +1,1 @@
+"""Media files: decoding in a sandbox, pictures, previews."""

@@ -1,0 +1,204 @@
+"""Previews: what browsers cannot play (HEVC, MPEG-4 part 2 and others) once more as small H.264.
+
+A preview is made when it is first asked for, in a process of its own with limits on processor time, memory, wall time
+and the size of what it writes (``service.media.preview_worker``), and kept in a folder of bounded size: those that were
+not watched for longest make room.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from service import disk
+from service.errors import NotFound, TooLarge, Unprocessable
+from service.search.batching import Batcher
+
+SIDE = 640
+_MAX_QUEUE = 16
+_COMPLAINT_BYTES = 4096
+_WORKER = ("-m", "service.media.preview_worker")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewLimits:
+    """What making one preview may use, and of what videos one is made. ``cache_bytes`` bounds all of them together."""
+
+    cache_bytes: int
+    seconds: float
+    memory_bytes: int
+    max_seconds: float
+    max_pixels: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """A video of which a preview is wanted: its id, and where its file is."""
+
+    video_id: str
+    path: Path
+
+
+class Previews:
+    """Makes previews in ``folder``, one at a time in a thread of its own.
+
+    Start it inside a running event loop, and close it before the loop ends.
+    """
+
+    def __init__(self, folder: Path, limits: PreviewLimits) -> None:
+        self.folder = folder
+        self.limits = limits
+        self.made = 0
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="previews")
+        self.batcher: Batcher[Wanted, Path] = Batcher(
+            lambda wanted: [self._make(one) for one in wanted],
+            executor=self._executor,
+            max_batch=1,
+            max_wait_seconds=0,
+            max_queue=_MAX_QUEUE,
+            name="preview",
+        )
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Begin to make previews."""
+        self.batcher.start()
+
+    async def close(self) -> None:
+        """Stop; who waits gets ``Overloaded``, and what is being made is given up."""
+        if self._process is not None:
+            self._process.kill()
+        await self.batcher.close()
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    async def file(self, wanted: Wanted) -> Path:
+        """The preview of a video.
+
+        Raises ``NotFound`` if there are none, ``Unprocessable`` if none can be made of this video, ``TooLarge`` if that
+        would take too much, and ``Overloaded`` if too many wait or the disk is full.
+        """
+        if self.limits.cache_bytes == 0:
+            raise NotFound(
+                "this service makes no previews",
+                expected="a service with --preview-cache-bytes above 0",
+                next_step="get the video itself from …/stream and play it with another program",
+            )
+        return self._kept(wanted) or await self.batcher.submit(wanted)
+
+    def forget(self, video_id: str) -> None:
+        """Remove the preview of a video, if there is one."""
+        (self.folder / f"{video_id}.mp4").unlink(missing_ok=True)
+
+    def _kept(self, wanted: Wanted) -> Path | None:
+        place = self.folder / f"{wanted.video_id}.mp4"
+        try:
+            os.utime(place)  # watched now
+        except FileNotFoundError:
+            return None
+        return place
+
+    def _make(self, wanted: Wanted) -> Path:
+        kept = self._kept(wanted)  # made for another request while this one waited
+        if kept is not None:
+            return kept
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for torn in self.folder.glob("*.part"):
+                torn.unlink()  # of a service that was killed; this thread is the only one that writes
+            return self._write(wanted)
+        except OSError as error:
+            if disk.is_full(error):
+                raise disk.refusal() from error
+            raise
+
+    def _write(self, wanted: Wanted) -> Path:
+        place = self.folder / f"{wanted.video_id}.mp4"
+        with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as part:
+            torn = Path(part.name)
+            try:
+                with wanted.path.open("rb") as source:
+                    code, complaint = self._run(source.fileno(), part.fileno())
+                self._check(code, complaint)
+                self._make_room(torn.stat().st_size)
+                torn.replace(place)
+            finally:
+                torn.unlink(missing_ok=True)
+        self.made += 1
+        return place
+
+    def _run(self, source: int, target: int) -> tuple[int, str]:
+        """Run the process: its exit code (negative: the signal it died of) and what it complained of."""
+        limits = self.limits
+        job = {
+            "side": SIDE,
+            "cpu_seconds": max(1, round(limits.seconds)),
+            "memory_bytes": limits.memory_bytes,
+            "max_bytes": limits.cache_bytes,
+            "max_seconds": limits.max_seconds,
+            "max_pixels": limits.max_pixels,
+        }
+        with subprocess.Popen(
+            [sys.executable, *_WORKER, json.dumps(job)],
+            stdin=source,
+            stdout=target,
+            stderr=subprocess.PIPE,
+            env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        ) as process:
+            self._process = process
+            try:
+                _, complaint = process.communicate(timeout=limits.seconds)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                _, complaint = process.communicate()
+            finally:
+                self._process = None
+        return process.returncode, complaint[:_COMPLAINT_BYTES].decode("utf-8", "replace")
+
+    def _check(self, code: int, complaint: str) -> None:
+        if code == 0:
+            return
+        if code in (-signal.SIGKILL, -signal.SIGXCPU, -signal.SIGXFSZ):
+            raise self._over(f"making a preview takes longer than {self.limits.seconds:g} seconds, or too much room")
+        if code < 0:
+            raise self._none(f"the decoder broke on this file ({signal.Signals(-code).name})")
+        try:
+            said = json.loads(complaint)
+        except ValueError as error:
+            raise RuntimeError(f"the process of previews ended with code {code}: {complaint}") from error
+        if said["error"] in ("MemoryError", "OverLimit", "OSError"):
+            raise self._over(said["message"] or said["error"])
+        raise self._none(
+            said["message"] if said["error"] in ("NoFrames", "NoVideoStream", "NotAVideo") else said["error"]
+        )
+
+    def _over(self, detail: str) -> TooLarge:
+        return TooLarge(
+            detail,
+            expected="a video of which a preview can be made within the service's limits",
+            next_step="get the video itself from …/stream, or raise --preview-seconds or --preview-cache-bytes",
+        )
+
+    def _none(self, detail: str) -> Unprocessable:
+        return Unprocessable(
+            f"no preview can be made: {detail}",
+            expected="a video with at least one frame that decodes",
+            next_step="get the video itself from …/stream and play it with another program",
+        )
+
+    def _make_room(self, size_bytes: int) -> None:
+        """Remove previews, those first that were not watched for longest, until one of this size fits."""
+        kept = sorted((path.stat().st_mtime_ns, path.stat().st_size, path) for path in self.folder.glob("*.mp4"))
+        excess = sum(size for _, size, _ in kept) + size_bytes - self.limits.cache_bytes
+        for _, size, path in kept:
+            if excess <= 0:
+                return
+            path.unlink(missing_ok=True)
+            excess -= size

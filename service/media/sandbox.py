@@ -1,0 +1,244 @@
+"""Decoding of uploads in a process of its own, with limits on processor time, memory and wall time.
+
+In: an open file with a stranger's bytes. Out: frames ready for the image tower, or an error that says what is wrong
+with the file. A video decoder is a large body of C that reads hostile input: here it can crash, spin or swell without
+harm to the service. The process (``service.media.sandbox_worker``) imports no model, gets an empty environment, may
+create no file and is killed when it takes too long; its answer is read up to a bound and parsed without pickle.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.config import SamplingConfig
+from service.errors import ServiceError, TooLarge, Unprocessable, UnsupportedMedia
+
+logger = logging.getLogger(__name__)
+
+_HEADER_BYTES = 64 * 1024  # bound of the JSON line and of the two array headers
+_COMPLAINT_BYTES = 2048
+OUTCOMES = ("decoded", TooLarge.slug, Unprocessable.slug, UnsupportedMedia.slug, "failed")
+"""Frames; over a limit; a video that cannot be decoded; no video at all; the decoding process could not be run."""
+_WORKER = ("-m", "service.media.sandbox_worker")
+_OTHER_FILE = "upload another file"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FenceLimits:
+    """What the decoding of one upload may use, and how large a video may be.
+
+    ``memory_bytes`` of address space come on top of the upload itself, which is read into memory.
+    """
+
+    wall_seconds: float
+    cpu_seconds: int
+    memory_bytes: int
+    max_bytes: int
+    max_seconds: float
+    max_pixels: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class UploadedFrames:
+    """``frames_FSSC`` uint8 RGB (F, S, S, 3), upright; ``timestamps_seconds`` (F,) float64 from the first frame."""
+
+    frames_FSSC: NDArray[np.uint8]
+    timestamps_seconds: NDArray[np.float64]
+    duration_seconds: float
+
+    def __post_init__(self) -> None:
+        frames, times = self.frames_FSSC, self.timestamps_seconds
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or len(frames) == 0:
+            raise ValueError(f"frames must be uint8 (F, S, S, 3) with F > 0, got {frames.dtype} {frames.shape}")
+        if times.dtype != np.float64 or times.shape != frames.shape[:1]:
+            raise ValueError(f"timestamps must be float64 ({len(frames)},), got {times.dtype} {times.shape}")
+
+
+class Leash:
+    """Ends a decoding whose client is gone: kills its process, now or as soon as there is one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pulled = False
+
+    def hold(self, process: subprocess.Popen[bytes]) -> None:
+        """Name the process; it dies at once if nobody waits for it any more."""
+        with self._lock:
+            self._process = process
+            if self._pulled:
+                process.kill()
+
+    def pull(self) -> None:
+        """Nobody waits for the result any more."""
+        with self._lock:
+            self._pulled = True
+            if self._process is not None:
+                self._process.kill()  # nothing if it has ended
+
+
+class Fence:
+    """Decodes uploads under the given limits; may be used from several threads.
+
+    ``outcomes`` counts uploads by what became of them, under a fixed set of names.
+    """
+
+    def __init__(self, limits: FenceLimits) -> None:
+        self.limits = limits
+        self.outcomes: Counter[str] = Counter(dict.fromkeys(OUTCOMES, 0))
+        self._lock = threading.Lock()
+
+    def decode(
+        self, file: IO[bytes], *, sampling: SamplingConfig, image_size: int, leash: Leash | None = None
+    ) -> UploadedFrames:
+        """Decode the sampled frames of ``file``, cut to ``image_size``. It must be a real file, standing at its start.
+
+        Whoever holds the ``leash`` can end it from another thread; it then raises ``Unprocessable``.
+
+        Raises ``UnsupportedMedia`` (not a video), ``Unprocessable`` (no video stream, no frame, or the decoder failed
+        on it) or ``TooLarge`` (over a limit), and ``RuntimeError`` if the process itself could not be run.
+        """
+        outcome = "failed"
+        try:
+            frames = self._decode(file, sampling, image_size, leash or Leash())
+            outcome = "decoded"
+        except ServiceError as error:
+            outcome = error.slug
+            raise
+        finally:
+            with self._lock:
+                self.outcomes[outcome] += 1
+        return frames
+
+    def _decode(self, file: IO[bytes], sampling: SamplingConfig, image_size: int, leash: Leash) -> UploadedFrames:
+        job = self.job(sampling, image_size)
+        return self._parse(self.answer(job, file, leash, arrays=1), sampling, image_size)
+
+    def picture(self, file: IO[bytes], *, at_seconds: float, width: int) -> bytes:
+        """A JPEG of a moment, see ``service.media.pictures``.
+
+        Raises as ``decode`` does; is not counted in ``outcomes``.
+        """
+        job = {"picture": {"at_seconds": at_seconds, "width": width}, **self._limits()}
+        head, _, picture = self._answer(job, file, Leash(), _HEADER_BYTES + 12 * width * width).partition(b"\n")
+        header = json.loads(head)
+        if "error" in header:
+            raise self.refusal(header["error"], header["message"])
+        return picture
+
+    def answer(self, job: dict[str, Any], file: IO[bytes], leash: Leash, *, arrays: int) -> bytes:
+        """What the decoding process says to a job, of at most ``arrays`` times the frames of a segment.
+
+        Raises as ``decode`` does, as far as the process could not do its work.
+        """
+        size, frames = job["image_size"], job["sampling"]["max_frames"]
+        return self._answer(job, file, leash, arrays * (_HEADER_BYTES + frames * (size * size * 3 + 8)))
+
+    def _answer(self, job: dict[str, Any], file: IO[bytes], leash: Leash, bound: int) -> bytes:
+        code, answer, complaint = self._run(job, file, leash, bound)
+        if code == 0:
+            return answer
+        if code == -signal.SIGXCPU:
+            raise self._over(f"decoding took more than {self.limits.cpu_seconds} CPU seconds", "--decode-cpu-seconds")
+        if code < 0:
+            logger.warning("the decoder died of signal %d on an upload", -code)
+            raise _unusable(f"the decoder crashed on this file ({signal.Signals(-code).name})")
+        raise RuntimeError(f"the decoding process ended with code {code}: {complaint}")
+
+    def job(self, sampling: SamplingConfig, size: int) -> dict[str, Any]:
+        """What the decoding process is told: how to sample, and the limits."""
+        return {"sampling": sampling.model_dump(), "image_size": size, **self._limits()}
+
+    def _limits(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self.limits).items() if name != "wall_seconds"}
+
+    def _run(self, job: dict[str, Any], file: IO[bytes], leash: Leash, bound: int) -> tuple[int, bytes, str]:
+        """Run the process: its exit code (negative: the signal it died of), its answer, and what it complained of."""
+        expired = threading.Event()
+        with subprocess.Popen(
+            [sys.executable, *_WORKER, json.dumps(job)],
+            stdin=file,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        ) as process:
+            leash.hold(process)
+
+            def expire() -> None:
+                expired.set()
+                process.kill()
+
+            timer = threading.Timer(self.limits.wall_seconds, expire)
+            timer.start()
+            try:
+                answer = _read(process.stdout, bound)
+                if len(answer) == bound:
+                    process.kill()  # it says more than any answer can hold
+                complaint = _read(process.stderr, _COMPLAINT_BYTES)
+                process.wait()  # ends at the latest when the timer kills it
+            finally:
+                timer.cancel()
+                process.kill()
+        if expired.is_set() and process.returncode == -signal.SIGKILL:
+            raise self._over(f"decoding took longer than {self.limits.wall_seconds:g} seconds", "--decode-wall-seconds")
+        return process.returncode, answer, complaint.decode("utf-8", "replace")
+
+    def _parse(self, answer: bytes, sampling: SamplingConfig, size: int) -> UploadedFrames:
+        head, _, arrays = answer.partition(b"\n")
+        header = json.loads(head)
+        if "error" in header:
+            raise self.refusal(header["error"], header["message"])
+        stream = io.BytesIO(arrays)
+        result = UploadedFrames(
+            frames_FSSC=np.load(stream, allow_pickle=False),
+            timestamps_seconds=np.load(stream, allow_pickle=False),
+            duration_seconds=float(header["duration_seconds"]),
+        )
+        if result.frames_FSSC.shape[1:3] != (size, size) or len(result.frames_FSSC) > sampling.max_frames:
+            raise ValueError(f"the decoding process returned frames of shape {result.frames_FSSC.shape}")
+        return result
+
+    def refusal(self, kind: str, message: str) -> ServiceError:
+        """The error for what the decoding process found wrong with a file."""
+        if kind == "NotAVideo":
+            return UnsupportedMedia(message, expected="a video file that FFmpeg reads", next_step=_OTHER_FILE)
+        if kind == "OverLimit":
+            return TooLarge(message, expected="a video within the limits", next_step="cut or scale the video down")
+        if kind == "MemoryError":
+            return self._over(
+                f"decoding needs more memory than {self.limits.memory_bytes} bytes", "--decode-memory-bytes"
+            )
+        if kind not in ("NoVideoStream", "NoFrames"):
+            logger.warning("decoding an upload failed with %s: %s", kind, message)
+            message = "the file cannot be decoded"
+        return _unusable(message)
+
+    def _over(self, detail: str, option: str) -> TooLarge:
+        return TooLarge(
+            detail,
+            expected="a video that decodes within the service's limits",
+            next_step=f"upload a shorter or smaller video, or raise {option}",
+        )
+
+
+def _unusable(detail: str) -> Unprocessable:
+    return Unprocessable(detail, expected="a video with at least one frame that decodes", next_step=_OTHER_FILE)
+
+
+def _read(pipe: IO[bytes] | None, bound: int) -> bytes:
+    assert pipe is not None
+    return pipe.read(bound)

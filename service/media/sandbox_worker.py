@@ -1,0 +1,118 @@
+"""The process in which an upload is decoded; started by ``service.media.sandbox``, never imported by it.
+
+Takes its job as JSON in the first argument and the video as standard input, a file. Writes one JSON line and, on
+success, two ``.npy`` arrays (frames, timestamps) or a JPEG to what was standard output. Limits are set before a single
+byte of the video is read; the decoder's own chatter goes nowhere.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import resource
+import sys
+from typing import IO, Any
+
+import numpy as np
+
+from indexer.build.decode import windows_of
+from model.clip.preprocess import resize_and_crop
+from model.config import SamplingConfig
+from model.video.sampling import DecodeLimits, OverLimit, VideoError, decode, probe
+from service.media.pictures import picture_of
+
+_MAX_OPEN_FILES = 64
+
+
+def main() -> int:
+    """Do one job; returns the exit code, which is 0 also for a video that is refused."""
+    job = json.loads(sys.argv[1])
+    answer = os.fdopen(os.dup(1), "wb")
+    upload = os.fdopen(os.dup(0), "rb")
+    silence = os.open(os.devnull, os.O_RDWR)
+    os.dup2(silence, 0)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    _fence_in(job, os.fstat(upload.fileno()).st_size)
+    with answer:
+        try:
+            _answer(job, upload.read(), answer)
+        except Exception as error:  # whatever a stranger's file provokes is reported, by type
+            _write_header(answer, {"error": type(error).__name__, "message": str(error)[:2000]})
+    return 0
+
+
+def _fence_in(job: dict[str, Any], upload_bytes: int) -> None:
+    os.chdir("/")
+    os.umask(0o777)
+    # At the soft limit the kernel sends SIGXCPU; the hard limit, a second later, is final.
+    resource.setrlimit(resource.RLIMIT_CPU, (job["cpu_seconds"], job["cpu_seconds"] + 1))
+    for what, limit in (
+        (resource.RLIMIT_AS, job["memory_bytes"] + upload_bytes),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_NOFILE, _MAX_OPEN_FILES),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(what, (limit, limit))
+
+
+def _answer(job: dict[str, Any], video: bytes, answer: IO[bytes]) -> None:
+    if "windows" in job:
+        _answer_windows(job, video, answer)
+        return
+    if "picture" in job:
+        picture = picture_of(video, job["picture"]["at_seconds"], job["picture"]["width"], _limits(job))
+        _write_header(answer, {})
+        answer.write(picture)
+        return
+    batch = decode(video, sampling=SamplingConfig(**job["sampling"]), limits=_limits(job))
+    frames_FSSC = resize_and_crop(batch.frames, job["image_size"])
+    arrays = io.BytesIO()  # np.save takes a pipe for a file that it may seek in
+    np.save(arrays, frames_FSSC, allow_pickle=False)
+    np.save(arrays, np.asarray(batch.timestamps_seconds, dtype=np.float64), allow_pickle=False)
+    _write_header(answer, {"duration_seconds": batch.duration_seconds})
+    answer.write(arrays.getbuffer())
+
+
+def _answer_windows(job: dict[str, Any], video: bytes, answer: IO[bytes]) -> None:
+    """Some of the windows that the video is cut into when it is indexed: ``count`` from number ``first`` on."""
+    asked, limits = job["windows"], _limits(job)
+    info = probe(video, limits=limits)
+    windows = windows_of(info.duration_seconds, asked["segment_seconds"])
+    segments: list[dict[str, Any]] = []
+    arrays = io.BytesIO()
+    for number in range(asked["first"], min(asked["first"] + asked["count"], len(windows))):
+        start, end = windows[number]
+        try:
+            batch = decode(
+                video,
+                sampling=SamplingConfig(**job["sampling"]),
+                limits=limits,
+                start_seconds=start,
+                end_seconds=None if number == len(windows) - 1 else end,
+            )
+        except VideoError as error:
+            if number == 0 or isinstance(error, OverLimit):
+                raise  # as in indexing: a video whose beginning cannot be read is no video
+            segments.append({"number": number, "reason": str(error)[:500]})
+            continue
+        segments.append({"number": number, "skipped_packets": batch.skipped_packets})
+        np.save(arrays, resize_and_crop(batch.frames, job["image_size"]), allow_pickle=False)
+        np.save(arrays, np.asarray(batch.timestamps_seconds, dtype=np.float64), allow_pickle=False)
+    size = {"duration_seconds": info.duration_seconds, "width": info.width, "height": info.height}
+    _write_header(answer, {**size, "windows": len(windows), "segments": segments})
+    answer.write(arrays.getbuffer())
+
+
+def _limits(job: dict[str, Any]) -> DecodeLimits:
+    return DecodeLimits(max_bytes=job["max_bytes"], max_seconds=job["max_seconds"], max_pixels=job["max_pixels"])
+
+
+def _write_header(answer: IO[bytes], header: dict[str, Any]) -> None:
+    answer.write(json.dumps(header).encode() + b"\n")
+    answer.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

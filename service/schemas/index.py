@@ -1,0 +1,80 @@
+"""The JSON of what is served: the index, its limits, and whether it answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from service.schemas.search import Answer, SourceOut
+
+
+class UploadLimitsOut(Answer):
+    """How large an uploaded video may be."""
+
+    max_bytes: int
+    max_seconds: float
+    max_pixels: int
+
+
+class OverlayOut(Answer):
+    """What was committed since the generation was published; it is searchable all the same."""
+
+    rows: int = Field(description="Segments and captions that were added or deleted.")
+    publishing: bool = Field(description="Whether a generation with all of it is being published.")
+    waiting: int = Field(description="Uploaded videos that are not searchable yet.")
+
+
+class IndexOut(Answer):
+    """What one FAISS index is, and what it finds."""
+
+    factory: str = Field(description="Kind, as a FAISS factory string; `Flat` is exact.")
+    options: str = Field(description="FAISS's search parameters, and `refine`: how many times as many are scored.")
+    auto: bool = Field(description="Whether it was chosen by size, memory and recall.")
+    mapped: bool = Field(description="Whether it is more than fits in the memory that it may take.")
+    vectors: int
+    bytes_per_vector: float
+    recall: float = Field(description="Share of the `depth` nearest that was found when it was built; 1 if exact.")
+    depth: int
+    queries: int = Field(description="Queries that this was measured on; 0 if exact.")
+    source: str = Field(description="Where those came from.")
+
+
+class IndexAnswer(Answer):
+    """What is being served."""
+
+    generation: str
+    version: str = Field(description="Changes whenever anything changes that can be found.")
+    revision: int = Field(description="Changes of the store that are served, counted from its beginning.")
+    overlay: OverlayOut
+    created: str
+    fingerprint: str
+    model: str
+    runtime: str = Field(description="What computes the model's towers, with its precision, such as `onnx int8`.")
+    runtime_reason: str = Field(description="Why that runtime.")
+    dim: int
+    factory: str
+    indexes: dict[str, IndexOut] = Field(
+        description="`videos` and `captions`; empty for a generation of an earlier version."
+    )
+    segment_seconds: float
+    counts: dict[str, int]
+    sampling: dict[str, Any]
+    emcl: dict[str, Any]
+    upload_limits: UploadLimitsOut
+    query_limits: dict[str, int]
+
+
+class ReadyAnswer(Answer):
+    """A query has just gone through every stage."""
+
+    ready: bool
+    hits: int = Field(description="Hits of that query: 0 only if the index is empty.")
+    redis: str = Field(description="`ok`, `unavailable` (search goes on without it) or `off` (there is none).")
+    source: SourceOut
+
+
+class LiveAnswer(Answer):
+    """The process answers."""
+
+    live: bool

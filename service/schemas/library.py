@@ -1,0 +1,191 @@
+"""The JSON of the library: videos and captions, as they are listed, added and edited. Unknown fields are errors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from service.errors import Unprocessable
+from service.schemas.search import VIDEO_ID, Answer, Request, stream_url, thumbnail_url
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from indexer.store.records import Caption, Video
+    from service.library.upload_store import Accepted
+    from service.search.query import QueryLimits
+
+MAX_TAGS, MAX_TAG_CHARS, MAX_TITLE_CHARS, MAX_CAPTIONS = 64, 100, 500, 1000
+
+
+def check_tags(tags: Sequence[str]) -> tuple[str, ...]:
+    """Tags without blanks around them, each once. Raises ``Unprocessable``."""
+    clean = tuple(dict.fromkeys(tag.strip() for tag in tags))
+    if len(clean) > MAX_TAGS or any(not 1 <= len(tag) <= MAX_TAG_CHARS or not _is_unicode(tag) for tag in clean):
+        raise Unprocessable(
+            "these tags cannot be used",
+            expected=f"at most {MAX_TAGS} tags of 1 to {MAX_TAG_CHARS} characters",
+            next_step="send fewer or shorter tags",
+        )
+    return clean
+
+
+def check_title(title: str) -> str:
+    """A title without blanks around it. Raises ``Unprocessable``."""
+    clean = title.strip()
+    if len(clean) > MAX_TITLE_CHARS or not _is_unicode(clean):
+        raise Unprocessable(
+            "this title cannot be used",
+            expected=f"Unicode text of at most {MAX_TITLE_CHARS} characters",
+            next_step="send a shorter title",
+        )
+    return clean
+
+
+def check_caption(limits: QueryLimits, text: str) -> str:
+    """A caption without blanks around it. Raises ``Unprocessable``."""
+    clean = text.strip()
+    limits.check_texts((clean,))
+    return clean
+
+
+def _is_unicode(text: str) -> bool:
+    """JSON can write half of a surrogate pair, which is no character, and SQLite ends a text at a NUL."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+class SegmentOut(Answer):
+    """A segment of a video."""
+
+    segment: int
+    start: float
+    end: float
+
+
+class VideoOut(Answer):
+    """An indexed video."""
+
+    video_id: str
+    title: str
+    duration_seconds: float | None
+    width: int | None
+    height: int | None
+    size_bytes: int
+    tags: list[str]
+    state: str = Field(description="`indexed`, `pending` or `failed`.")
+    reason: str | None = Field(description="Why it failed, or what of it could not be read.")
+    segments: list[SegmentOut]
+    captions: list[str]
+    thumbnail_url: str
+    stream_url: str
+
+    @classmethod
+    def of(cls, video: Video) -> VideoOut:
+        """The JSON of a video."""
+        return cls(
+            video_id=video.video_id,
+            title=video.title,
+            duration_seconds=video.duration_seconds,
+            width=video.width,
+            height=video.height,
+            size_bytes=video.size_bytes,
+            tags=list(video.tags),
+            state=video.state,
+            reason=video.reason,
+            segments=[
+                SegmentOut(segment=segment.number, start=segment.start_seconds, end=segment.end_seconds)
+                for segment in video.segments
+            ],
+            captions=[caption.text for caption in video.captions],
+            thumbnail_url=thumbnail_url(video.video_id),
+            stream_url=stream_url(video.video_id),
+        )
+
+    @classmethod
+    def of_pending(cls, accepted: Accepted) -> VideoOut:
+        """The JSON of a video that was accepted and is not indexed yet."""
+        return cls(
+            video_id=accepted.video_id,
+            title=accepted.title or accepted.video_id[:12],
+            duration_seconds=None,
+            width=None,
+            height=None,
+            size_bytes=accepted.size_bytes,
+            tags=list(accepted.tags),
+            state="pending",
+            reason=None,
+            segments=[],
+            captions=list(accepted.captions),
+            thumbnail_url=thumbnail_url(accepted.video_id),
+            stream_url=stream_url(accepted.video_id),
+        )
+
+
+class VideosPage(Answer):
+    """A page of videos in the order of their ids."""
+
+    videos: list[VideoOut]
+    total: int
+    offset: int
+    limit: int
+
+
+class VideoAdded(Answer):
+    """What became of an upload."""
+
+    video_id: str = Field(description="SHA-256 of the video's bytes.")
+    state: str = Field(description="`indexed`: it can be found; `pending`: it can when its job has succeeded.")
+    job_id: str | None = Field(description="The job that adds it, if it is pending.")
+    video_url: str
+    job_url: str | None
+
+
+class VideoEdit(Request):
+    """What is to change; what is left out stays."""
+
+    tags: list[str] | None = Field(None, max_length=MAX_TAGS, description="All its tags from now on.")
+    title: str | None = Field(
+        None, max_length=MAX_TITLE_CHARS, description="Its title; empty for the name of its file without the ending."
+    )
+
+
+class CaptionIn(Request):
+    """A text by which a video is found."""
+
+    text: str = Field(description="The text.")
+    video_id: str | None = Field(None, pattern=VIDEO_ID, description="The indexed video that it belongs to, if any.")
+
+
+class CaptionsIn(Request):
+    """Captions to add, all or none."""
+
+    captions: list[CaptionIn] = Field(min_length=1, max_length=MAX_CAPTIONS)
+
+
+class StoredCaption(Answer):
+    """A caption of the library."""
+
+    caption_id: int
+    text: str
+    video_id: str | None = Field(description="The indexed video that it belongs to, if any.")
+
+    @classmethod
+    def of(cls, caption: Caption) -> StoredCaption:
+        """The JSON of a caption."""
+        return cls(caption_id=caption.caption_id, text=caption.text, video_id=caption.video_id)
+
+
+class CaptionsAdded(Answer):
+    """The captions of the request, in its order, each with its id; those that were there before keep theirs."""
+
+    captions: list[StoredCaption]
+
+
+class CaptionsPage(Answer):
+    """A page of captions in the order of their ids."""
+
+    captions: list[StoredCaption]
+    total: int
+    offset: int
+    limit: int

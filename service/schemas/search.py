@@ -1,0 +1,299 @@
+"""The JSON of the service: what requests may hold and what answers do. Unknown fields are errors.
+
+Times are seconds from the video's first frame. Limits that depend on settings are checked by
+``service.search.query.QueryLimits``, so that the command line has them too.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.search.query import (
+    CaptionHit,
+    FrameWeights,
+    Group,
+    Hit,
+    Normalise,
+    Ranking,
+    Rerank,
+    RerankQuery,
+    SearchQuery,
+    SearchResult,
+    SegmentRef,
+    Source,
+    UploadResult,
+    VideoFilter,
+)
+
+VIDEO_ID = r"^[0-9a-f]{64}$"
+
+
+class Request(BaseModel):
+    """Base of request bodies: unknown fields fail, numbers are not made of text."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Answer(BaseModel):
+    """Base of answers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FilterIn(Request):
+    """Only videos with all of these tags, and of this duration."""
+
+    tags: list[str] = Field(default=[], max_length=64, description="Tags that a video must all have.")
+    min_seconds: float | None = Field(None, description="Shortest duration of a video, inclusive.")
+    max_seconds: float | None = Field(None, description="Longest duration of a video, inclusive.")
+
+    def to_filter(self) -> VideoFilter:
+        """The engine's value."""
+        return VideoFilter(tags=tuple(self.tags), min_seconds=self.min_seconds, max_seconds=self.max_seconds)
+
+
+class SearchRequest(Request):
+    """Exactly one of ``text``, ``texts`` and ``video_id``."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"text": "a red circle moves to the left", "k": 5}]})
+
+    text: str | None = Field(None, description="What to look for.")
+    texts: list[str] | None = Field(None, description="Several queries at once; the answer then holds `results`.")
+    video_id: str | None = Field(None, pattern=VIDEO_ID, description="Videos like this one, itself left out.")
+    segment: int | None = Field(None, ge=0, description="With `video_id`: like this segment of it, not all of them.")
+    k: int = Field(10, description="Most hits.")
+    offset: int = Field(0, description="Hits to leave out before the first.")
+    candidates: int | None = Field(
+        None, description="Segments that stage 1 hands to the reranking. Default: the checkpoint's, mostly 100."
+    )
+    rerank: Rerank = Field("emcl", description="`emcl`, `none` (pooling without EMCL) or `frozen` (stage 1 alone).")
+    group: Group = Field("video", description="`video`: the best segment of each video; `segment`: every segment.")
+    normalise: Normalise = Field(
+        "none",
+        description="`qb-norm`: scores relative to the index's query bank (texts only; 409 if it has none). Where the "
+        "best candidate is near to many texts, `score` is how much nearer it is to this one.",
+    )
+    filter: FilterIn = Field(default_factory=FilterIn)  # a default value would be copied deeply for each request
+
+    def to_queries(self) -> list[SearchQuery]:
+        """One query for each text, or for the video; a request with none of them, or several, gives one that fails."""
+        ranking = Ranking(
+            k=self.k,
+            offset=self.offset,
+            candidates=self.candidates,
+            rerank=self.rerank,
+            group=self.group,
+            normalise=self.normalise,
+        )
+        wanted = self.filter.to_filter()
+        texts = self.texts if self.texts is not None else [self.text]
+        return [
+            SearchQuery(text=text, video_id=self.video_id, segment=self.segment, ranking=ranking, filter=wanted)
+            for text in texts
+        ]
+
+
+class FrameOut(Answer):
+    """One frame of a segment, and how much the query weighs it; the weights of a segment sum to 1."""
+
+    time: float
+    weight: float
+
+    @classmethod
+    def all_of(cls, frames: FrameWeights) -> list[FrameOut]:
+        """Each frame in order of time."""
+        return [cls(time=time, weight=weight) for time, weight in zip(frames.seconds, frames.weights, strict=True)]
+
+
+class HitOut(Answer):
+    """A segment of a video that matches."""
+
+    video_id: str = Field(description="SHA-256 of the video's bytes.")
+    segment: int = Field(description="Number of the segment in its video, from 0.")
+    start: float = Field(description="Start of the segment in the video.")
+    end: float = Field(description="End of the segment in the video.")
+    score: float = Field(description="Cosine that the hits are ranked by; with `qb-norm` less what is usual for it.")
+    stage1_score: float = Field(description="Cosine of stage 1, before reranking.")
+    moment: float = Field(description="Time of the frame that the query weighs most.")
+    frame_weights: list[FrameOut]
+    title: str = Field(description="Name of the video's file without its ending.")
+    duration_seconds: float = Field(description="Duration of the whole video.")
+    tags: list[str]
+    thumbnail_url: str = Field(description="A picture of the moment.")
+    stream_url: str = Field(description="The whole video; add `#t=MOMENT` to start there.")
+
+    @classmethod
+    def of(cls, hit: Hit) -> HitOut:
+        """The JSON of a hit."""
+        moment = hit.frames.moment_seconds
+        return cls(
+            video_id=hit.video_id,
+            segment=hit.segment,
+            start=hit.start_seconds,
+            end=hit.end_seconds,
+            score=hit.score,
+            stage1_score=hit.stage1_score,
+            moment=moment,
+            frame_weights=FrameOut.all_of(hit.frames),
+            title=hit.title,
+            duration_seconds=hit.duration_seconds,
+            tags=list(hit.tags),
+            thumbnail_url=thumbnail_url(hit.video_id, moment),
+            stream_url=stream_url(hit.video_id),
+        )
+
+
+class SourceOut(Answer):
+    """What computed an answer."""
+
+    generation: str = Field(description="The generation of the index.")
+    fingerprint: str = Field(description="The model's content hash.")
+    stage_ms: dict[str, float] = Field(description="Milliseconds that each stage took, for the whole batch.")
+
+    @classmethod
+    def of(cls, source: Source) -> SourceOut:
+        """The JSON of a source."""
+        return cls(generation=source.generation, fingerprint=source.fingerprint, stage_ms=stage_ms(source))
+
+
+class SearchAnswer(Answer):
+    """The hits of one query, best first."""
+
+    hits: list[HitOut]
+    source: SourceOut
+
+    @classmethod
+    def of(cls, result: SearchResult) -> SearchAnswer:
+        """The JSON of a result."""
+        return cls(hits=[HitOut.of(hit) for hit in result.hits], source=SourceOut.of(result.source))
+
+
+class ManyAnswers(Answer):
+    """One answer for each of ``texts``, in their order."""
+
+    results: list[SearchAnswer]
+
+
+class CaptionOut(Answer):
+    """A caption that matches an uploaded video."""
+
+    caption_id: int
+    text: str
+    video_id: str | None = Field(description="The indexed video that the caption belongs to, if any.")
+    score: float = Field(description="Cosine that the captions are ranked by.")
+    stage1_score: float = Field(description="Cosine of stage 1, before reranking.")
+    moment: float = Field(description="Time in the upload of the frame that the caption weighs most.")
+    frame_weights: list[FrameOut]
+
+    @classmethod
+    def of(cls, hit: CaptionHit) -> CaptionOut:
+        """The JSON of a caption."""
+        return cls(
+            caption_id=hit.caption_id,
+            text=hit.text,
+            video_id=hit.video_id,
+            score=hit.score,
+            stage1_score=hit.stage1_score,
+            moment=hit.frames.moment_seconds,
+            frame_weights=FrameOut.all_of(hit.frames),
+        )
+
+
+class UploadOut(Answer):
+    """What was decoded of an upload."""
+
+    duration_seconds: float
+    frames: int
+
+
+class UploadAnswer(Answer):
+    """Captions that match an uploaded video, and indexed videos like it, best first."""
+
+    captions: list[CaptionOut]
+    hits: list[HitOut]
+    upload: UploadOut
+    source: SourceOut
+
+    @classmethod
+    def of(cls, result: UploadResult, upload: UploadOut) -> UploadAnswer:
+        """The JSON of a result."""
+        return cls(
+            captions=[CaptionOut.of(caption) for caption in result.captions],
+            hits=[HitOut.of(hit) for hit in result.hits],
+            upload=upload,
+            source=SourceOut.of(result.source),
+        )
+
+
+class SegmentIn(Request):
+    """A segment to score."""
+
+    video_id: str = Field(pattern=VIDEO_ID)
+    segment: int = Field(0, ge=0)
+
+
+class RerankRequest(Request):
+    """Segments to score for a text: stage 2 on its own."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"text": "a red circle", "segments": [{"video_id": "0" * 64, "segment": 0}]}]}
+    )
+
+    text: str
+    segments: list[SegmentIn]
+    rerank: Literal["emcl", "none"] = Field("emcl", description="`emcl`, or `none` (pooling without EMCL).")
+
+    def to_query(self) -> RerankQuery:
+        """The engine's value."""
+        return RerankQuery(
+            text=self.text,
+            segments=tuple(SegmentRef(video_id=named.video_id, segment=named.segment) for named in self.segments),
+            rerank=self.rerank,
+        )
+
+
+class EmbeddingsRequest(Request):
+    """Texts to embed: stage 1's query vectors on their own."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"texts": ["a red circle moves to the left"]}]})
+
+    texts: list[str]
+
+
+class EmbeddingsAnswer(Answer):
+    """One unit vector for each text, comparable by inner product with what the index holds."""
+
+    embeddings: list[list[float]]
+    dim: int
+    source: SourceOut
+
+
+class Problem(Answer):
+    """Problem details (RFC 9457), the body of every error."""
+
+    type: str
+    title: str
+    status: int
+    detail: str = Field(description="What was wrong.")
+    expected: str = Field(description="What would have been right.")
+    next_step: str = Field(description="What to do now.")
+    errors: list[dict[str, str]] | None = Field(None, description="Each wrong field, for validation errors.")
+    incident: str | None = Field(None, description="Where the log has more, for faults of the service.")
+    request_id: str | None = Field(None, description="Of this request, as in the header and the log.")
+
+
+def stage_ms(source: Source) -> dict[str, float]:
+    """Milliseconds by stage, to the microsecond."""
+    return {stage: round(seconds * 1000, 3) for stage, seconds in source.stage_seconds.items()}
+
+
+def thumbnail_url(video_id: str, moment_seconds: float | None = None) -> str:
+    """The path of a video's thumbnail, of a moment if one is given."""
+    return f"/v1/videos/{video_id}/thumbnail" + ("" if moment_seconds is None else f"?t={moment_seconds:.3f}")
+
+
+def stream_url(video_id: str) -> str:
+    """The path of a video's bytes."""
+    return f"/v1/videos/{video_id}/stream"

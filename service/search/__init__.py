@@ -1,0 +1,1 @@
+"""Search: queries, batching, the two stages, caches. Knows no web framework."""

@@ -1,0 +1,314 @@
+"""Search: encode, find candidates, rerank. Synchronous, batched, and without any web framework.
+
+In: lists of ``service.search.query`` values. Out: as many results in the same order. A query's answer does not depend
+on the queries that share its batch: they are a batch dimension, never one EM pass (``service.search.ranking`` says how
+ties and the order of candidates are kept from mattering).
+
+    text ─ encode ─ frozen map ─ FAISS: candidates ─ their frame features ─ pool by the text ─ EMCL pass ─ cosine
+
+Legend: Q queries, C candidates, F frames, D channels, S image size.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import Conflict, NotFound
+from service.search import ranking
+from service.search.cache import LRUCache
+from service.search.hits import caption_hits, segment_hits
+from service.search.live_index import Generation, LiveIndex
+from service.search.qb_norm import normalise, usable
+from service.search.query import (
+    CaptionHit,
+    QueryLimits,
+    Ranking,
+    RerankQuery,
+    SearchQuery,
+    SearchResult,
+    SegmentRef,
+    Source,
+    UploadQuery,
+    UploadResult,
+    VideoFilter,
+)
+from service.search.ranking import Scored
+
+if TYPE_CHECKING:
+    from indexer.store.reader import StoreReader
+    from model.config import SamplingConfig
+    from model.encoder import Encoder
+
+Floats = NDArray[np.float32]
+Ids = NDArray[np.int64]
+
+PROBE_TEXT = "a video"
+NO_IDS: tuple[int, ...] = ()
+
+
+class Engine:
+    """Answers queries over the index that ``open_reader`` opens, with the model that the index was built with.
+
+    Safe to call from several threads. Queries are checked against ``limits`` by ``check_`` methods of ``limits``, by
+    whoever accepts them, before they come here.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        open_reader: Callable[[], StoreReader],
+        *,
+        limits: QueryLimits,
+        cache_entries: int,
+    ) -> None:
+        self.encoder = encoder
+        self.limits = limits
+        self.live = LiveIndex(open_reader)
+        self.texts: LRUCache[tuple[str, str], Floats] = LRUCache(cache_entries)
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        """How the index sampled its videos, and so how an upload must be."""
+        with self.live.lease() as generation:
+            return generation.reader.manifest.sampling
+
+    def close(self) -> None:
+        """Close the index."""
+        self.live.close()
+
+    def reload(self) -> None:
+        """Serve the newest generation. Raises ``Conflict`` if it cannot be; the present one is served on then."""
+        try:
+            self.live.reload()
+        except ValueError as error:
+            raise Conflict(
+                f"the newest generation cannot be served: {error}",
+                expected="a generation of the model that is loaded, with all its files",
+                next_step="mend it as the detail says and reload again; the present generation is served on",
+            ) from error
+
+    def refresh(self) -> None:
+        """Serve everything that is committed by now. Raises as ``reload`` does."""
+        self.live.refresh()
+
+    def check_indexed(self, query: SearchQuery) -> None:
+        """Raise ``NotFound`` if a query names a video or a segment that is not indexed."""
+        if query.video_id is not None:
+            with self.live.lease() as generation:
+                _segments_of(generation, query.video_id, query.segment)
+
+    def check_bank(self) -> None:
+        """Raise ``Conflict`` if what is served has no query bank of this model."""
+        with self.live.lease() as generation:
+            usable(generation.bank, generation.reader, self.encoder)
+
+    def search(self, queries: Sequence[SearchQuery]) -> list[SearchResult]:
+        """Rank indexed videos for texts, or for indexed videos ("more like this", the video itself left out).
+
+        Raises ``NotFound`` for a video or segment that is not indexed.
+        """
+        with self.live.lease() as generation:
+            watch = _Stopwatch()
+            rows_QD, own = self._query_rows(generation, queries)
+            watch.lap("encode")
+            return self._search_rows(generation, rows_QD, queries, own, watch)
+
+    def search_uploads(self, uploads: Sequence[UploadQuery]) -> list[UploadResult]:
+        """Rank captions, and similar indexed videos, for uploaded videos."""
+        with self.live.lease() as generation:
+            watch = _Stopwatch()
+            features_QFD, mask_QF = self._encode_uploads(uploads)
+            pooled_QD = self.encoder.pool(features_QFD, mask_QF)
+            watch.lap("encode")
+            captions = [
+                self._captions(generation, upload, features_QFD[q : q + 1], mask_QF[q : q + 1], pooled_QD[q : q + 1])
+                for q, upload in enumerate(uploads)
+            ]
+            watch.lap("captions")
+            similar = [SearchQuery(ranking=upload.ranking) for upload in uploads]
+            videos = self._search_rows(generation, pooled_QD, similar, [NO_IDS] * len(uploads), watch)
+            return [
+                UploadResult(captions=hits, hits=result.hits, source=result.source)
+                for hits, result in zip(captions, videos, strict=True)
+            ]
+
+    def rerank(self, queries: Sequence[RerankQuery]) -> list[SearchResult]:
+        """Score given segments for a text, best first. Raises ``NotFound`` for a segment that is not indexed."""
+        with self.live.lease() as generation:
+            watch = _Stopwatch()
+            rows_QD = self._text_rows([query.text for query in queries])
+            watch.lap("encode")
+            return [
+                self._rerank_one(generation, row_D, query, watch) for row_D, query in zip(rows_QD, queries, strict=True)
+            ]
+
+    def embed(self, texts: Sequence[str]) -> tuple[Floats, Source]:
+        """The vectors (N, D) that the index compares: mapped by the frozen EMCL map and L2-normalised."""
+        with self.live.lease() as generation:
+            watch = _Stopwatch()
+            rows_ND = self._text_rows(texts)
+            watch.lap("encode")
+            return self.encoder.map_rows(generation.reader.frozen_map, rows_ND), self._source(generation, watch)
+
+    def probe(self) -> SearchResult:
+        """One query through every stage, with nothing taken from a cache: what "ready" means."""
+        with self.live.lease() as generation:
+            watch = _Stopwatch()
+            rows_QD = self.encoder.encode_texts([PROBE_TEXT])
+            watch.lap("encode")
+            query = SearchQuery(text=PROBE_TEXT, ranking=Ranking(k=1))
+            return self._search_rows(generation, rows_QD, [query], [NO_IDS], watch)[0]
+
+    # Queries become raw rows.
+
+    def _query_rows(self, generation: Generation, queries: Sequence[SearchQuery]) -> tuple[Floats, list[Sequence[int]]]:
+        """Raw rows (Q, D), and for each query the segments that are its own and cannot be hits."""
+        rows_QD = np.empty((len(queries), self.encoder.dim), dtype=np.float32)
+        own: list[Sequence[int]] = [NO_IDS] * len(queries)
+        texts = [q for q, query in enumerate(queries) if query.text is not None]
+        if texts:
+            rows_QD[texts] = self._text_rows([queries[q].text or "" for q in texts])
+        for q, query in enumerate(queries):
+            if query.video_id is not None:
+                own[q], like = _segments_of(generation, query.video_id, query.segment)
+                rows_QD[q] = generation.reader.segment_embeddings(np.array(like)).mean(axis=0)
+        return rows_QD, own
+
+    def _text_rows(self, texts: Sequence[str]) -> Floats:
+        """Raw text features (N, D); those that were asked for before come from the cache."""
+        fingerprint = self.encoder.fingerprint
+        rows = {text: self.texts.get((fingerprint, text)) for text in texts}
+        missing = [text for text, row in rows.items() if row is None]
+        if missing:
+            for text, row_D in zip(missing, self.encoder.encode_texts(missing), strict=True):
+                rows[text] = row_D
+                self.texts.put((fingerprint, text), row_D)
+        return np.stack([row for text in texts if (row := rows[text]) is not None])
+
+    def _encode_uploads(self, uploads: Sequence[UploadQuery]) -> tuple[Floats, NDArray[np.bool_]]:
+        longest = max(len(upload.frames_FSSC) for upload in uploads)
+        size = self.encoder.image_size
+        frames_QFSSC = np.zeros((len(uploads), longest, size, size, 3), dtype=np.uint8)
+        mask_QF = np.zeros((len(uploads), longest), dtype=np.bool_)
+        for q, upload in enumerate(uploads):
+            frames_QFSSC[q, : len(upload.frames_FSSC)] = upload.frames_FSSC
+            mask_QF[q, : len(upload.frames_FSSC)] = True
+        return self.encoder.encode_videos(frames_QFSSC, mask_QF), mask_QF
+
+    # Rows become hits.
+
+    def _search_rows(
+        self,
+        generation: Generation,
+        rows_QD: Floats,
+        queries: Sequence[SearchQuery],
+        own: Sequence[Sequence[int]],
+        watch: _Stopwatch,
+    ) -> list[SearchResult]:
+        reader = generation.reader
+        mapped_QD = self.encoder.map_rows(reader.frozen_map, rows_QD)
+        scored: dict[int, tuple[Scored, int]] = {}
+        for (asked, wanted, left_out), members in _alike(queries, own):
+            allowed = None if wanted.is_empty else _allowed(reader, wanted)
+            candidates = ranking.find_segments(
+                reader, mapped_QD[members], self.limits.candidates_of(asked), allowed=allowed, left_out=left_out
+            )
+            watch.lap("candidates")
+            group = ranking.score_segments(self.encoder, reader, rows_QD[members], candidates, asked.rerank)
+            if asked.normalise == "qb-norm":
+                group = normalise(group, usable(generation.bank, reader, self.encoder), asked.rerank)
+            scored.update({q: (group, place) for place, q in enumerate(members)})
+            watch.lap("rerank")
+        hits = [
+            segment_hits(self.encoder, generation, *scored[q], rows_QD[q], query.ranking)
+            for q, query in enumerate(queries)
+        ]
+        watch.lap("answer")
+        return [SearchResult(hits=page, source=self._source(generation, watch)) for page in hits]
+
+    def _rerank_one(self, generation: Generation, row_D: Floats, query: RerankQuery, watch: _Stopwatch) -> SearchResult:
+        reader = generation.reader
+        ids_C = np.sort([_segment_id(generation, named) for named in query.segments])  # sums depend on their order
+        pooled_CD = self.encoder.map_rows(reader.frozen_map, reader.segment_embeddings(ids_C))
+        stage1_C = pooled_CD @ self.encoder.map_rows(reader.frozen_map, row_D[None])[0]
+        candidates = ranking.sort_by_id(stage1_C[None], ids_C[None])
+        watch.lap("candidates")
+        scored = ranking.score_segments(self.encoder, reader, row_D[None], candidates, query.rerank)
+        everything = Ranking(k=len(ids_C), candidates=len(ids_C), group="segment", rerank=query.rerank)
+        hits = segment_hits(self.encoder, generation, scored, 0, row_D, everything)
+        watch.lap("rerank")
+        return SearchResult(hits=hits, source=self._source(generation, watch))
+
+    def _captions(
+        self,
+        generation: Generation,
+        upload: UploadQuery,
+        features_1FD: Floats,
+        mask_1F: NDArray[np.bool_],
+        pooled_1D: Floats,
+    ) -> tuple[CaptionHit, ...]:
+        reader, asked = generation.reader, upload.ranking
+        mapped_1D = self.encoder.map_rows(reader.frozen_map, pooled_1D)
+        candidates = ranking.find_captions(reader, mapped_1D, self.limits.candidates_of(asked))
+        scored = ranking.score_captions(self.encoder, reader, features_1FD, mask_1F, candidates, asked.rerank)
+        return caption_hits(self.encoder, reader, scored, upload, features_1FD[0], mask_1F[0])
+
+    def _source(self, generation: Generation, watch: _Stopwatch) -> Source:
+        return Source(
+            generation=generation.reader.manifest.generation,
+            version=generation.version,
+            fingerprint=self.encoder.fingerprint,
+            stage_seconds=dict(watch.seconds),
+        )
+
+
+class _Stopwatch:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
+        self._last = now
+
+
+def _alike(
+    queries: Sequence[SearchQuery], own: Sequence[Sequence[int]]
+) -> Iterator[tuple[tuple[Ranking, VideoFilter, Sequence[int]], list[int]]]:
+    """Queries that can be looked up and scored together: those that agree in all but their page."""
+    members = defaultdict(list)
+    for q, query in enumerate(queries):
+        asked = query.ranking
+        members[(asked.candidates, asked.rerank, asked.normalise, query.filter, tuple(own[q]))].append(q)
+    for (candidates, rerank, how, wanted, left_out), group in members.items():
+        yield (Ranking(k=1, candidates=candidates, rerank=rerank, normalise=how), wanted, left_out), group
+
+
+def _allowed(reader: StoreReader, wanted: VideoFilter) -> Ids:
+    return reader.select_segments(tags=wanted.tags, min_seconds=wanted.min_seconds, max_seconds=wanted.max_seconds)
+
+
+def _segments_of(generation: Generation, video_id: str, number: int | None) -> tuple[list[int], list[int]]:
+    """All segment ids of a video, and those that the query means. Raises ``NotFound``."""
+    segments = generation.video(video_id).segments
+    meant = [segment.segment_id for segment in segments if number is None or segment.number == number]
+    if not meant:
+        raise NotFound(
+            f"video {video_id} has {len(segments)} segments, none with number {number or 0}",
+            expected=f"a segment from 0 to {len(segments) - 1}" if segments else "an indexed video",
+            next_step=f"see the segments with GET /v1/videos/{video_id}",
+        )
+    return [segment.segment_id for segment in segments], meant
+
+
+def _segment_id(generation: Generation, named: SegmentRef) -> int:
+    return _segments_of(generation, named.video_id, named.segment)[1][0]
