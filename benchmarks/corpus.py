@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.store.config import ModelSpec, StoreSettings
-from indexer.store.rows import Location
+from indexer.store.records import Location
 from indexer.store.vectors import RowMapper
 from indexer.store.writer import EncodedSegment, EncodedVideo, StoreWriter
 from model.config import SamplingConfig

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks.harness import Clock, Task, interleave, matrix_product, threads
-from model.clip.text_buckets import text_buckets
+from model.clip.tokenizer import text_buckets
 from model.clip.towers import ClipTowers, build_clip
 from model.config import ClipConfig
 from model.export.export import write_towers

@@ -27,9 +27,8 @@ from model.demo.scene import recall_ceiling
 from model.demo.short_queries import measure_short_queries
 from model.encoder import load_encoder
 from model.evaluate.run import encode_corpus, evaluate_features, report, table
-from model.study.calibrate import Calibration, Grid, calibrate
-from model.study.calibrate_report import record, verdict
-from model.study.calibrate_report import table as grid_table
+from model.study.calibrate import Calibration, Grid, calibrate, record, verdict
+from model.study.calibrate import table as grid_table
 from model.study.per_video_ranks import variant
 
 ROOT = Path(__file__).parents[1]

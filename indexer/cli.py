@@ -2,39 +2,332 @@
 
 Exit codes: 0 all done; 1 an error that is printed; 2 wrong usage; 3 done, but some files or captions could not be used
 (they are listed); 130 interrupted, what was done is kept. Heavy modules are imported inside the commands.
+
+``emcl index create``: a store without videos, for a service that takes them in. Mounted by ``indexer.cli``.
+
+``emcl index merge`` and ``compact``: stores put together, and space given back. Mounted by ``indexer.cli``.
+
+``emcl index bank``: the query bank by which searches can be normalised against hubs. Mounted by ``indexer.cli``.
+
+What the commands of ``emcl index`` print.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from indexer.bank_cli import app as bank_app
-from indexer.cli_output import print_manifest, print_report, print_verification, print_videos
-from indexer.create_cli import app as create_app
-from indexer.encoder_options import Device, Exports, Model, Precision, Pretrained, Runtime
-from indexer.index_options import Factory, IndexMemory, IndexRecall, SearchOptions
-from indexer.merge_cli import app as merge_app
-from indexer.source_options import AllowProtocol, KeepMedia, PartitionOption, RetryFailed
+from indexer.cli_options import (
+    AllowProtocol,
+    Device,
+    Exports,
+    Factory,
+    IndexMemory,
+    IndexRecall,
+    KeepMedia,
+    Model,
+    PartitionOption,
+    Precision,
+    Pretrained,
+    RetryFailed,
+    Runtime,
+    SearchOptions,
+)
 
 if TYPE_CHECKING:
-    from indexer.build.run import BuildRequest
+    from indexer.build.run import BuildReport, BuildRequest
     from indexer.options import Wishes
-    from indexer.store.config import ModelSpec, StoreSettings
+    from indexer.store.compact import Compaction
+    from indexer.store.config import IndexReport, Manifest, ModelSpec, StoreSettings
+    from indexer.store.verify import Verification
+    from indexer.store.writer import StoreWriter
     from model.encoder import Encoder
+
+SHOWN_NOTES = 20
+
+
+def print_report(report: BuildReport) -> None:
+    """What an indexing run did: results on stdout, what could not be used and other notes on stderr."""
+    for note in report.notes[:SHOWN_NOTES]:
+        typer.echo(f"note: {note}", err=True)
+    if len(report.notes) > SHOWN_NOTES:
+        typer.echo(f"note: … and {len(report.notes) - SHOWN_NOTES} more", err=True)
+    for path, reason in report.failed:
+        typer.echo(f"failed: {path}: {reason}", err=True)
+    for row in report.unmatched:
+        typer.echo(f"unused: {row}", err=True)
+    removed = f", {report.removed} removed" if report.removed else ""
+    failed = f", {len(report.failed)} failed" if report.failed else ""
+    typer.echo(
+        f"{report.found} files found, {report.indexed} videos indexed, "
+        f"{report.captions} captions added{removed}{failed}"
+    )
+    if report.manifest is None:
+        typer.echo("nothing to search yet, so nothing was published", err=True)
+        return
+    print_manifest(report.manifest)
+
+
+def print_verification(found: Verification, *, as_json: bool) -> None:
+    """What ``emcl index verify`` found."""
+    if as_json:
+        indexes = {side: report.model_dump() for side, report in found.indexes.items()}
+        typer.echo(json.dumps({**vars(found), "indexes": indexes}, indent=2))
+        return
+    for note in found.notes:
+        typer.echo(f"note: {note}")
+    for problem in found.problems:
+        typer.echo(f"damaged: {problem}")
+    recall = ", ".join(f"recall@10 of {side} {value:.3f}" for side, value in found.recall.items())
+    for line in index_lines(found.indexes):
+        typer.echo(line)
+    checked = f"{found.checked_segments} segments and {found.checked_captions} captions checked"
+    typer.echo("; ".join(part for part in (checked, recall, f"{len(found.problems)} problems") if part))
+
+
+def print_compaction(writer: StoreWriter, done: Compaction) -> None:
+    """What ``emcl index compact`` gained, and what of it is free only later."""
+    from indexer.store.compact import waiting_bytes
+
+    gained = done.before_bytes - done.after_bytes
+    typer.echo(f"{done.shards} shards written anew: {gained} of {done.before_bytes} bytes gained")
+    if waiting := waiting_bytes(writer):
+        typer.echo(
+            f"{waiting} bytes of former shards are free when the generation that still names them goes: with the next "
+            "publication, or now with `emcl index compact --drop-former`"
+        )
+
+
+def print_manifest(manifest: Manifest) -> None:
+    """The generation that is current now, and how much it holds."""
+    counts = manifest.counts
+    typer.echo(
+        f"generation {manifest.generation} ({manifest.factory}): {counts.videos} videos, {counts.segments} segments, "
+        f"{counts.captions} captions"
+    )
+    for line in index_lines(manifest.indexes):
+        typer.echo(line)
+
+
+def index_lines(indexes: Mapping[str, IndexReport]) -> list[str]:
+    """What each index is, what it takes and what it finds; nothing of indexes that hold nothing."""
+    lines = []
+    for side, report in indexes.items():
+        if report.vectors:
+            options = f" ({report.options})" if report.options else ""
+            place = ", read from its file" if report.mapped else ""
+            found = f"recall@{report.depth} {report.recall:.4f} on {report.queries} queries ({report.source})"
+            lines.append(
+                f"index of {side}: {report.factory}{options}, {report.vectors} vectors of {report.bytes_per_vector:g} "
+                f"bytes{place}, {found if report.queries else 'exact'}"
+            )
+    return lines
+
+
+def print_videos(videos: Sequence[dict[str, Any]], *, as_json: bool) -> None:
+    """A line for each of the catalogue's summaries."""
+    if as_json:
+        typer.echo(json.dumps(videos, ensure_ascii=False, indent=2))
+        return
+    for video in videos:
+        seconds = "" if video["duration_seconds"] is None else f"{video['duration_seconds']:.1f} s"
+        what = f"{video['segments']} segments, {video['captions']} captions" if video["segments"] else ""
+        path = video["paths"][0] if video["paths"] else "(no file)"
+        line = f"{video['video_id'][:12]}  {video['state']:<8} {seconds:>9}  {path}  {what}  {video['reason'] or ''}"
+        typer.echo(line.rstrip())
+    typer.echo(f"{len(videos)} videos", err=True)
+
+
+bank_app = typer.Typer()
+
+
+@bank_app.command()
+def bank(
+    store: Annotated[Path, typer.Option(help="Folder of the store.")],
+    captions: Annotated[
+        Path,
+        typer.Option(
+            exists=True,
+            help="Texts like the queries to come, best those that the model was trained on: JSON lines with "
+            "`captions`, or .txt with one a line.",
+        ),
+    ],
+    size: Annotated[int, typer.Option(min=1, help="Most texts, drawn at random.")] = 5000,
+    seed: Annotated[int, typer.Option(help="Seed of that draw.")] = 0,
+    beta: Annotated[float, typer.Option(min=0.01, max=1000, help="QB-Norm's inverse temperature.")] = 20.0,
+    top: Annotated[int, typer.Option(min=1, help="Segments that each text marks as hubs.")] = 1,
+    device: Device = "auto",
+) -> None:
+    """Compute the query bank that `normalise: qb-norm` of a search needs. Run it again after many videos were added.
+
+    A running service takes it up when its index is reloaded (`POST /v1/index/reload`).
+    """
+    from indexer.errors import NotAStore
+    from indexer.options import recorded_settings
+    from indexer.store.query_bank import compute_bank, report_lines, write_bank
+    from indexer.store.reader import StoreReader
+    from model.encoder import load_encoder
+    from model.evaluate.query_bank import open_bank
+
+    recorded = recorded_settings(store)
+    if recorded is None:
+        raise NotAStore(f"{store} holds no store; make one with `emcl index build PATH --store {store}`")
+    texts = open_bank(str(captions), None, size=size, seed=seed, beta=beta, top=top)
+    spec = recorded.model_spec
+    encoder = load_encoder(spec.model, pretrained=spec.pretrained, device=device)
+    with StoreReader.open(store, fingerprint=encoder.fingerprint) as reader:
+        computed = compute_bank(reader, encoder, texts)
+    write_bank(store, computed)
+    for line in report_lines(computed, texts.texts):
+        typer.echo(line)
+
+
+merge_app = typer.Typer()
+
+
+@merge_app.command()
+def merge(
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE...", help="Stores of one model; they are only read.")],
+    store: Annotated[Path, typer.Option(help="Folder of the merged store; made if need be, else added to.")],
+    device: Device = "auto",
+) -> None:
+    """Put stores together that were built apart, such as the parts of `build --partition`, without encoding anything.
+
+    A video that is in several is taken once; captions and tags are united. Run it again after an interruption.
+    """
+    from indexer.build.progress import TerminalProgress
+    from indexer.build.run import check_model, publish_if_changed
+    from indexer.store.merge import count_videos, read_merge_settings
+    from indexer.store.merge import merge as merge_stores
+    from indexer.store.writer import StoreWriter
+    from model.encoder import load_encoder
+
+    settings = read_merge_settings(stores, store)
+    encoder = load_encoder(settings.model_spec.model, pretrained=settings.model_spec.pretrained, device=device)
+    check_model(settings, encoder, stores[0])
+    progress = TerminalProgress()
+    with StoreWriter.open(store, settings=settings) as writer:
+        with progress.phase("merge", count_videos(stores), "video") as bar:
+            report = merge_stores(writer, stores, bar.advance)
+        manifest = publish_if_changed(writer, encoder, progress)
+    for note in report.notes:
+        typer.echo(f"note: {note}", err=True)
+    typer.echo(
+        f"{report.videos} videos and {report.captions} captions copied, {report.known_videos} videos were there already"
+    )
+    if manifest is None:
+        typer.echo("nothing to search yet, so nothing was published", err=True)
+        return
+    print_manifest(manifest)
+
+
+@merge_app.command()
+def compact(
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store.")],
+    drop_former: Annotated[
+        bool,
+        typer.Option(
+            "--drop-former",
+            help="Remove the former generation too, so that the space is free at once and not after the next "
+            "publication. Readers that have it open go on.",
+        ),
+    ] = False,
+    device: Device = "auto",
+) -> None:
+    """Give back the space of removed videos and captions: shards are written anew without their rows, and published."""
+    from indexer.build.progress import TerminalProgress
+    from indexer.build.run import check_model, current_manifest, publish_if_changed
+    from indexer.errors import NotAStore
+    from indexer.options import recorded_settings
+    from indexer.store.compact import compact as compact_store
+    from indexer.store.compact import drop_former as drop_former_generations
+    from indexer.store.writer import StoreWriter
+    from model.encoder import load_encoder
+
+    settings = recorded_settings(store)
+    if settings is None:
+        raise NotAStore(f"{store} holds no store; make one with `emcl index build PATH --store {store}`")
+    encoder = load_encoder(settings.model_spec.model, pretrained=settings.model_spec.pretrained, device=device)
+    check_model(settings, encoder, store)
+    progress = TerminalProgress()
+    with StoreWriter.open(store) as writer:
+        with progress.phase("compact", 0, "row") as bar:
+            done = compact_store(writer, bar.advance)
+        if current_manifest(store) is not None:
+            manifest = publish_if_changed(writer, encoder, progress)
+            if drop_former:
+                drop_former_generations(writer)
+            print_compaction(writer, done)
+            if manifest is not None:
+                print_manifest(manifest)
+        else:
+            print_compaction(writer, done)
+
+
+create_app = typer.Typer()
+
+
+@create_app.command()
+def create(
+    store: Annotated[Path, typer.Option(help="Folder of the new store.")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="As for build. Default: CLIP ViT-B-32 with OpenAI's weights.", show_default=False),
+    ] = None,
+    pretrained: Pretrained = None,
+    segment_seconds: Annotated[
+        float | None, typer.Option(min=0.1, help="Longer videos are cut into segments of this length. Default: 30.")
+    ] = None,
+    index: Factory = None,
+    index_options: SearchOptions = None,
+    index_memory: IndexMemory = None,
+    index_recall: IndexRecall = None,
+    device: Device = "auto",
+) -> None:
+    """Make an empty store, so that a service can start and take its first videos by `POST /v1/videos`.
+
+    Until the next publication (`emcl index build|add|rebuild`, or a service that has taken in enough) stage 1 ranks
+    without an EMCL map: there is no corpus yet to fit one on.
+    """
+    from indexer.errors import StoreError
+    from indexer.options import Wishes, bytes_of, choose_model, new_settings, recorded_settings
+    from indexer.store.writer import StoreWriter
+    from model.emcl.em import FrozenMap
+    from model.encoder import load_encoder
+
+    if recorded_settings(store) is not None:
+        raise StoreError(f"{store} holds a store already; add to it with `emcl index add`, or name another folder")
+    spec = choose_model(None, model, pretrained)
+    encoder = load_encoder(spec.model, pretrained=spec.pretrained, device=device)
+    wishes = Wishes(
+        segment_seconds=segment_seconds,
+        factory=index,
+        options=index_options,
+        index_memory=bytes_of(index_memory),
+        index_recall=index_recall,
+    )
+    settings = new_settings(wishes, spec=spec, fingerprint=encoder.fingerprint, dim=encoder.dim, config=encoder.config)
+    with StoreWriter.open(store, settings=settings) as writer:
+        manifest = writer.publish(encoder, empty_map=FrozenMap.neutral(encoder.dim))
+    print_manifest(manifest)
+
 
 app = typer.Typer(
     help="Index videos and captions into a store that can be searched. Exit code 3: done, but some files or captions "
     "could not be used; they are listed.",
     no_args_is_help=True,
 )
+
 app.add_typer(bank_app)
+
 app.add_typer(create_app)
+
 app.add_typer(merge_app)
 
 INCOMPLETE, INTERRUPTED = 3, 130
@@ -43,8 +336,11 @@ Paths = Annotated[
     list[str],
     typer.Argument(metavar="PATH...", help="Folders, video files, tar shards, globs in quotes, or URLs."),
 ]
+
 MorePaths = Annotated[list[str] | None, typer.Argument(metavar="PATH...", help="As for build.")]
+
 Store = Annotated[Path, typer.Option(help="Folder of the store.")]
+
 Captions = Annotated[
     Path | None,
     typer.Option(
@@ -53,22 +349,30 @@ Captions = Annotated[
         help="JSONL or CSV with `video`, `captions`, optional `tags`. NAME.txt beside a video works too.",
     ),
 ]
+
 Workers = Annotated[int | None, typer.Option(min=1, help="Decoding processes. Default: one per core, at most 8.")]
+
 Timeout = Annotated[float, typer.Option(min=1, help="Seconds that decoding one segment may take.")]
+
 SegmentSeconds = Annotated[
     float | None, typer.Option(min=0.1, help="Longer videos are cut into segments of this length. Default: 30.")
 ]
+
 SampleFps = Annotated[
     float | None, typer.Option(min=0.01, max=240, help="Frames taken per second. Default: the model's.")
 ]
+
 MaxFrames = Annotated[int | None, typer.Option(min=1, max=512, help="Most frames of a segment. Default: the model's.")]
+
 Sampling = Annotated[
     Literal["uniform", "keyframes"] | None,
     typer.Option(help="keyframes takes the nearest key frames: many times faster, other frames."),
 ]
+
 ProgressFile = Annotated[
     Path | None, typer.Option("--progress-file", help="Append progress to this file, as JSON lines, for programs.")
 ]
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -197,7 +501,7 @@ def remove(
 @app.command("list")
 def list_videos(store: Store, as_json: Json = False) -> None:
     """List every video with its state; also those that could not be read, with the reason."""
-    from indexer.store.catalogue_reader import CatalogueReader
+    from indexer.store.catalogue import CatalogueReader
     from indexer.store.generation import CATALOGUE
 
     with closing(CatalogueReader.open_readonly(store / CATALOGUE)) as catalogue:

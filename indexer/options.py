@@ -11,7 +11,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from indexer.ann.choose import AUTO
 from indexer.ann.recipe import check
 from indexer.errors import IndexFactoryError, StoreError
-from indexer.store.catalogue_reader import read_settings
+from indexer.store.catalogue import read_settings
 from indexer.store.config import DEFAULT_FACTORY, DEFAULT_SEGMENT_SECONDS, ModelSpec, StoreSettings, refuse_differences
 from indexer.store.generation import CATALOGUE
 from model.config import ModelConfig, problems_of

@@ -2,23 +2,402 @@
 
 Heavy modules are imported inside the commands, so that ``--help`` answers at once. Errors of the user are raised as
 ``ValueError`` or ``OSError``, which ``service.cli`` prints as one line.
+
+Commands that study a checkpoint on labelled videos: ``calibrate``, ``sweep``, ``report``. Mounted by ``model.cli``.
+
+Heavy modules are imported inside the commands. Errors of the user are ``ValueError`` or ``OSError``.
+
+``emcl export``: a faster runtime for a model, judged before it may be used. Mounted by ``model.cli``.
+
+Commands for data sets: ``emcl data check``, ``emcl data compress``. Mounted by ``model.cli``.
+
+Heavy modules are imported inside the commands, so that ``--help`` answers at once. Errors of the user are raised as
+``ValueError`` or ``OSError``, which ``service.cli`` prints as one line.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from model.data.cli import app as data_app
-from model.export_cli import app as export_app
-from model.study_cli import app as study_app
+if TYPE_CHECKING:
+    from model.data.video_text import VideoTextSet
+
+data_app = typer.Typer(help="Check and compress data sets.", no_args_is_help=True)
+
+
+@data_app.command()
+def check(
+    config: Annotated[
+        Path | None, typer.Option(help="A training configuration (its `data` section), or such a section alone.")
+    ] = None,
+    kind: Annotated[
+        Literal["msrvtt", "msvd", "lsmdc", "activitynet", "didemo", "vatex"] | None,
+        typer.Option(help="Instead of --config: which set lies in --root and --annotations."),
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="The folder of the videos.")] = None,
+    annotations: Annotated[Path | None, typer.Option(help="The folder of the annotation files.")] = None,
+    train_split: Annotated[
+        Literal["9k", "7k", "full"] | None, typer.Option(help="MSR-VTT only: which training set and protocol.")
+    ] = None,
+    decode: Annotated[bool, typer.Option(help="Also decode every video.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that decode.")] = 2,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the findings to this file.")] = None,
+) -> None:
+    """Count a set's videos and captions, and list all that are missing; exit code 1 if it is not whole."""
+    from model.data.check import check_splits, describe, overlaps
+    from model.data.sources import load_stored_set, parse_stored_set, read_splits
+
+    own = {"kind": kind, "root": root, "annotations": annotations, "train_split": train_split}
+    given: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
+    if (config is None) == (not given):
+        raise typer.BadParameter("give either --config, or --kind with --root and --annotations")
+    chosen = load_stored_set(config) if config is not None else parse_stored_set(given, "the command line")
+    splits = read_splits(chosen)
+    checks = check_splits(splits, decode_workers=workers if decode else 0)
+    shared = overlaps(splits)
+    typer.echo("\n".join([describe(checks), *shared]))
+    if json_file is not None:
+        findings = {
+            "data": chosen.model_dump(mode="json"),
+            "splits": [item.as_dict() for item in checks],
+            "overlaps": shared,
+        }
+        json_file.write_text(json.dumps(findings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if (shared and not chosen.allow_overlap) or not all(item.is_whole for item in checks):
+        raise typer.Exit(1)
+
+
+@data_app.command()
+def compress(
+    source: Annotated[Path, typer.Argument(help="Folder of videos.")],
+    destination: Annotated[Path, typer.Argument(help="Folder for the small ones; the same names, ending in .mp4.")],
+    fps: Annotated[float, typer.Option(min=0.1, max=60, help="Frames per second.")] = 3.0,
+    short_side: Annotated[int, typer.Option(min=16, help="Pixels of the shorter side; smaller videos stay.")] = 224,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
+) -> None:
+    """Make small copies that decode fast: 3 frames per second, short side 224, upright, no sound.
+
+    What is there already is left alone, so an interrupted run can be repeated. Exit code 1 if a video failed.
+    """
+    from model.data.compress import CompressSettings, compress_folder
+
+    settings = CompressSettings(fps=fps, short_side=short_side)
+    report = compress_folder(source, destination, settings, workers=workers)
+    for name, reason in report.failed:
+        typer.echo(f"failed: {name}: {reason}", err=True)
+    typer.echo(f"{report.written} written, {report.kept} there already, {len(report.failed)} failed")
+    if report.failed:
+        raise typer.Exit(1)
+
+
+export_app = typer.Typer()
+
+
+@export_app.command()
+def export(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="'demo', a checkpoint's path, or an open_clip name with --pretrained. Default: CLIP ViT-B-32 with "
+            "OpenAI's weights.",
+            show_default=False,
+        ),
+    ] = None,
+    pretrained: Annotated[str | None, typer.Option(help="Tag or weights file of an open_clip model.")] = None,
+    runtime: Annotated[
+        Literal["onnx", "onnx-int8", "torch-bf16"],
+        typer.Option(
+            help="onnx: fp32 by onnxruntime. onnx-int8: bytes, smallest and fastest on a CPU. torch-bf16 writes no "
+            "model: it only judges whether `auto` may use bf16."
+        ),
+    ] = "onnx-int8",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the files; name it to the other commands with --exports. Default: NAME.exports beside the "
+            "checkpoint, or var/exports for the demo model and open_clip names.",
+            show_default=False,
+        ),
+    ] = None,
+    samples: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            help="Judge by these videos: JSON lines of {video, captions}, or a folder with such a captions.jsonl. "
+            "Default: generated scenes.",
+            show_default=False,
+        ),
+    ] = None,
+    sample_videos: Annotated[int, typer.Option(min=20, help="Most videos to judge by.")] = 96,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads. Default: one per core.")] = None,
+) -> None:
+    """Export a model's towers for a faster runtime, compare it with fp32, and refuse it if it ranks otherwise.
+
+    `emcl serve`, `search` and `index` then take it by themselves (`--runtime auto`), or by name. Exit code 1 if it was
+    refused; nothing uses it then.
+    """
+    import torch
+
+    from model.encoder import export_store, load_encoder
+    from model.export.export import export as export_towers
+    from model.export.export import generated_samples, require_exporter, samples_of
+
+    require_exporter(runtime)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    encoder = load_encoder(model, pretrained=pretrained, device="cpu")
+    if samples is None:
+        chosen = generated_samples(sample_videos, image_size=encoder.image_size)
+    else:
+        sampling = encoder.config.sampling
+        chosen = samples_of(samples, sample_videos, image_size=encoder.image_size, sampling=sampling)
+    store = export_store(model, encoder.fingerprint, pretrained=pretrained, folder=output)
+    report = export_towers(encoder, store, runtime, chosen)
+    for line in report.lines():
+        typer.echo(line)
+    if not report.passed:
+        typer.echo(
+            f"{runtime} is not used for this model; the measurement is kept in {store.path_of(runtime)}", err=True
+        )
+        raise typer.Exit(1)
+    typer.echo(f"exported: {store.path_of(runtime)}")
+
+
+study_app = typer.Typer()
+
+Model = Annotated[str, typer.Option(help="'demo', a checkpoint's path, or an open_clip name with --pretrained.")]
+
+Pretrained = Annotated[str | None, typer.Option(help="Tag or weights file of an open_clip model.")]
+
+Data = Annotated[
+    Path,
+    typer.Option(help="Validation data: a manifest, a folder with captions.jsonl, or a data set's configuration."),
+]
+
+Split = Annotated[Literal["train", "val", "test"], typer.Option(help="Which split of a data set.")]
+
+AllowMissing = Annotated[bool, typer.Option(help="Go on although videos are missing.")]
+
+Seed = Annotated[int, typer.Option(help="Of folds and bootstrap; the same seed gives the same figures.")]
+
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda[:N].")]
+
+
+@study_app.command()
+def calibrate(
+    data: Data,
+    model: Model,
+    pretrained: Pretrained = None,
+    split: Split = "val",
+    allow_missing: AllowMissing = False,
+    output: Annotated[
+        Path | None, typer.Option(help="Write a new checkpoint, NEW.safetensors, instead of changing --model.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure and print, but write nothing.")] = False,
+    only_if_significant: Annotated[
+        bool, typer.Option("--only-if-significant", help="Choose beta 0 unless EMCL ranks better beyond chance.")
+    ] = False,
+    mode: Annotated[Literal["both", "channel", "reference"], typer.Option(help="Modes to try.")] = "both",
+    beta: Annotated[str | None, typer.Option(help="Strengths to try, such as 0.05,0.1.")] = None,
+    sigma: Annotated[str | None, typer.Option(help="Kernel widths to try.")] = None,
+    bases: Annotated[str | None, typer.Option(help="Numbers of bases to try.")] = None,
+    iterations: Annotated[str | None, typer.Option(help="Numbers of iterations to try.")] = None,
+    candidates: Annotated[str, typer.Option(help="Numbers of candidates to try.")] = "50,100,200,500",
+    temperatures: Annotated[str, typer.Option(help="Temperatures of dual softmax to try.")] = "0.003,0.01,0.03,0.1",
+    folds: Annotated[int, typer.Option(min=2, help="Folds of the held-out comparison.")] = 5,
+    seed: Seed = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Choose EMCL's settings on validation pairs, test them against ranking without EMCL, store the choice."""
+    from pydantic import ValidationError
+
+    from model.config import problems_of
+    from model.data.validation import open_for_choosing
+    from model.encoder import load_encoder
+    from model.evaluate.run import encode_corpus
+    from model.study.calibrate import Grid, as_dict, check_target, record, store_choice, table, verdict
+    from model.study.calibrate import calibrate as run
+    from model.study.per_video_ranks import describe
+
+    check_target(model, output, dry_run=dry_run)
+    try:
+        grid = Grid(
+            modes=("channel", "reference") if mode == "both" else (mode,),
+            betas=_floats(beta, "--beta"),
+            sigmas=_floats(sigma, "--sigma"),
+            bases=_whole(bases, "--bases"),
+            iterations=_whole(iterations, "--iterations"),
+            candidates=_whole(candidates, "--candidates") or (),
+            temperatures=_floats(temperatures, "--temperatures") or (),
+        )
+    except ValidationError as error:
+        raise ValueError(f"the grid is not valid: {problems_of(error)}") from error
+    chosen_data = open_for_choosing(data, split, allow_missing=allow_missing)
+    encoder = load_encoder(model, pretrained=pretrained, device=device)
+    corpus = encode_corpus(encoder, chosen_data.clips)
+    found = run(encoder, corpus, grid, folds=folds, seed=seed)
+    typer.echo(table(found) + "\n\n" + verdict(found))
+    if split == "train":
+        typer.echo("These are training pairs, which the model knows by heart: prefer a validation split.")
+    choice = found.choice(only_if_better=only_if_significant)
+    facts = {
+        **_facts_of(chosen_data, split),
+        "captions": len(corpus.text_TD),
+        "seed": seed,
+    }
+    if json_file is not None:
+        _write_json(json_file, {**facts, "model": encoder.fingerprint, **as_dict(found)})
+    typer.echo(f"chosen: {describe(choice)}, {found.search.candidates} candidates")
+    if dry_run:
+        typer.echo("dry run: nothing was written")
+        return
+    stored = record(found, choice, facts)
+    typer.echo(store_choice(encoder, model, output, emcl=choice, search=found.search, record=stored))
+
+
+def _facts_of(data: VideoTextSet, split: str) -> dict[str, object]:
+    """What a record says of the data that settings were chosen on."""
+    from model.data.validation import data_digest
+
+    return {
+        "data": data.name,
+        "data_digest": data_digest(data.clips),
+        "split": split,
+        "videos": len(data.clips),
+        "videos_lost": data.videos_lost,
+    }
+
+
+def _floats(text: str | None, option: str) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ValueError(f"{option} is {text!r}, expected numbers separated by commas, such as 0.1,0.3") from error
+
+
+def _whole(text: str | None, option: str) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ValueError(f"{option} is {text!r}, expected whole numbers separated by commas, such as 8,32") from error
+
+
+def _write_json(path: Path, content: dict[str, object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@study_app.command()
+def sweep(
+    data: Data,
+    model: Model,
+    pretrained: Pretrained = None,
+    split: Split = "val",
+    allow_missing: AllowMissing = False,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=VALUE,… of beta, sigma, bases, iterations, seed, mode or frames; may be repeated."),
+    ] = None,
+    grid: Annotated[bool, typer.Option("--grid", help="Cross all that is varied, instead of one at a time.")] = False,
+    preset: Annotated[
+        Literal["supplementary-2"] | None,
+        typer.Option(help="supplementary-2: the published beta sweep, beside ours."),
+    ] = None,
+    dual_softmax: Annotated[
+        bool, typer.Option("--dual-softmax", help="Add dual softmax at the checkpoint's temperature (transductive).")
+    ] = False,
+    output: Annotated[Path, typer.Option(help="Folder for sweep.md, sweep.json and the plots.")] = Path("runs/sweep"),
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Vary EMCL's settings one at a time or as a grid: a table, JSON and a plot, with bootstrap intervals."""
+    from functools import partial
+
+    from model.data.validation import open_for_choosing
+    from model.encoder import load_encoder
+    from model.evaluate.run import encode_corpus
+    from model.study.figures import draw_sweep
+    from model.study.sweep import PRESETS, Plan, as_dict, markdown, parse_vary
+    from model.study.sweep import sweep as run
+
+    if (vary is None) == (preset is None):
+        raise ValueError("pass either --vary NAME=VALUE,… or --preset supplementary-2")
+    if preset is not None and (grid or dual_softmax):
+        raise ValueError("--grid and --dual-softmax go with --vary; a preset has its own")
+    varied = parse_vary(vary or [])
+    chosen_data = open_for_choosing(data, split, allow_missing=allow_missing)
+    encoder = load_encoder(model, pretrained=pretrained, device=device)
+    temperature = encoder.config.search.dual_softmax_temperature if dual_softmax else None
+    plan = PRESETS[preset] if preset is not None else Plan(vary=varied, grid=grid, dual_softmax=temperature)
+    points = run(encoder, partial(encode_corpus, clips=chosen_data.clips), plan, seed=seed)
+    facts = {
+        "model": encoder.config.name,
+        "fingerprint": encoder.fingerprint,
+        **_facts_of(chosen_data, split),
+        "training_seeds": 1,
+        "seed": seed,
+    }
+    text = markdown(points, plan, facts)
+    typer.echo(text)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "sweep.md").write_text(text + "\n", encoding="utf-8")
+    _write_json(output / "sweep.json", as_dict(points, plan, facts))
+    for suffix in ("svg", "png"):
+        draw_sweep(points, plan, output / f"sweep.{suffix}")
+    typer.echo(f"written: sweep.md, sweep.json, sweep.svg and sweep.png in {output}")
+
+
+@study_app.command()
+def report(
+    data: Data,
+    model: Model,
+    output: Annotated[Path, typer.Option(help="The HTML file to write.")],
+    pretrained: Pretrained = None,
+    split: Split = "val",
+    allow_missing: AllowMissing = False,
+    run: Annotated[
+        Path | None, typer.Option(help="Folder of the training, whose log tells how the bases fared.")
+    ] = None,
+    beta: Annotated[float | None, typer.Option(min=0, help="Show this strength instead of the checkpoint's.")] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Show what EMCL does: modality gap, subspaces, ranked results, bases; one HTML file that needs nothing else."""
+    from model.config import EMCLConfig
+    from model.data.sources import open_for_evaluation
+    from model.encoder import load_encoder
+    from model.evaluate.run import encode_corpus
+    from model.study.page import ReportFacts, build_report
+    from model.study.per_video_ranks import variant
+
+    chosen = open_for_evaluation(data, split, allow_missing=allow_missing)
+    encoder = load_encoder(model, pretrained=pretrained, device=device)
+    if beta is not None:
+        encoder = variant(encoder, EMCLConfig.model_validate({**encoder.config.emcl.model_dump(), "beta": beta}))
+    corpus = encode_corpus(encoder, chosen.clips)
+    facts = ReportFacts(data=chosen.name, split=split, videos_lost=chosen.videos_lost, seed=seed)
+    page = build_report(encoder, chosen.clips, corpus, facts, run=run)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(page, encoding="utf-8")
+    typer.echo(f"written: {output} ({len(page.encode()) / 1e6:.1f} MB)")
+
 
 app = typer.Typer(help="Train and evaluate models.", no_args_is_help=True)
+
 app.add_typer(data_app, name="data")
+
 app.add_typer(study_app)
+
 app.add_typer(export_app)
 
 
@@ -112,7 +491,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure retrieval in both directions under a protocol, with and without EMCL."""
-    from model.evaluate.command import BankOptions, EvaluateRequest, run
+    from model.evaluate.run import BankOptions, EvaluateRequest, run
 
     bank = None
     if query_bank is not None:

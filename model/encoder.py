@@ -19,8 +19,7 @@ from torch import Tensor
 from model.checkpoint import fingerprint as net_fingerprint
 from model.checkpoint import load_checkpoint
 from model.clip.compat import import_open_clip
-from model.clip.text_buckets import rounded_up, text_buckets
-from model.clip.tokenizer import Tokenizer, build_tokenizer
+from model.clip.tokenizer import Tokenizer, build_tokenizer, rounded_up, text_buckets
 from model.config import ClipConfig, ModelConfig, TemporalConfig
 from model.emcl.em import FrozenMap
 from model.net import EMCLNet, Rerank, build_net
@@ -90,7 +89,7 @@ class Encoder:
     def encode_texts(self, texts: Sequence[str]) -> Floats:
         """Raw text features (N, D). Texts of about the same number of tokens go together, whatever their order.
 
-        A text costs what its own tokens cost (see ``model.clip.text_buckets``), and its features do not depend on the
+        A text costs what its own tokens cost (see ``model.clip.tokenizer``), and its features do not depend on the
         others beyond the rounding of floats.
         """
         out = np.empty((len(texts), self.dim), dtype=np.float32)

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from model.clip.towers import ClipTowers, Precision, build_clip
 from model.config import ModelConfig
 from model.emcl.em import EMCL
-from model.emcl.pooling import frame_weights, mean_pool, pool_by_captions, pool_videos
-from model.emcl.pooling_fast import pool_stored_videos
+from model.emcl.pooling import frame_weights, mean_pool, pool_by_captions, pool_stored_videos, pool_videos
 from model.emcl.scoring import Factored, corrected_cosines
 from model.temporal import build_temporal
 
@@ -103,7 +102,7 @@ class EMCLNet(nn.Module):
         ``features_QNFD`` may be of any floating type, such as the half precision that they are stored in.
         ``rerank="none"`` leaves the pass out: cosine after text-conditioned pooling. A query's scores do not depend
         on the other queries, nor on masked candidates. Without gradients the fast equivalents are used
-        (``model.emcl.scoring``, ``model.emcl.pooling_fast``).
+        (``model.emcl.scoring``, ``model.emcl.pooling``).
         """
         if self._is_scoring:
             pooled_QND, weights_QNF = pool_stored_videos(text_QD, features_QNFD, mask_QNF, self.config.pooling)

@@ -2,6 +2,10 @@
 
 Heavy modules are imported inside the commands, so that ``--help`` answers at once. A ``ValueError`` or a file that
 cannot be read is the user's to mend: it is printed as one line, and the exit code is 1 (2 for wrong usage).
+
+``emcl keys``: make, list and revoke API keys. A running service notices at once.
+
+Answers as tables for a terminal.
 """
 
 from __future__ import annotations
@@ -11,6 +15,9 @@ import json
 import logging
 import os
 import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,12 +29,89 @@ from service.cli_options import takes_settings
 from service.doctor.cli import doctor
 from service.jobs.cli import app as jobs_app
 from service.jobs.cli import worker
-from service.keys_cli import app as keys_app
+from service.schemas.search import CaptionOut, HitOut
 from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from service.access.keys import Key, KeyBook
     from service.search.engine import Engine
     from service.search.query import Ranking
+
+logger = logging.getLogger("service.cli")  # not "__main__", which it is when run with -m
+
+keys_app = typer.Typer(help="API keys: make, list, revoke.", no_args_is_help=True)
+
+
+@keys_app.command()
+@takes_settings("keys_file")
+def create(
+    name: Annotated[str, typer.Option(help="Whose key it is: shown in lists and logs.")],
+    scope: Annotated[
+        Literal["search", "write", "admin"],
+        typer.Option(help="search: find and watch. write: also change videos, captions, tags. admin: also run jobs."),
+    ],
+    expires: Annotated[float | None, typer.Option(help="Days until it stops working.", show_default="never")] = None,
+    **options: Any,
+) -> None:
+    """Make a key and print it: this once, for only its hash is kept."""
+    book = _book(options)
+    key, token = book.create(name, scope, expires_days=expires)
+    typer.echo(f"key {key.key_id} ({key.name}, {key.scope}) is in {book.path}; it is shown only now:", err=True)
+    typer.echo(token)
+
+
+@keys_app.command("list")
+@takes_settings("keys_file")
+def list_keys(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    **options: Any,
+) -> None:
+    """Show all keys with their scope and state; hashes are not shown."""
+    now = time.time()
+    keys = _book(options).all_keys()
+    if as_json:
+        typer.echo(json.dumps([_shown(key, now) for key in keys], indent=2, ensure_ascii=False))
+    elif not keys:
+        typer.echo("no keys; make one with `emcl keys create`")
+    else:
+        typer.echo(_keys_table([_shown(key, now) for key in keys]))
+
+
+@keys_app.command()
+@takes_settings("keys_file")
+def revoke(key: Annotated[str, typer.Argument(help="Its id or its name.")], **options: Any) -> None:
+    """Make a key worthless from now on; its sessions end too."""
+    revoked = _book(options).revoke(key)
+    typer.echo(f"key {revoked.key_id} ({revoked.name}) is revoked")
+
+
+def _book(options: dict[str, Any]) -> KeyBook:
+    from service.access.keys import KeyBook
+
+    return KeyBook(load_settings(options).keys_file)
+
+
+def _shown(key: Key, now: float) -> dict[str, str | None]:
+    return {
+        "id": key.key_id,
+        "name": key.name,
+        "scope": key.scope,
+        "state": key.state(now),
+        "created": _day(key.created),
+        "expires": _day(key.expires),
+    }
+
+
+def _day(seconds: float | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%MZ")
+
+
+def _keys_table(rows: list[dict[str, str | None]]) -> str:
+    cells = [list(rows[0]), *([value or "never" for value in row.values()] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
+    return "\n".join(line.rstrip() for line in lines)
+
 
 app = typer.Typer(
     help="Find videos with words, and words with a video.",
@@ -35,19 +119,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
 app.add_typer(model_app)
+
 app.add_typer(index_app, name="index")
+
 app.add_typer(keys_app, name="keys")
+
 app.add_typer(jobs_app, name="jobs")
+
 app.command()(worker)
+
 app.command()(doctor)
 
 _GC_THRESHOLDS = (50_000, 20, 50)
 
-logger = logging.getLogger("service.cli")  # not "__main__", which it is when run with -m
-
 # Options of `search` that are settings of the service too, and the settings that `demo` decides itself.
 _MODEL_SETTINGS = ("store", "model", "pretrained", "device", "runtime", "precision", "exports", "threads")
+
 _DEMO_DECIDES = ("store", "model", "pretrained")
 
 
@@ -157,7 +246,6 @@ def search(
     from service.schemas.search import SearchAnswer
     from service.search.query import Ranking, SearchQuery, VideoFilter
     from service.services import build_engine
-    from service.tables import hits_table
 
     if (text is None) == (video is None):
         raise typer.BadParameter("give either words or --video FILE")
@@ -181,7 +269,6 @@ def _search_by_video(engine: Engine, path: Path, ranking: Ranking, as_json: bool
     from model.video.sampling import decode
     from service.schemas.search import UploadAnswer, UploadOut
     from service.search.query import UploadQuery
-    from service.tables import captions_table, hits_table
 
     engine.limits.check_ranking(ranking)
     batch = decode(path, sampling=engine.sampling)
@@ -200,6 +287,50 @@ def _search_by_video(engine: Engine, path: Path, ranking: Ranking, as_json: bool
 
 def _json(answer: Any) -> str:
     return json.dumps(answer.model_dump(mode="json"), indent=2, ensure_ascii=False)
+
+
+def hits_table(hits: Sequence[HitOut]) -> str:
+    """One line for each hit: scores, the moment, the segment, title, tags."""
+    rows = [
+        (
+            f"{number}",
+            f"{hit.score:.3f}",
+            f"{hit.stage1_score:.3f}",
+            clock(hit.moment),
+            f"{clock(hit.start)}-{clock(hit.end)}",
+            hit.title,
+            " ".join(hit.tags),
+        )
+        for number, hit in enumerate(hits, start=1)
+    ]
+    return _table(("#", "score", "stage 1", "moment", "segment", "video", "tags"), rows)
+
+
+def captions_table(captions: Sequence[CaptionOut]) -> str:
+    """One line for each caption: scores, the moment in the upload, the text."""
+    rows = [
+        (f"{number}", f"{caption.score:.3f}", f"{caption.stage1_score:.3f}", clock(caption.moment), caption.text)
+        for number, caption in enumerate(captions, start=1)
+    ]
+    return _table(("#", "score", "stage 1", "moment", "caption"), rows)
+
+
+def clock(seconds: float) -> str:
+    """``75.25`` is ``1:15.2``; hours only where there are any."""
+    tenths = int(seconds * 10)
+    minutes, rest = divmod(tenths, 600)
+    hours, minutes = divmod(minutes, 60)
+    start = f"{hours}:{minutes:02d}" if hours else f"{minutes}"
+    return f"{start}:{rest // 10:02d}.{rest % 10}"
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    if not rows:
+        return "nothing found"
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)
+    )
 
 
 if __name__ == "__main__":

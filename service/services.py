@@ -19,8 +19,8 @@ from starlette.requests import ClientDisconnect
 
 from service.access.gate import build_gate
 from service.access.rate_limit import build_rate_limiter
-from service.http.admission import Admission
 from service.http.answers import writing
+from service.http.middleware import Admission
 from service.http.uploads import UploadReceiver
 from service.jobs.service import JobDesk
 from service.library.library import Library
@@ -39,7 +39,7 @@ from service.search.result_cache import SharedCache
 from service.settings import Settings
 
 if TYPE_CHECKING:
-    from indexer.store.serving import Serving
+    from indexer.store.reader import Serving
 
 logger = logging.getLogger(__name__)
 
@@ -229,7 +229,7 @@ def limit_threads(settings: Settings) -> None:
 
 def serving_of(settings: Settings) -> Serving:
     """How the indexes are held, of the settings."""
-    from indexer.store.serving import Serving
+    from indexer.store.reader import Serving
 
     return Serving(mmap=settings.index_mmap, device=settings.faiss_device)
 

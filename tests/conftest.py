@@ -87,7 +87,7 @@ def clip_store(tmp_path_factory, tiny_encoder):
     import hashlib
 
     from indexer.store.config import ModelSpec, StoreSettings
-    from indexer.store.rows import Location
+    from indexer.store.records import Location
     from indexer.store.writer import EncodedSegment, EncodedVideo, StoreWriter
     from model.clip.preprocess import resize_and_crop
     from model.demo.captions import captions_of

@@ -4,7 +4,7 @@ import numpy as np
 from service_support import random_video
 
 from indexer.store.config import ModelSpec, StoreSettings
-from indexer.store.rows import Location
+from indexer.store.records import Location
 from indexer.store.writer import StoreWriter
 from service.search.query import QueryLimits, Ranking, UploadQuery
 

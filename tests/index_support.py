@@ -22,7 +22,7 @@ from indexer.build.decode_pool import Reader, ReaderSettings
 from indexer.build.progress import Progress
 from indexer.build.run import BuildRequest, build
 from indexer.store.config import ModelSpec, StoreSettings
-from indexer.store.rows import Location
+from indexer.store.records import Location
 from indexer.store.writer import EncodedSegment, EncodedVideo, StoreWriter
 from model.config import SamplingConfig
 

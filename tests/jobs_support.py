@@ -50,8 +50,7 @@ def start_worker(folder: Path, **options: Any) -> subprocess.Popen[bytes]:
 
 def fake_command(job: Any, book: Any, settings: Any) -> Any:
     """The command of such a job."""
-    from service.jobs.commands import Command
-    from service.jobs.progress import PhaseProgress
+    from service.jobs.commands import Command, PhaseProgress
 
     folder = book.job_folder(job.job_id).absolute()
     return Command(

@@ -14,7 +14,7 @@ from indexer.store import query_bank as bank_module
 from indexer.store.config import ModelSpec, StoreSettings
 from indexer.store.query_bank import KINDS, QUERY_BANK, compute_bank, read_bank, write_bank
 from indexer.store.reader import StoreReader
-from indexer.store.rows import Location
+from indexer.store.records import Location
 from indexer.store.writer import StoreWriter
 from model.config import EMCLConfig
 from model.evaluate.corpus import with_emcl

@@ -7,8 +7,7 @@ import torch
 from model.config import EMCLConfig, SearchConfig
 from model.evaluate.run import Corpus, measure
 from model.study import calibrate as module
-from model.study.calibrate import Grid, calibrate
-from model.study.calibrate_report import record, table, verdict
+from model.study.calibrate import Grid, calibrate, record, table, verdict
 from model.study.per_video_ranks import Outcome, Ranks, outcome_of, ranking, ranks_of, variant
 
 VIDEOS = 12

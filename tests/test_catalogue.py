@@ -12,9 +12,8 @@ import pytest
 
 from indexer.errors import NewerFormat, NotAStore, SourceError
 from indexer.store import schema
-from indexer.store.catalogue import Catalogue
-from indexer.store.catalogue_reader import read_settings
-from indexer.store.rows import CaptionRow, Location, SegmentRow, VideoRow
+from indexer.store.catalogue import Catalogue, read_settings
+from indexer.store.records import CaptionRow, Location, SegmentRow, VideoRow
 from indexer.store.shards import Place
 
 

@@ -9,9 +9,9 @@ import httpx
 import pytest
 from service_support import make_app, make_keys
 
+from service.client.calls import Endpoint
 from service.client.client import AsyncClient, Client, Patience
-from service.client.endpoint import Endpoint
-from service.client.errors import (
+from service.client.transport import (
     BusyError,
     ClientError,
     ForbiddenError,

@@ -46,7 +46,7 @@ def test_open_clip_imports_on_this_install():
 def test_missing_operators_are_declared_and_the_import_repeated(tmp_path):
     code = """
 import builtins, sys
-from model import compat
+from model.clip import compat
 compat._import_torchvision()
 import gc, torch
 gc.collect()
@@ -65,7 +65,7 @@ assert builtins.imports == 2, "a second call imports nothing"
 def test_healthy_torchvision_is_left_alone(tmp_path):
     code = """
 import builtins, sys
-from model import compat
+from model.clip import compat
 compat._import_torchvision()
 assert builtins.imports == 1
 assert compat._declared is None
@@ -88,7 +88,7 @@ assert "torch" not in sys.modules, "nothing of torch is needed where nothing is 
     ],
 )
 def test_every_other_error_is_passed_on(tmp_path, source, expected):
-    result = run(tmp_path, source, "from model import compat; compat.import_open_clip()")
+    result = run(tmp_path, source, "from model.clip import compat; compat.import_open_clip()")
     assert result.returncode == 1
     assert expected in result.stderr
     assert "During handling" not in result.stderr

@@ -18,8 +18,8 @@ from model.config import EMCLConfig
 from model.data.base import Share
 from model.train.distributed import World
 from model.train.loop import Trainer
-from model.train.loss import contrastive_loss
 from model.train.state import newest_checkpoint
+from model.train.step import contrastive_loss
 from model.train.validate import encode_batch
 
 WORKER = Path(__file__).with_name("training_worker.py")

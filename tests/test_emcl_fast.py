@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from model.config import EMCLConfig, PoolingConfig
 from model.emcl import scoring
 from model.emcl.em import EMCL
-from model.emcl.pooling import pool_videos
-from model.emcl.pooling_fast import pool_stored_videos
+from model.emcl.pooling import pool_stored_videos, pool_videos
 from model.emcl.scoring import Factored, corrected_cosines, covariance, factored_pass, prefers_covariance
 from model.net import build_net
 
@@ -165,9 +164,9 @@ def test_a_training_module_cannot_score_by_factors():
 @pytest.mark.parametrize("how", ["before", "after"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_pooling_stored_features_equals_the_plain_one(how, dtype, monkeypatch):
-    from model.emcl import pooling_fast
+    from model.emcl import pooling
 
-    monkeypatch.setattr(pooling_fast, "_BLOCK_ELEMENTS", 7 * 5 * 48)  # seven candidates a block, the last one shorter
+    monkeypatch.setattr(pooling, "_BLOCK_ELEMENTS", 7 * 5 * 48)  # seven candidates a block, the last one shorter
     generator = torch.Generator().manual_seed(2)
     text = torch.randn(2, 48, generator=generator)
     features = torch.randn(2, 30, 5, 48, generator=generator).to(dtype)

@@ -9,10 +9,9 @@ import torch
 from service_support import serving
 
 from model.encoder import export_store, load_encoder
-from model.export.export import MAX_TOWER_BYTES, export
+from model.export.export import MAX_TOWER_BYTES, export, generated_samples
 from model.export.export import _check_size as check_size
 from model.export.guard import MIN_VIDEOS, Samples, encode_samples, judge
-from model.export.samples import generated_samples
 from model.runtime import choose as runtime_module
 from model.runtime.choose import RuntimeUnavailableError
 from model.runtime.store import ExportError, ExportStore, default_folder

@@ -9,9 +9,8 @@ import torch
 from service_support import emcl_command
 
 from model.encoder import DEMO_CHECKPOINT, export_store, load_encoder
-from model.export.export import export
+from model.export.export import export, generated_samples, samples_of
 from model.export.guard import SampleFeatures, Samples, Speed, judge
-from model.export.samples import generated_samples, samples_of
 from model.runtime.choose import RuntimeUnavailableError
 
 pytest.importorskip("onnx")

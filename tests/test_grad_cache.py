@@ -6,8 +6,7 @@ from torch import nn
 from training_support import tiny, with_model
 
 from model.config import EMCLConfig
-from model.train.layers import training_mode
-from model.train.loop import Trainer
+from model.train.loop import Trainer, training_mode
 
 REFERENCE = EMCLConfig.reference(num_bases=4, iterations=2).model_dump(mode="json")
 RESNET = {

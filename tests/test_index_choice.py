@@ -17,8 +17,7 @@ from indexer.errors import IndexFactoryError, StoreError
 from indexer.options import Wishes, bytes_of, with_index
 from indexer.store import build_index, generation, tune
 from indexer.store.config import Manifest
-from indexer.store.reader import StoreReader
-from indexer.store.serving import Serving
+from indexer.store.reader import Serving, StoreReader
 from indexer.store.writer import StoreWriter
 from tests.index_support import DIM, FakeEncoder, fill, settings
 

@@ -8,7 +8,7 @@ from jobs_support import submit
 from service_support import PROBLEM, assert_problem, bearer, make_keys, serving
 from training_support import TINY, training_job
 
-from service.jobs.progress import TrainingProgress
+from service.jobs.commands import TrainingProgress
 from service.jobs.record import JobProgress
 
 NO_JOB = "0" * 16

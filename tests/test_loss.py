@@ -12,7 +12,7 @@ import torch
 from model.config import ClipConfig, EMCLConfig, ModelConfig, SamplingConfig, TemporalConfig, TokenizerConfig
 from model.data.base import Batch
 from model.net import build_net
-from model.train.loss import contrastive_loss, known_pairs, symmetric_info_nce
+from model.train.step import contrastive_loss, known_pairs, symmetric_info_nce
 
 TOWERS = {
     "embed_dim": 32,

@@ -21,7 +21,7 @@ from indexer.errors import Damaged, NotAStore, SettingsConflict, StoreError
 from indexer.sources.partition import Partition
 from indexer.store.merge import MergeReport, merge, read_merge_settings
 from indexer.store.reader import StoreReader
-from indexer.store.rows import Location
+from indexer.store.records import Location
 from indexer.store.verify import verify
 from indexer.store.writer import StoreWriter
 from model.config import SamplingConfig

@@ -6,19 +6,17 @@ import pytest
 from model.evaluate import metrics as module
 from model.evaluate.metrics import (
     best_sentence,
+    best_sentence_metrics,
     evaluate_similarity,
+    multi_sentence_metrics,
     ranks_of_matches,
     retrieval_metrics,
     sentence_starts,
-    text_to_video_metrics,
-    video_to_text_metrics,
-)
-from model.evaluate.reference_metrics import (
-    best_sentence_metrics,
-    multi_sentence_metrics,
     shift_msvd_cuts,
     single_sentence_metrics,
+    text_to_video_metrics,
     tied_places,
+    video_to_text_metrics,
 )
 
 

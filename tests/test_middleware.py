@@ -11,7 +11,7 @@ from service_support import bearer, make_app, make_keys, serving
 
 from service.access.sessions import COOKIE
 from service.errors import Overloaded
-from service.http.admission import Admission
+from service.http.middleware import Admission
 from service.settings import load_settings
 
 PAGE = "https://page.example"

@@ -16,11 +16,9 @@ from model.config import EMCLConfig
 from model.data.manifest import read_manifest
 from model.encoder import load_encoder
 from model.evaluate.run import encode_corpus
-from model.study.html import figure, page, row, section
 from model.study.numbers import SubspaceView, bases_in_training, bases_now, effect_of_emcl, modality_gap, words_of
-from model.study.page import ReportFacts, build_report
+from model.study.page import ReportFacts, Strips, build_report, figure, page, row, section
 from model.study.per_video_ranks import ranking, variant
-from model.study.strips import Strips
 from service.cli import app
 
 FACTS = ReportFacts(data="my <data>", split="val", videos_lost=0, seed=0)

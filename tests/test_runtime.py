@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.clip.text_buckets import BUCKET_TOKENS, text_buckets
+from model.clip.tokenizer import BUCKET_TOKENS, text_buckets
 from model.encoder import load_encoder
 from model.runtime import choose as runtime_module
 from model.runtime.choose import Machine, Offer, RuntimeUnavailableError, choose, machine_of

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.clip.text_buckets import BUCKET_TOKENS, rounded_up
+from model.clip.tokenizer import BUCKET_TOKENS, rounded_up
 from model.encoder import load_encoder
 from model.net import build_net
 from model.runtime.packed import can_pack, pack, padded_rows
@@ -79,7 +79,7 @@ def test_onednn_meets_few_shapes(tiny_encoder, tiny_checkpoint, monkeypatch):
 
 def test_a_text_as_long_as_the_tower_is_not_padded_beyond_it(tiny_encoder, monkeypatch):
     expected = tiny_encoder.encode_texts(["red " * 200])
-    monkeypatch.setattr("model.clip.text_buckets.BUCKET_TOKENS", 5)
+    monkeypatch.setattr("model.clip.tokenizer.BUCKET_TOKENS", 5)
     assert rounded_up(tiny_encoder.net.clip.context_length) > tiny_encoder.net.clip.context_length
     np.testing.assert_array_equal(tiny_encoder.encode_texts(["red " * 200]), expected)
 

@@ -11,7 +11,7 @@ import pytest
 from indexer.errors import SourceError
 from indexer.sources import discover as sources
 from indexer.sources.discover import discover, hash_files, missing
-from indexer.store.rows import Location
+from indexer.store.records import Location
 
 
 def touch(path: Path, content: bytes = b"x") -> Path:

@@ -12,7 +12,7 @@ from source_support import Served, index, serving, videos_of, write_shard
 from indexer.build.archives import PackedOptions
 from indexer.sources import download_buffer
 from indexer.sources.tar import possible_sources, shard_of
-from indexer.store.catalogue_reader import CatalogueReader
+from indexer.store.catalogue import CatalogueReader
 from indexer.store.writer import StoreWriter
 
 HTTP = frozenset({"http"})

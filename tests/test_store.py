@@ -30,8 +30,7 @@ from indexer.errors import (
     StoreLocked,
 )
 from indexer.store import generation
-from indexer.store.catalogue import Catalogue
-from indexer.store.catalogue_reader import read_settings
+from indexer.store.catalogue import Catalogue, read_settings
 from indexer.store.config import STORE_FORMAT, Manifest
 from indexer.store.reader import StoreReader
 from indexer.store.schema import MIGRATIONS

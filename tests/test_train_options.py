@@ -12,10 +12,9 @@ from model.checkpoint import load_checkpoint
 from model.config import EMCLConfig, load_mapping
 from model.data.validation import TestSplitError
 from model.demo.corpus import write_corpus
-from model.train.ema import WeightAverage
 from model.train.log import RunLog
 from model.train.run import Trainer, TrainingDivergedError, train
-from model.train.state import Best, load_state, newest_checkpoint, save_state
+from model.train.state import Best, WeightAverage, load_state, newest_checkpoint, save_state
 from model.train.step import MAX_SKIPPED_IN_A_ROW
 
 REFERENCE = EMCLConfig.reference(num_bases=4, iterations=2).model_dump(mode="json")

@@ -17,9 +17,8 @@ from training_support import TINY
 from indexer.build.progress import FileProgress, Progress
 from service.cli import app
 from service.jobs import runner
-from service.jobs.commands import command_of
+from service.jobs.commands import PhaseProgress, command_of
 from service.jobs.kinds import CalibrateJob, EvaluateJob, IndexJob, TrainJob
-from service.jobs.progress import PhaseProgress
 from service.jobs.queue import open_queue
 from service.jobs.record import JobProgress
 from service.jobs.service import JobDesk

@@ -20,8 +20,7 @@ from safetensors.torch import save_file
 from model.clip.towers import _DTYPES
 from model.train.config import TrainConfig
 from model.train.distributed import RanksDisagreeError, World, join_world
-from model.train.layers import training_mode
-from model.train.loop import Trainer
+from model.train.loop import Trainer, training_mode
 from model.train.run import TrainingDivergedError, _train
 
 # In float64 rounding cannot hide a wrong gradient: the net's conversions to float32 then keep its 53 bits.

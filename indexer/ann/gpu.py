@@ -2,7 +2,7 @@
 
 Everything here is used only where ``available()`` says that this build of FAISS sees a card; ``faiss-cpu``, which the
 project installs, sees none. A card orders a shortlist, by sums whose last bits depend on the batch; the answer is
-ordered by exact scores of the vectors on the disk (``indexer.ann.refine``), so that it does not. What a card cannot do
+ordered by exact scores of the vectors on the disk (``indexer.ann.index``), so that it does not. What a card cannot do
 (filters, very long lists of neighbours) is searched on the CPU, in the index that was cloned.
 """
 

@@ -1,7 +1,7 @@
 """From a recipe (factory string, search options) to an empty or trained FAISS index, with errors that say what to do.
 
 Options are those of FAISS (``nprobe=32``, ``efSearch=64``, saved inside the index) and one of ours: ``refine=4`` takes
-four times as many neighbours as wanted and orders them by their exact scores (``indexer.ann.refine``).
+four times as many neighbours as wanted and orders them by their exact scores (``indexer.ann.index``).
 """
 
 from __future__ import annotations

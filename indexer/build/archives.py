@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from indexer.build.encode import FeatureEncoder, VideoEncoding, encode_captions
 from indexer.build.progress import Bar, Progress
 from indexer.build.decode_pool import ReaderSettings
-from indexer.store.rows import Location
+from indexer.store.records import Location
 from indexer.sources.discover import PackedSource
 from indexer.sources.tar import SEPARATOR, shard_of
 from indexer.sources.url import RemoteFiles

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from indexer.sources.captions import CaptionEntry, Resolved, VideoNames, read_sidecars, resolve
 from indexer.sources.partition import elsewhere, is_elsewhere
-from indexer.store.rows import Location
+from indexer.store.records import Location
 from indexer.sources.discover import Discovery
 from indexer.sources.tar import shard_of
 

@@ -24,7 +24,7 @@ from indexer.build.archives import PackedOptions, index_packed
 from indexer.sources.partition import WHOLE, Partition, split
 from indexer.build.progress import Progress
 from indexer.build.decode_pool import DECODE_TIMEOUT_SECONDS, ReaderSettings
-from indexer.store.rows import Location
+from indexer.store.records import Location
 from indexer.sources.discover import Discovery, discover, hash_files, missing
 from indexer.sources.url import FETCH_TIMEOUT_SECONDS, RemoteFiles
 from indexer.store.writer import StoreWriter

@@ -24,7 +24,7 @@ from indexer.errors import SourceError
 from indexer.sources.tar import SUFFIX as TAR_SUFFIX
 from indexer.sources.tar import shard_of
 from indexer.sources.url import RemoteFiles, protocol_of
-from indexer.store.rows import Location
+from indexer.store.records import Location
 from model.durable import sha256_of_file
 
 VIDEO_SUFFIXES = frozenset(

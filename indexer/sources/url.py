@@ -5,6 +5,8 @@ protocol is refused. The service never gets here: the paths that its clients nam
 
 Whatever goes wrong while reading is tried again a few times, from the byte that was reached. An answer that ends before
 its length, or that comes slower than ``SLOWEST_BYTES_PER_SECOND``, is an error.
+
+What the exceptions of file systems mean: whether trying again helps, and how to say what went wrong.
 """
 
 from __future__ import annotations
@@ -20,7 +22,44 @@ from types import TracebackType
 from typing import IO, Any, TypeVar
 
 from indexer.errors import SourceError
-from indexer.sources.fetch_errors import is_lasting, reason_of
+
+_LASTING_STATUS = range(400, 500)
+
+_WORTH_TRYING_STATUS = (408, 425, 429)
+
+
+def is_lasting(error: BaseException) -> bool:
+    """Whether trying again is of no use."""
+    status = _status(error)
+    if status is not None:
+        return status in _LASTING_STATUS and status not in _WORTH_TRYING_STATUS
+    if isinstance(error.__cause__, SourceError):
+        return True
+    return isinstance(error, SourceError | PermissionError | NotImplementedError) or (
+        isinstance(error, FileNotFoundError) and error.__cause__ is None
+    )
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status behind an error; fsspec calls every failure of a question "not found"."""
+    found = getattr(error, "status", None)
+    if found is None and error.__cause__ is not None:
+        return _status(error.__cause__)
+    return found if isinstance(found, int) else None
+
+
+def reason_of(error: BaseException) -> str:
+    """What to tell."""
+    cause = error.__cause__
+    if isinstance(error, FileNotFoundError) and cause is not None:
+        return reason_of(cause)
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    status, message = getattr(error, "status", None), getattr(error, "message", None)
+    if status is not None and message is not None:
+        return f"the server answered {status} {message}"
+    return str(error) or type(error).__name__
+
 
 T = TypeVar("T")
 
@@ -28,21 +67,30 @@ UNKNOWN = -1
 """A size or a version that the file system does not tell."""
 
 TRIES = 4
+
 FIRST_PAUSE_SECONDS = 0.5
+
 SLOWEST_BYTES_PER_SECOND = 1024
+
 CONNECT_TIMEOUT_SECONDS = 30.0
+
 FETCH_TIMEOUT_SECONDS = 60.0
 """How long nothing may come before it is tried again."""
 
 _SAME = {"s3a": "s3", "gcs": "gs", "local": "file", "ssh": "sftp", "abfss": "abfs", "az": "abfs"}
+
 _EXTRAS = {"s3": "s3", "gs": "gs", "http": "http", "https": "http"}
+
 _HTTP = ("http", "https")
+
 _AUTHORITY = re.compile("[^/?#]*")
+
 # In the words of fsspec's file systems for HTTP, S3, Google Cloud Storage, local files and memory.
 _VERSION_KEYS = (
     *("ETag", "etag", "Last-Modified", "LastModified", "last_modified"),
     *("generation", "updated", "mtime", "created"),
 )
+
 _BLOCK_BYTES = 1 << 20
 
 

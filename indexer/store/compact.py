@@ -16,8 +16,7 @@ from dataclasses import dataclass
 
 from indexer.errors import Damaged, StoreError
 from indexer.store import generation
-from indexer.store.catalogue import Catalogue
-from indexer.store.catalogue_reader import CatalogueReader
+from indexer.store.catalogue import Catalogue, CatalogueReader
 from indexer.store.shards import CAPTIONS, FRAMES, HEADER_BYTES, POOLED, SHARD_KINDS, ShardKind, ShardReader
 from indexer.store.writer import StoreWriter
 

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from indexer.ann.choose import AUTO
 from indexer.errors import Damaged, NotAStore, StoreError
 from indexer.store.build_index import write_index
-from indexer.store.catalogue_reader import CatalogueReader
+from indexer.store.catalogue import CatalogueReader
 from indexer.store.config import FROZEN_MAP_ROWS, KEPT_GENERATIONS, FileCheck, IndexReport, Manifest, StoreSettings
 from indexer.store.shards import CAPTIONS, FRAMES, POOLED, SHARD_KINDS, ShardKind, ShardReader
 from indexer.store.snapshot import Snapshot

@@ -5,11 +5,14 @@ made is searchable, listed and counted, whether or not it was published, and who
 view stays what it is; ``refreshed`` gives the next one. Writing is in ``indexer.store.writer``.
 
 Legend: Q queries, k neighbours, F frames, D channels.
+
+How the indexes of a generation are held for searching: in memory or mapped, on the CPU or on graphics cards.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
@@ -17,26 +20,50 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
+from indexer.ann import gpu
+from indexer.ann import index as ann
+from indexer.ann.index import Rows
+from indexer.ann.recipe import split_options
 from indexer.errors import Damaged, ModelMismatch
 from indexer.store import generation, overlay
-from indexer.store.config import Counts, Manifest
+from indexer.store.config import Counts, IndexReport, Manifest
 from indexer.store.layered import Layers, mapped
 from indexer.store.overlay import Overlay
 from indexer.store.records import Caption, Segment, Video, VideoState
-from indexer.store.serving import Serving
 from indexer.store.shards import CAPTIONS, FRAMES, POOLED, ShardReader, to_single
 from indexer.store.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from model.emcl.em import FrozenMap
 
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """``mmap``: leave vectors and codes in the files (``auto``: those that are more than the memory that an index may
+    take). ``device``: see ``indexer.ann.gpu.on_device``."""
+
+    mmap: Literal["auto", "on", "off"] = "auto"
+    device: gpu.Device = "cpu"
+
+    def open(self, path: Path, ids_N: Ids, rows: Rows, report: IndexReport | None) -> ann.FaissIndex:
+        """The index in ``path``; ``report`` is what the manifest says of it. Raises ``Damaged`` or ``StoreError``."""
+        mapped = self.mmap == "on" or (self.mmap == "auto" and report is not None and report.mapped)
+        refine = 0.0 if report is None else split_options(report.options)[1]
+        index = ann.load(path, ids_N, rows=rows, refine=refine, mmap=mapped)
+        return gpu.on_device(index, self.device)
+
+
 __all__ = ["Caption", "Manifest", "Segment", "StoreReader", "Video"]
 
 FloatArray = npt.NDArray[np.float32]
-HalfArray = npt.NDArray[np.float16]
-IdArray = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
 
+HalfArray = npt.NDArray[np.float16]
+
+IdArray = npt.NDArray[np.int64]
+
+BoolArray = npt.NDArray[np.bool_]
 
 _LAYERS = {
     "videos": ("segment", generation.VIDEO_INDEX, generation.SEGMENT_PLACES_FILE, POOLED.name, "pooled_"),

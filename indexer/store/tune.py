@@ -18,8 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.ann.choose import Candidate
-from indexer.ann.index import FaissIndex
-from indexer.ann.refine import Rows, exact_scores
+from indexer.ann.index import FaissIndex, Rows, exact_scores
 from indexer.store.vectors import MappedSide
 
 Floats = npt.NDArray[np.float32]

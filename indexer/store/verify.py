@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from indexer.errors import Damaged, NewerFormat, NotAStore, StoreError
-from indexer.store import audit, generation
-from indexer.store.catalogue_reader import CatalogueReader
+from indexer.store import catalogue as audit
+from indexer.store import generation
+from indexer.store.catalogue import CatalogueReader
 from indexer.store.config import IndexReport
 from indexer.store.reader import StoreReader
 from indexer.store.recall import measure_recall

@@ -3,6 +3,11 @@
 The order that nothing may break: rows are appended to the shards and brought to the disk, then one catalogue
 transaction names them, then (later) a generation is published. Whatever a killed run leaves outside that order is cut
 off or deleted when the next writer opens the store.
+
+Shard files that nothing names any more: neither the catalogue nor any generation that is kept.
+
+There are some after ``emcl index compact``, once the last generation from before it has gone. A reader that still has
+such a file mapped goes on reading it.
 """
 
 from __future__ import annotations
@@ -20,13 +25,12 @@ import filelock
 import numpy as np
 import numpy.typing as npt
 
-from indexer.errors import FeatureError, NotAStore
+from indexer.errors import Damaged, FeatureError, NotAStore
 from indexer.sources.download_buffer import FOLDER as STAGING
 from indexer.store import generation
-from indexer.store.catalogue import Catalogue
+from indexer.store.catalogue import Catalogue, CatalogueReader
 from indexer.store.config import Manifest, StoreSettings, refuse_differences
-from indexer.store.rows import CaptionRow, Location, SegmentRow, SourceRow, VideoRow
-from indexer.store.shard_files import remove_unnamed
+from indexer.store.records import CaptionRow, Location, SegmentRow, SourceRow, VideoRow
 from indexer.store.shards import CAPTIONS, FRAMES, POOLED, SHARD_BYTES, SHARD_KINDS, ShardWriter, to_half
 from indexer.store.writer_lock import LOCK_HOLDER, acquire_lock
 
@@ -34,6 +38,34 @@ if TYPE_CHECKING:
     from model.emcl.em import FrozenMap
 
 logger = logging.getLogger(__name__)
+
+
+def unnamed(store: Path, catalogue: CatalogueReader) -> list[Path]:
+    """Shards that may be removed; none while a kept generation cannot be read and so nobody knows what it names."""
+    named = {kind.file_name(n) for kind in SHARD_KINDS for n in catalogue.shard_rows(kind.name)}
+    try:
+        folders = generation.kept(store) if (store / generation.CURRENT).exists() else []
+        for folder in folders:
+            named.update(generation.read_manifest(folder).shards)
+    except Damaged:
+        return []
+    # A shard behind the last one is no former one: it belongs to whatever run is under way.
+    last = {kind.name: max(catalogue.shard_rows(kind.name), default=-1) for kind in SHARD_KINDS}
+    former = (
+        store / generation.FEATURES / kind.file_name(number)
+        for kind in SHARD_KINDS
+        for number in range(last[kind.name])
+    )
+    return [path for path in former if path.name not in named and path.exists()]
+
+
+def remove_unnamed(store: Path, catalogue: CatalogueReader) -> int:
+    """Remove them. Returns the bytes that became free."""
+    size_bytes = 0
+    for path in unnamed(store, catalogue):
+        size_bytes += path.stat().st_size
+        path.unlink()
+    return size_bytes
 
 
 @dataclass(frozen=True, kw_only=True)

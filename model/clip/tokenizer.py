@@ -3,11 +3,16 @@
 In: texts. Out: ``ids_BL`` (int64, padded with 0) and ``mask_BL`` (bool, True for real tokens). The byte-pair encoding
 is open_clip's. Architectures with a tokenizer of their own (SigLIP, multilingual CLIPs) use that, always padded to
 their context length.
+
+Which texts are encoded together: those of about the same length, so that none pays for another's padding.
+
+In: lengths in tokens. Out: groups of places. The text tower's work grows with the padded number of tokens, and a small
+batch wastes some of the processor; buckets of four tokens are between the two (measured by ``benchmarks/encoders.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -24,7 +29,9 @@ if TYPE_CHECKING:
 PadTo = Literal["longest", "max"]
 
 _BYTE_PIECES = 512  # 256 bytes, each inside a word and at its end
+
 _CACHED_TEXTS = 1 << 14  # one training set's captions or a day's popular queries; about 5 MB
+
 _CACHED_WORDS = 1 << 16  # open_clip never forgets a word, so its cache is emptied at this size
 
 
@@ -155,3 +162,26 @@ def _special_cache() -> dict[str, str]:
 
 def _as_list(texts: Sequence[str]) -> list[str]:
     return [texts] if isinstance(texts, str) else list(texts)
+
+
+BUCKET_TOKENS = 4
+
+
+def text_buckets(lengths: Sequence[int], *, most: int) -> Iterator[list[int]]:
+    """Group the places of ``lengths``, shortest first, at most ``most`` together.
+
+    In a group no length differs from the longest by ``BUCKET_TOKENS`` or more.
+    """
+    group: list[int] = []
+    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if group and (len(group) == most or rounded_up(lengths[place]) != rounded_up(lengths[group[0]])):
+            yield group
+            group = []
+        group.append(place)
+    if group:
+        yield group
+
+
+def rounded_up(length: int) -> int:
+    """The length to which a text of ``length`` tokens is padded: few shapes are met (see ``model.runtime.packed``)."""
+    return -(-length // BUCKET_TOKENS) * BUCKET_TOKENS

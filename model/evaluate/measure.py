@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from model.evaluate import reference_metrics
+from model.evaluate import metrics
 from model.evaluate.corpus import Corpus, Floats
 from model.evaluate.hubness import BankNorm, DualSoftmax
 from model.evaluate.metrics import (
@@ -30,7 +30,7 @@ from model.evaluate.protocols import Way
 from model.evaluate.rank import Ranked, Scores, fill_scores
 
 MetricRules = Literal["corrected", "reference", "reference-msvd"]
-"""``corrected`` is ``model.evaluate.metrics``; ``reference`` is ``model.evaluate.reference_metrics``;
+"""``corrected`` is ``model.evaluate.metrics``; ``reference`` is ``model.evaluate.metrics``;
 ``reference-msvd`` also shifts the cut points as the released MSVD loader does."""
 
 _BANK_TEXTS_AT_ONCE = 256
@@ -162,19 +162,19 @@ def _reference_videos(scores_TV: Scores, corpus: Corpus, rules: MetricRules) -> 
     _refuse_nan(scores_TV)
     owner_T: Owners = corpus.video_of_text_T
     if not corpus.multi_sentence:
-        return reference_metrics.single_sentence_metrics(scores_TV)
+        return metrics.single_sentence_metrics(scores_TV)
     if rules == "reference-msvd":
-        scores_TV, owner_T = reference_metrics.shift_msvd_cuts(scores_TV, owner_T)
-    return reference_metrics.multi_sentence_metrics(scores_TV, owner_T)
+        scores_TV, owner_T = metrics.shift_msvd_cuts(scores_TV, owner_T)
+    return metrics.multi_sentence_metrics(scores_TV, owner_T)
 
 
 def _reference_texts(scores_VT: Scores, corpus: Corpus, rules: MetricRules) -> RetrievalMetrics:
     _refuse_nan(scores_VT)
     owner_T: Owners = corpus.video_of_text_T
     if rules == "reference-msvd" and corpus.multi_sentence:
-        shifted_TV, owner_T = reference_metrics.shift_msvd_cuts(scores_VT.T, owner_T)
+        shifted_TV, owner_T = metrics.shift_msvd_cuts(scores_VT.T, owner_T)
         scores_VT = shifted_TV.T
-    return reference_metrics.best_sentence_metrics(scores_VT, owner_T)
+    return metrics.best_sentence_metrics(scores_VT, owner_T)
 
 
 def _refuse_nan(scores_QN: Scores) -> None:

@@ -85,7 +85,7 @@ class _PackedTextLinear(_PackedLinear):
 
     oneDNN compiles a kernel for each number of rows, 2 to 5 ms and about a MiB for every matrix, and keeps a thousand
     of them: a service held 250 MiB more after a minute of searches. One text alone meets few lengths already
-    (``model.clip.text_buckets``), and what an answer waits for longest should not be copied.
+    (``model.clip.tokenizer``), and what an answer waits for longest should not be copied.
     """
 
     def __call__(self, rows_BLD: Tensor) -> Tensor:

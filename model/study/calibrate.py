@@ -9,6 +9,10 @@ are over these rankings. Beside it stand the uncorrected sign test of every sett
 
 The number of candidates is chosen first, without EMCL, so that it favours no setting; the temperature of dual softmax
 last, with the chosen setting.
+
+What ``emcl calibrate`` tells: a table and a verdict for people, a mapping for JSON, a record for the checkpoint.
+
+Writing a choice into a checkpoint, and saying what it means for indexes that were made with it.
 """
 
 from __future__ import annotations
@@ -16,19 +20,22 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import PositiveFloat, PositiveInt, ValidationError
 from tqdm import tqdm
 
+from model.checkpoint import read_metadata, rewrite_settings, save_checkpoint, stored_dtype
 from model.config import Config, EMCLConfig, SearchConfig, problems_of
-from model.encoder import Encoder
+from model.encoder import DEMO_CHECKPOINT, Encoder
 from model.evaluate.run import Corpus
-from model.study.per_video_ranks import Outcome, describe, outcome_of
+from model.study.per_video_ranks import Outcome, describe, keeps_state, outcome_of, variant
 from model.study.significance import Interval, PairedTest, bootstrap, compare, folds_of, holm
 
 SIGNIFICANCE = 0.05
+
 # Mean reciprocal ranks closer than this are a tie, and what the checkpoint has already stays: how many candidates a
 # few hundred validation clips need says little about the corpus that will be searched.
 _SAME_RECIPROCAL = 0.001
@@ -252,3 +259,178 @@ def _choose_temperature(
 def _best_or_own(figures: dict[Any, float], own: float) -> float:
     best = max(figures, key=lambda value: figures[value])
     return float(own if figures[best] - figures[own] <= _SAME_RECIPROCAL else best)
+
+
+_LINES = 5  # best and worst settings that are printed
+
+_HEAD = ["ranking", "R@1 t→v", "R@1 v→t", "MRR", "wins", "losses", "p", "p (Holm)"]
+
+
+def table(found: Calibration) -> str:
+    """The grid as a Markdown table: without EMCL first, then the best and the worst settings."""
+    lines = ["| " + " | ".join(_HEAD) + " |", "|---" * len(_HEAD) + "|"]
+    lines.append(_line("without EMCL", found.baseline, ["", "", "", ""]))
+    shown = found.tried if len(found.tried) <= 2 * _LINES + 1 else found.tried[:_LINES]
+    lines += [_tried_line(one) for one in shown]
+    if len(shown) < len(found.tried):
+        lines.append(f"| … {len(found.tried) - 2 * _LINES} more settings |" + " |" * (len(_HEAD) - 1))
+        lines += [_tried_line(one) for one in found.tried[-_LINES:]]
+    return "\n".join(lines)
+
+
+def _tried_line(one: Tried) -> str:
+    test = one.ranks
+    return _line(
+        describe(one.config), one.outcome, [str(test.wins), str(test.losses), f"{test.p:.2g}", f"{one.holm_p:.2g}"]
+    )
+
+
+def _line(name: str, outcome: Outcome, cells: list[str]) -> str:
+    first = [f"{100 * value:.1f}" for value in outcome.first_VW.mean(axis=0)]
+    return "| " + " | ".join([name, *first, f"{100 * outcome.mean_reciprocal:.2f}", *cells]) + " |"
+
+
+def verdict(found: Calibration) -> str:
+    """Say what was found, and whether it is more than chance."""
+    videos = len(found.baseline.reciprocal_ranks)
+    lines = [f"{len(found.tried)} settings, {videos} videos, {found.search.candidates} candidates."]
+    if found.best is None:
+        lines.append("No setting ranks better than without EMCL: beta 0 is chosen.")
+    else:
+        inside = found.in_sample
+        lines.append(
+            f"Best by mean reciprocal rank: {describe(found.best.config)}; against no EMCL, on the videos it was "
+            f"chosen on: {inside.ranks.wins} videos better, {inside.ranks.losses} worse, MRR "
+            f"{inside.reciprocal_difference.text(2, sign=True)} points."
+        )
+    held = found.held_out
+    lines.append(
+        f"Held out ({found.folds} folds, chosen on the others): {held.ranks.wins} videos better, {held.ranks.losses} "
+        f"worse, sign test p = {held.ranks.p:.2g}; MRR {held.reciprocal_difference.text(2, sign=True)}, R@1 text → "
+        f"video {held.first_difference[0].text(1, sign=True)} (p = {held.first[0].p:.2g}), video → text "
+        f"{held.first_difference[1].text(1, sign=True)} (p = {held.first[1].p:.2g}) points, 95 % bootstrap intervals."
+    )
+    if held.is_better:
+        lines.append(f"Better than without EMCL beyond chance (p < {SIGNIFICANCE:g}).")
+    else:
+        worse = held.ranks.p < SIGNIFICANCE and held.ranks.losses > held.ranks.wins
+        also = " It is worse beyond chance: --only-if-significant leaves EMCL out." if worse else ""
+        lines.append(f"Not better than without EMCL beyond chance.{also}")
+    lines.append(
+        f"Candidates, without EMCL: {_figures(found.candidates)}; {found.search.candidates} chosen. Temperature of "
+        f"dual softmax: {_figures(found.temperatures)}; {found.search.dual_softmax_temperature:g} chosen."
+    )
+    return "\n".join(lines)
+
+
+def _figures(figures: dict[Any, float]) -> str:
+    return ", ".join(f"{value:g} (MRR {figure:.2f})" for value, figure in figures.items())
+
+
+def as_dict(found: Calibration) -> dict[str, Any]:
+    """Everything, for JSON."""
+    return {
+        "without_emcl": _figures_of(found.baseline),
+        "best": None if found.best is None else _tried_dict(found.best),
+        "in_sample": found.in_sample.as_dict(),
+        "held_out": {
+            **found.held_out.as_dict(),
+            "folds": found.folds,
+            "choices": found.fold_choices,
+            "better_beyond_chance": found.held_out.is_better,
+        },
+        "search": found.search.model_dump(),
+        "candidates_mrr": found.candidates,
+        "dual_softmax_mrr": found.temperatures,
+        "settings": [_tried_dict(one) for one in found.tried],
+    }
+
+
+def record(found: Calibration, chosen: EMCLConfig, facts: dict[str, Any]) -> dict[str, Any]:
+    """What the checkpoint remembers of it: on which data (``facts``), out of how many, and how sure."""
+    return {
+        **facts,
+        "emcl": chosen.model_dump(mode="json"),
+        "search": found.search.model_dump(),
+        "settings_tried": len(found.tried),
+        "without_emcl": _figures_of(found.baseline),
+        "held_out": found.held_out.as_dict(),
+        "better_beyond_chance": found.held_out.is_better,
+    }
+
+
+def _tried_dict(one: Tried) -> dict[str, Any]:
+    test = one.ranks
+    tests = {"wins": test.wins, "losses": test.losses, "p": test.p, "p_holm": one.holm_p}
+    return {"emcl": one.config.model_dump(mode="json"), **_figures_of(one.outcome), **tests}
+
+
+def _figures_of(outcome: Outcome) -> dict[str, float]:
+    first = 100 * outcome.first_VW.mean(axis=0)
+    return {
+        "mrr": 100 * outcome.mean_reciprocal,
+        "text_to_video_r1": float(first[0]),
+        "video_to_text_r1": float(first[1]),
+    }
+
+
+def check_target(model: str, output: Path | None, *, dry_run: bool) -> None:
+    """Find out before the work whether the choice can be written. Raises ``ValueError``, ``FileExistsError``."""
+    if dry_run:
+        return
+    if output is None:
+        if model == "demo" or not _is_checkpoint(model):
+            raise ValueError(
+                f"--model {model} is no checkpoint of yours that a choice could be written into; pass --output "
+                "NEW.safetensors for a new one, or --dry-run"
+            )
+        return
+    if output.suffix != ".safetensors":
+        raise ValueError(f"--output is {output}, expected the name of a checkpoint: NEW.safetensors")
+    for file in (output.with_suffix(".safetensors"), output.with_suffix(".json")):
+        if file.exists():
+            raise FileExistsError(f"--output {file} exists already; name another, or pass it as --model to change it")
+
+
+def store_choice(
+    encoder: Encoder,
+    model: str,
+    output: Path | None,
+    *,
+    emcl: EMCLConfig,
+    search: SearchConfig,
+    record: dict[str, Any],
+) -> str:
+    """Write settings and record into the checkpoint, or into a new one; return what to tell the user.
+
+    Strength, kernel width and iterations are only in NAME.json, which is replaced atomically. Another mode or number
+    of bases has another state, which is saved with the weights, and another fingerprint.
+    """
+    source = DEMO_CHECKPOINT if model == "demo" else Path(model) if _is_checkpoint(model) else None
+    metadata = {**(read_metadata(source) if source else {}), "calibration": record}
+    same_model = keeps_state(encoder.config.emcl, emcl)
+    if output is None and same_model and source is not None:
+        path = rewrite_settings(source, emcl=emcl, search=search, metadata=metadata)
+    else:
+        changed = variant(encoder, emcl).net
+        changed.config = encoder.config.model_copy(update={"emcl": emcl, "search": search})
+        target = output or source
+        assert target is not None  # check_target refused it
+        path = save_checkpoint(changed, target, metadata=metadata, dtype=stored_dtype(source) if source else "fp32")
+    return f"written: {path.with_suffix('.json')}\n{_consequence(path, same_model)}"
+
+
+def _consequence(path: Path, same_model: bool) -> str:
+    if same_model:
+        return (
+            "The fingerprint stays: indexes of this model go on working. Refit their frozen map with "
+            f"`emcl index rebuild --store STORE --model {path}`, and restart services that have it loaded."
+        )
+    return (
+        "Mode, number of bases or seed changed, and with them EMCL's state and the fingerprint: indexes of the old "
+        f"checkpoint are refused now. Build them again with `emcl index build PATH... --store NEW --model {path}`."
+    )
+
+
+def _is_checkpoint(model: str) -> bool:
+    return model.endswith(".safetensors") or Path(model).with_suffix(".safetensors").is_file()

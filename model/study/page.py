@@ -2,23 +2,32 @@
 
 In: an encoder, clips, their encoded corpus, optionally a training run. Out: the page as text. All that comes from the
 data (captions, names) is escaped, and the page's own policy forbids everything but its styles and its pictures.
+
+The bones of a page that holds everything itself: style, policy, sections, figures, table rows. All text is escaped.
+
+``page`` and ``section`` take HTML as content; every other argument is plain text.
+
+Strips of frames: a video as one small picture, for pages that must hold everything themselves.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
+from model.config import SamplingConfig
 from model.data.clips import Clip
 from model.encoder import Encoder
 from model.evaluate.metrics import RetrievalMetrics
 from model.evaluate.run import Corpus
 from model.study import figures
-from model.study.html import figure, page, row, section
 from model.study.numbers import (
     Change,
     Effect,
@@ -31,12 +40,121 @@ from model.study.numbers import (
     modality_gap,
 )
 from model.study.per_video_ranks import describe
-from model.study.strips import Strips
+from model.video.sampling import decode
+
+_GAP_PIXELS = 2
+
+_JPEG_QUALITY = 82
+
+
+class Strips:
+    """Strips of the clips of a corpus, each decoded once."""
+
+    def __init__(self, clips: Sequence[Clip], sampling: SamplingConfig) -> None:
+        self._clips, self._sampling = clips, sampling
+        self._made: dict[tuple[int, int | None, int], str] = {}
+
+    def of(self, row: int, *, frames: int | None, height: int) -> str:
+        """A data URI (JPEG) of up to ``frames`` frames side by side in order of time; ``None``: all that the model saw.
+
+        Raises ``ValueError`` that names a video which cannot be decoded.
+        """
+        key = (row, frames, height)
+        if key not in self._made:
+            self._made[key] = self._make(self._clips[row], frames, height)
+        return self._made[key]
+
+    def _make(self, clip: Clip, frames: int | None, height: int) -> str:
+        sampling = self._sampling if frames is None else self._sampling.model_copy(update={"max_frames": frames})
+        try:
+            shot = decode(clip.path, sampling=sampling, start_seconds=clip.start_seconds, end_seconds=clip.end_seconds)
+        except ValueError as error:
+            raise ValueError(f"{clip.path} cannot be decoded ({error})") from error
+        width = max(1, round(shot.frames.shape[2] * height / shot.frames.shape[1]))
+        pictures = [Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC) for frame in shot.frames]
+        strip = Image.new("RGB", (len(pictures) * (width + _GAP_PIXELS) - _GAP_PIXELS, height), "white")
+        for place, picture in enumerate(pictures):
+            strip.paste(picture, (place * (width + _GAP_PIXELS), 0))
+        return data_uri(strip)
+
+
+def data_uri(picture: Image.Image) -> str:
+    """A picture as JPEG in a data URI."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=_JPEG_QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+_CSS = """
+:root { color-scheme: light; }
+body { margin: 0; background: #f6f7f9; color: #2b2f36; font: 15px/1.55 system-ui, "DejaVu Sans", sans-serif; }
+main { max-width: 1000px; margin: 0 auto; padding: 2.5rem 1.5rem 4rem; }
+h1 { font-size: 1.7rem; margin: 0 0 .3rem; } h2 { font-size: 1.2rem; margin: 0 0 .6rem; }
+h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
+section { background: #fff; border: 1px solid #e3e6eb; border-radius: 10px; padding: 1.4rem 1.6rem; }
+section { margin-top: 1.4rem; }
+p { margin: .4rem 0 .8rem; } .faint { color: #626a76; }
+figure { margin: 1rem 0 0; } figure > img { max-width: 100%; display: block; }
+figcaption { color: #4d5560; font-size: .9rem; margin-top: .5rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .6rem 0; }
+th, td { text-align: right; padding: .3rem .8rem; border-bottom: 1px solid #e9ecf0; } th { font-weight: 600; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; white-space: nowrap; }
+.scroll { overflow-x: auto; }
+.query { border-top: 1px solid #e9ecf0; padding: .9rem 0 1rem; } .query q { font-weight: 600; }
+.rank { display: inline-block; border-radius: 5px; padding: 0 .5rem; margin-left: .4rem; font-size: .85rem; }
+.up { background: #dff2ea; color: #1d6b52; } .down { background: #fbe6df; color: #9a3b1c; }
+.ways { display: grid; grid-template-columns: 1fr 1fr; gap: 1.4rem; margin-top: .6rem; }
+.ways ol { list-style: none; margin: 0; padding: 0; } .ways h4 { margin: 0 0 .3rem; font-size: .9rem; color: #4d5560; }
+.ways li { display: flex; align-items: center; gap: .6rem; margin-bottom: .35rem; }
+.ways li span { min-width: 1.2rem; text-align: right; color: #626a76; }
+.ways img { height: 58px; max-width: calc(100% - 2rem); border: 3px solid transparent; border-radius: 5px; }
+.ways li.match img { border-color: #2e8b6f; } .ways li.match span { color: #1d6b52; font-weight: 700; }
+"""
+
+_HEAD = (
+    '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+    '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+    "style-src 'unsafe-inline'\">\n"
+    '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+)
+
+
+def page(title: str, sections: Sequence[str]) -> str:
+    """A whole document. Its policy forbids scripts and everything that is not in the file itself."""
+    body = "\n".join(sections)
+    return (
+        f"{_HEAD}<title>{escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body><main>\n{body}\n</main></body>\n"
+        "</html>\n"
+    )
+
+
+def section(title: str, content: str) -> str:
+    """A card with a heading."""
+    return f"<section>\n<h2>{escape(title)}</h2>\n{content}\n</section>"
+
+
+def figure(svg: str, alt: str, caption: str) -> str:
+    """A drawing with its explanation. As an image, so that the ids of several drawings do not meet."""
+    source = base64.b64encode(svg.encode()).decode()
+    return (
+        f'<figure><img alt="{escape(alt)}" src="data:image/svg+xml;base64,{source}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def row(tag: str, cells: Sequence[str]) -> str:
+    """A row of a table, of ``th`` or ``td`` cells."""
+    return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
 
 QUERIES_EACH_WAY = 3
+
 HITS = 5
+
 EXAMPLES = 2
+
 _LINKED = 40
+
 _STRIP_FRAMES, _STRIP_HEIGHT = 4, 72
 
 

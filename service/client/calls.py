@@ -1,24 +1,113 @@
 """The routes of the service as typed calls: what to send, and what the answer is. Nothing here sends anything.
 
 Each function builds the request of one route; ``service.client.client`` has them as methods.
+
+How a route of the service becomes a typed method of both clients. Nothing here sends anything.
+
+An ``Endpoint`` is one route. As an attribute of ``service.client.client.Client`` it is a method that returns the
+answer, of ``AsyncClient`` one that is awaited; both share all that is written in ``service.client.calls``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, overload
 
 import httpx
 from pydantic import BaseModel
 
-from service.client.endpoint import Endpoint, Sent, endpoint
-from service.schemas.access import SessionAnswer
-from service.schemas.index import IndexAnswer, LiveAnswer, ReadyAnswer
+from service.schemas.index import IndexAnswer, LiveAnswer, ReadyAnswer, SessionAnswer
 from service.schemas.jobs import JobMetrics, JobOut, JobsPage
 from service.schemas.library import CaptionsAdded, CaptionsPage, VideoAdded, VideoOut, VideosPage
 from service.schemas.search import EmbeddingsAnswer, ManyAnswers, SearchAnswer, UploadAnswer
 from service.search.query import Group, Rerank
+
+P = ParamSpec("P")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sent:
+    """What goes with a request. ``file`` is uploaded as the form's part ``file``; ``form`` are its other parts."""
+
+    path: Mapping[str, str] = field(default_factory=dict)
+    query: Mapping[str, Any] = field(default_factory=dict)
+    json: Any = None
+    file: Path | None = None
+    form: Mapping[str, str | list[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call(Generic[T]):
+    """One request, and how its answer is read."""
+
+    method: str
+    path: str
+    sent: Sent
+    read: Callable[[httpx.Response], T]
+
+
+class Runs(Protocol):
+    """A client that sends calls and returns their answers."""
+
+    def run(self, call: Call[T]) -> T:
+        """Send a call."""
+        ...
+
+
+class RunsLater(Protocol):
+    """A client whose answers are awaited."""
+
+    async def run_later(self, call: Call[T]) -> T:
+        """Send a call."""
+        ...
+
+
+class Endpoint(Generic[P, T]):
+    """A route with a typed builder of its requests; a method of the clients that it is an attribute of."""
+
+    def __init__(
+        self,
+        method: str,
+        route: str,
+        read: Callable[[httpx.Response], T],
+        build: Callable[P, Sent],
+        summary: str | None = None,
+    ) -> None:
+        self.method = method
+        self.route = route
+        self._read = read
+        self._build = build
+        self.__doc__ = summary or build.__doc__
+
+    def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[T]:
+        """The request for these arguments."""
+        sent = self._build(*args, **kwargs)
+        return Call(method=self.method, path=self.route.format(**sent.path), sent=sent, read=self._read)
+
+    @overload
+    def __get__(self, client: None, owner: type) -> Endpoint[P, T]: ...
+    @overload
+    def __get__(self, client: Runs, owner: type) -> Callable[P, T]: ...
+    @overload
+    def __get__(self, client: RunsLater, owner: type) -> Callable[P, Awaitable[T]]: ...
+    def __get__(self, client: Any, owner: type) -> Any:
+        if client is None:
+            return self
+        run = client.run if hasattr(client, "run") else client.run_later
+        return lambda *args, **kwargs: run(self.call(*args, **kwargs))
+
+
+def endpoint(
+    method: str, route: str, read: Callable[[httpx.Response], T]
+) -> Callable[[Callable[P, Sent]], Endpoint[P, T]]:
+    """Make an endpoint of the function that says what its requests hold."""
+    return partial(Endpoint, method, route, read)
+
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -185,9 +274,11 @@ def delete_caption(caption_id: int) -> Sent:
 
 
 video = Endpoint("GET", "/v1/videos/{video_id}", _a(VideoOut), _of_video, "One video.")
+
 video_bytes = Endpoint(
     "GET", "/v1/videos/{video_id}/stream", _content, _of_video, "The bytes of a video's file, all of them in memory."
 )
+
 preview = Endpoint(
     "GET",
     "/v1/videos/{video_id}/preview",
@@ -207,10 +298,15 @@ def thumbnail(video_id: str, *, seconds: float | None = None) -> Sent:
 
 
 index = Endpoint("GET", "/v1/index", _a(IndexAnswer), _alone, "What is served.")
+
 reload = Endpoint("POST", "/v1/index/reload", _a(IndexAnswer), _alone, "Serve the newest generation.")
+
 live = Endpoint("GET", "/health/live", _a(LiveAnswer), _alone, "Does the process answer?")
+
 ready = Endpoint("GET", "/health/ready", _a(ReadyAnswer), _alone, "Does search work?")
+
 metrics = Endpoint("GET", "/metrics", _text, _alone, "The metrics, as Prometheus reads them.")
+
 session = Endpoint(
     "GET", "/v1/session", _a(SessionAnswer), _alone, "Who this client is to the service, and whether keys are required."
 )
@@ -247,12 +343,15 @@ def job_log_bytes(job_id: str, *, offset: int = 0) -> Sent:
 
 
 job_metrics = Endpoint("GET", "/v1/jobs/{job_id}/metrics", _a(JobMetrics), _of_job, "The curves of a training job.")
+
 cancel_job = Endpoint(
     "POST", "/v1/jobs/{job_id}/cancel", _a(JobOut), _of_job, "Cancel a waiting job, or have a running one stopped."
 )
+
 resume_job = Endpoint(
     "POST", "/v1/jobs/{job_id}/resume", _a(JobOut), _of_job, "Queue a job again that failed, was cancelled or lost."
 )
+
 forget_job = Endpoint(
     "DELETE", "/v1/jobs/{job_id}", _nothing, _of_job, "Remove a job that has ended, with all that it made."
 )

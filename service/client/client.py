@@ -4,9 +4,9 @@
         for hit in client.search("a red circle moves to the left", k=3).hits:
             print(hit.title, hit.moment, hit.score)
 
-Answers are the service's own schemas; errors are exceptions (``service.client.errors``). A service that is busy (429,
-503 with ``Retry-After``) did nothing, so the request is sent again after the time that it names, within ``Patience``.
-Importing this loads no model and needs none of PyTorch, FAISS and FFmpeg.
+Answers are the service's own schemas; errors are exceptions (``service.client.transport``). A service that is busy
+(429, 503 with ``Retry-After``) did nothing, so the request is sent again after the time that it names, within
+``Patience``. Importing this loads no model and needs none of PyTorch, FAISS and FFmpeg.
 """
 
 from __future__ import annotations
@@ -21,9 +21,18 @@ from typing import TypeVar
 import httpx
 
 from service.client import calls
-from service.client.endpoint import Call
-from service.client.errors import ClientError, JobFailedError
-from service.client.transport import Patience, Waits, answer_of, arguments_of, connection_of, no_answer, readable
+from service.client.calls import Call
+from service.client.transport import (
+    ClientError,
+    JobFailedError,
+    Patience,
+    Waits,
+    answer_of,
+    arguments_of,
+    connection_of,
+    no_answer,
+    readable,
+)
 from service.schemas.jobs import JobOut
 
 __all__ = ["AsyncClient", "Client", "ClientError", "Patience"]

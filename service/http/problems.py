@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match, Mount
 
-from service import disk
+from service import errors as disk
 from service.errors import ServiceError, UnsupportedMedia
 from service.observe.request import CLIENT_LEFT, current
 

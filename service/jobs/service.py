@@ -18,8 +18,7 @@ from pydantic import ValidationError
 from service.errors import Conflict, Overloaded, Unprocessable
 from service.jobs.commands import CONFIG, STORE, checkpoint_of
 from service.jobs.embedded import EmbeddedWorker
-from service.jobs.inputs import AllowedFolders
-from service.jobs.kinds import KINDS, CalibrateJob, EvaluateJob, IndexJob, TrainJob
+from service.jobs.kinds import KINDS, AllowedFolders, CalibrateJob, EvaluateJob, IndexJob, TrainJob
 from service.jobs.queue import JobQueue, QueueUnavailableError, open_queue
 from service.jobs.record import Job
 from service.jobs.store import JobBook

@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import Conflict, NotFound, Overloaded
-from service.library.addition_work import add_captions
-from service.library.additions import Addition, Additions, Wishes
+from service.library.additions import Addition, Additions, Wishes, add_captions
 from service.library.upload_store import Accepted
 from service.library.writer import LibraryWriter
 from service.media.sandbox import Fence

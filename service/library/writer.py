@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from indexer.errors import StoreError, StoreLocked
-from service import disk
+from service import errors
 from service.errors import Overloaded, ServiceError
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class LibraryWriter:
 
     def _publish(self, settings: StoreSettings) -> None:
         from indexer.store import generation
-        from indexer.store.catalogue_reader import CatalogueReader
+        from indexer.store.catalogue import CatalogueReader
 
         done = False
         try:
@@ -190,8 +190,8 @@ def _told(error: BaseException) -> BaseException:
     """What a caller can do something about, as such; everything else as it is."""
     if isinstance(error, StoreLocked):
         expected, next_step = "no other process that writes to the store", "try again after the seconds in Retry-After"
-    elif disk.is_full(error):
-        return disk.refusal()
+    elif errors.is_full(error):
+        return errors.refusal()
     else:
         return error
     return Overloaded(str(error), expected=expected, next_step=next_step, retry_after_seconds=RETRY_SECONDS)

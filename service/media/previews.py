@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from service import disk
+from service import errors
 from service.errors import NotFound, TooLarge, Unprocessable
 from service.search.batching import Batcher
 
@@ -114,8 +114,8 @@ class Previews:
                 torn.unlink()  # of a service that was killed; this thread is the only one that writes
             return self._write(wanted)
         except OSError as error:
-            if disk.is_full(error):
-                raise disk.refusal() from error
+            if errors.is_full(error):
+                raise errors.refusal() from error
             raise
 
     def _write(self, wanted: Wanted) -> Path:

@@ -13,9 +13,8 @@ from fastapi import Path as InPath
 from starlette.responses import FileResponse, Response, StreamingResponse
 
 from service.access.gate import require
-from service.jobs.commands import RUN
+from service.jobs.commands import RUN, read_lines
 from service.jobs.kinds import AnyJob
-from service.jobs.progress import read_lines
 from service.jobs.record import JOB_ID, Job, JobState
 from service.jobs.service import JobDesk
 from service.schemas.jobs import JobMetrics, JobOut, JobsPage

@@ -8,7 +8,7 @@ from service.access.gate import require, token_of
 from service.access.keys import KeyIdentity
 from service.access.sessions import COOKIE
 from service.errors import Conflict, Unauthorised
-from service.schemas.access import SessionAnswer
+from service.schemas.index import SessionAnswer
 from service.services import ServicesDep
 
 router = APIRouter(prefix="/v1/session", tags=["session"])

@@ -1,4 +1,7 @@
-"""The JSON of what is served: the index, its limits, and whether it answers."""
+"""The JSON of what is served: the index, its limits, and whether it answers.
+
+The JSON of signing in and out.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
+from service.access.keys import Scope
 from service.schemas.search import Answer, SourceOut
 
 
@@ -78,3 +82,13 @@ class LiveAnswer(Answer):
     """The process answers."""
 
     live: bool
+
+
+class SessionAnswer(Answer):
+    """Who is signed in, and whether anybody needs to be."""
+
+    keys_required: bool = Field(description="Whether the service answers only who has a key.")
+    signed_in: bool = Field(description="Whether this request carried a valid key or session.")
+    name: str | None = Field(None, description="Name of the key.")
+    scope: Scope | None = Field(None, description="What the key may do: `search`, `write` or `admin`.")
+    expires_in_seconds: int | None = Field(None, description="How long the session that was just made lasts.")
