@@ -13,8 +13,8 @@ Not checked: that every request that fits the schema is accepted (a schema canno
 candidates); that one user sees nothing of another's, for they share one library; that what was accepted with 202 can be
 found, for a file that turns out to be no video cannot; and that a form of ``POST /v1/videos`` whose texts are of
 another type is refused, for everything in a form is text. One operation is left out, the stream of a job's events:
-it ends with its job, and here no job ever begins, because the server has no worker (tests/test_jobs_api.py follows
-jobs). The server asks for keys, and the fuzz has one.
+it ends with its job, and here no job ever begins, because the server has no worker (tests/service/jobs/test_api.py
+follows jobs). The server asks for keys, and the fuzz has one.
 """
 
 from __future__ import annotations

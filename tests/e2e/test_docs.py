@@ -1,0 +1,71 @@
+"""The documentation cannot rot: generated parts are compared, links followed, commands and settings checked."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+
+def command_reference() -> str:
+    """What ``make docs`` writes to ``docs/cli.md``."""
+    command = [sys.executable, "-m", "typer", "service.cli", "utils", "docs", "--name", "emcl"]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+def test_command_reference_is_current():
+    written = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert written.strip() == command_reference().strip(), "run `make docs`"
+
+
+def test_readme_holds_the_table_of_settings():
+    command = [sys.executable, "-m", "service.settings"]
+    table = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert table.strip() in (ROOT / "README.md").read_text(encoding="utf-8"), "run `python -m service.settings`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("http://", "https://", "mailto:", "#")):
+            continue
+        assert (page.parent / target.split("#")[0]).exists(), f"{page.name} links to {target}, which is not there"
+
+
+def documented_commands() -> list[tuple[str, str]]:
+    """Every ``emcl …`` line of every code block, continuation lines joined."""
+    lines = []
+    for page in PAGES:
+        if page.name == "cli.md":
+            continue
+        for block in re.findall(r"^```(?:sh|console|bash)\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.startswith("emcl "):
+                    lines.append((page.name, line))
+    return lines
+
+
+@pytest.mark.parametrize(("page", "line"), documented_commands())
+def test_documented_commands_exist(page, line):
+    words = shlex.split(line, comments=True)[1:]
+    reference = command_reference_sections()
+    name = " ".join(words[:2]) if " ".join(words[:2]) in reference else words[0]
+    assert name in reference, f"{page}: there is no command `emcl {name}`"
+    for option in (word.split("=")[0] for word in words if word.startswith("--")):
+        assert f"`{option}" in reference[name] or f" {option}" in reference[name], f"{page}: {name} has no {option}"
+
+
+def command_reference_sections() -> dict[str, str]:
+    """Command name (``index build``) to its part of ``docs/cli.md``."""
+    parts = re.split(r"^#+ `emcl ?([^`]*)`$", (ROOT / "docs" / "cli.md").read_text(encoding="utf-8"), flags=re.M)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_there_are_documented_commands():
+    assert len(documented_commands()) >= 5
