@@ -47,7 +47,7 @@ bench: $(VENV)/.installed-dev ## Measure everything (20 minutes) and write var/b
 
 docs: $(VENV)/.installed-dev ## Write the generated parts of the documentation
 	@$(BIN)/python -m typer service.cli utils docs --name emcl --output docs/cli.md
-	@echo "the README's table of settings is what \`$(BIN)/python -m service.settings\` prints"
+	@echo "the table of docs/settings.md is what \`$(BIN)/python -m service.settings\` prints"
 
 format: $(VENV)/.installed-dev ## Format the code
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .

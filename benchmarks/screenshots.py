@@ -47,7 +47,11 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Pictures of every view of the page of a running service.")
     parser.add_argument("folder", type=Path, help="where the pictures go")
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="where the service answers")
-    parser.add_argument("--query", default="a red circle moves to the left", help="what is searched")
+    parser.add_argument(
+        "--query",
+        default="a big red heart circles around over a brown checkerboard background",
+        help="what is searched",
+    )
     parser.add_argument("--clip", type=Path, help="a video to look up")
     parser.add_argument("--job", help="id of a job to show")
     return parser.parse_args()

@@ -19,6 +19,16 @@ CAPTIONS_PER_CLIP = 2
 DEMO_DESCRIPTION = Path(model.__file__).parent / "assets" / "demo.json"
 _LISTING = "captions.jsonl"
 
+SHOWCASE = (
+    "a big red heart circles around over a brown checkerboard background",
+    "on a solid white background, a large blue star moves left",
+    "a small blue triangle sinks down against a navy striped background",
+    "a little purple square rests against a striped navy background",
+    "on a plain brown background, a little blue ring shrinks",
+    "a huge blue triangle falls against a black checkerboard background",
+)
+"""Queries of the documentation and of ``emcl demo``: the first hit in the demo library carries each as its caption."""
+
 
 def prepare(folder: Path, count: int, *, say: Callable[[str], None]) -> Path:
     """Make the clips and the index in ``folder``, unless they are there; returns the store.
@@ -39,9 +49,10 @@ def prepare(folder: Path, count: int, *, say: Callable[[str], None]) -> Path:
 
 
 def examples(folder: Path, count: int = 2) -> list[str]:
-    """Queries that have an answer: captions of the first clips (not every combination is in the corpus)."""
-    lines = (folder / "clips" / _LISTING).read_text(encoding="utf-8").splitlines()[:count]
-    return [json.loads(line)["captions"][0] for line in lines]
+    """Queries for the terminal: those of the showcase if its clips are there, else captions of the first clips."""
+    with (folder / "clips" / _LISTING).open(encoding="utf-8") as listing:
+        captions = [caption for line in listing for caption in json.loads(line)["captions"]]
+    return ([query for query in SHOWCASE if query in captions] or captions)[:count]
 
 
 def _clips_in(clips: Path) -> int:

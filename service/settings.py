@@ -2,7 +2,7 @@
 
 Each field is at once an option of ``emcl serve`` (``--upload-max-bytes``) and an environment variable
 (``EMCL_UPLOAD_MAX_BYTES``); an option wins over the environment, the environment over the default. Unknown options are
-errors. ``python -m service.settings`` prints the table that the README holds.
+errors. ``python -m service.settings`` prints the table of ``docs/settings.md``.
 """
 
 from __future__ import annotations
@@ -330,7 +330,7 @@ def default_text(field: str) -> str:
 
 
 def settings_table() -> str:
-    """The Markdown table of all settings, one row per setting, as the README shows it."""
+    """The Markdown table of all settings, one row per setting, as ``docs/settings.md`` shows it."""
     rows = ["| option | environment | default | what it does |", "|---|---|---|---|"]
     for name, field in Settings.model_fields.items():
         default = f"`{default_text(name)}`" if default_text(name) else ""

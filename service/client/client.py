@@ -1,7 +1,7 @@
 """A client of the service, typed, in two kinds: ``Client`` and, to be awaited, ``AsyncClient``.
 
     with Client("http://127.0.0.1:8000", api_key="emcl_…") as client:
-        for hit in client.search("a red circle moves to the left", k=3).hits:
+        for hit in client.search("a big red heart circles around over a brown checkerboard background", k=3).hits:
             print(hit.title, hit.moment, hit.score)
 
 Answers are the service's own schemas; errors are exceptions (``service.client.transport``). A service that is busy

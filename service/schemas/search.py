@@ -57,7 +57,9 @@ class FilterIn(Request):
 class SearchRequest(Request):
     """Exactly one of ``text``, ``texts`` and ``video_id``."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"text": "a red circle moves to the left", "k": 5}]})
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"text": "on a plain brown background, a little blue ring shrinks", "k": 5}]}
+    )
 
     text: str | None = Field(None, description="What to look for.")
     texts: list[str] | None = Field(None, description="Several queries at once; the answer then holds `results`.")
@@ -238,7 +240,14 @@ class RerankRequest(Request):
     """Segments to score for a text: stage 2 on its own."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"text": "a red circle", "segments": [{"video_id": "0" * 64, "segment": 0}]}]}
+        json_schema_extra={
+            "examples": [
+                {
+                    "text": "on a plain brown background, a little blue ring shrinks",
+                    "segments": [{"video_id": "0" * 64, "segment": 0}],
+                }
+            ]
+        }
     )
 
     text: str
@@ -257,7 +266,9 @@ class RerankRequest(Request):
 class EmbeddingsRequest(Request):
     """Texts to embed: stage 1's query vectors on their own."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"texts": ["a red circle moves to the left"]}]})
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"texts": ["on a plain brown background, a little blue ring shrinks"]}]}
+    )
 
     texts: list[str]
 

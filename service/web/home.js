@@ -9,8 +9,8 @@ import { spread } from "./strip.js";
 
 const VIDEOS = 12;
 const CAPTIONS = 100;
-const EXAMPLES = 4;
-const LONGEST = 60;
+const EXAMPLES = 6;
+const LONGEST = 80;
 
 /** @param {{body: HTMLElement, list: HTMLElement, more: HTMLElement, status: HTMLElement}} part
  * @param {import("./address.js").Place} place @param {AbortSignal} signal */

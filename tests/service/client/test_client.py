@@ -10,7 +10,7 @@ import pytest
 from service_support import make_app, make_keys
 
 from service.client.calls import Endpoint
-from service.client.client import AsyncClient, Client, Patience
+from service.client import AsyncClient, Client, Patience
 from service.client.transport import (
     BusyError,
     ClientError,
@@ -80,7 +80,7 @@ def problem(status, slug="overloaded"):
 
 def test_importing_the_client_loads_no_model():
     heavy = "{'torch', 'open_clip', 'faiss', 'av', 'fastapi', 'torchvision', 'uvicorn'}"
-    code = f"import sys, service.client.client; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, service.client; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
