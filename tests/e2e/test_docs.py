@@ -40,6 +40,15 @@ def test_links_lead_somewhere(page):
         assert (page.parent / target.split("#")[0]).exists(), f"{page.name} links to {target}, which is not there"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_are_named_exist(page):
+    if page.name == "CHANGELOG.md":
+        return  # it names files of earlier releases
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:model|indexer|service|tests|benchmarks|configs|docker)/[\w/.-]+\.\w+)`", text):
+        assert (ROOT / name).exists(), f"{page.name} names {name}, which is not there"
+
+
 def documented_commands() -> list[tuple[str, str]]:
     """Every ``emcl …`` line of every code block, continuation lines joined."""
     lines = []
