@@ -9,8 +9,8 @@ import httpx
 import pytest
 from service_support import make_app, make_keys
 
-from service.client.calls import Endpoint
 from service.client import AsyncClient, Client, Patience
+from service.client.calls import Endpoint
 from service.client.transport import (
     BusyError,
     ClientError,
