@@ -4,7 +4,7 @@ One query is a scan of all rows, each thread scanning its share (FAISS gives one
 each query of a batch). A batch is a matrix product instead, whose last bits depend on the other queries: so it only
 makes a shortlist with a few to spare, which is scored again by the kernel of the scan. Where the spare ones do not
 settle who belongs to the best, that query is scanned alone. The answer is the same, to the last bit, alone and in a
-batch.
+batch, and whatever the order of the rows.
 
 Legend: Q queries, N rows, D channels, k neighbours, w width of a shortlist.
 """
@@ -26,8 +26,10 @@ Bools = npt.NDArray[np.bool_]
 BATCH_QUERIES = 5
 """From so many queries on, one matrix product is faster than a scan for each."""
 
-MULTIPLIED_DIM = 64
-"""Fewer channels are scanned always: there FAISS has kernels whose rounding depends on where a row lies."""
+NARROW_DIM = 64
+"""With fewer channels FAISS has kernels that score several rows together and round by where a row stands: in a store
+that was built in another order, or behind a filter, a video would score otherwise in the last bits. So narrow rows are
+scored one by one, and never multiplied."""
 
 SPARE = 32
 """Rows taken beyond those wanted when a matrix product makes the shortlist."""
@@ -64,7 +66,7 @@ class FlatScan:
         are ordered by position.
         """
         worth_it = len(queries_QD) >= BATCH_QUERIES and len(self._rows_ND) >= BLOCK_ROWS
-        if worth_it and keep_N is None and queries_QD.shape[1] >= MULTIPLIED_DIM:
+        if worth_it and keep_N is None and queries_QD.shape[1] >= NARROW_DIM:
             return self._multiply(queries_QD, k)
         found = [self._scan(queries_QD[q : q + 1], k, keep_N) for q in range(len(queries_QD))]
         return np.concatenate([scores for scores, _ in found]), np.concatenate([rows for _, rows in found])
@@ -94,13 +96,12 @@ class FlatScan:
     def _scan_part(self, query_1D: Floats, k: int, keep_N: Bools | None, start: int, stop: int) -> tuple[Floats, Ids]:
         """At least the k best of the rows from ``start`` to ``stop``, in no order."""
         block_scores = np.empty(BLOCK_ROWS, dtype=np.float32)
-        out, given, dim = faiss.swig_ptr(block_scores), faiss.swig_ptr(query_1D), query_1D.shape[1]
         scores = [np.zeros(0, dtype=np.float32)]
         positions = [np.zeros(0, dtype=np.int64)]
         held, least = 0, np.float32(-np.inf)
         for first in range(start, stop, BLOCK_ROWS):
             size = min(BLOCK_ROWS, stop - first)
-            faiss.fvec_inner_products_ny(out, given, faiss.swig_ptr(self._rows_ND[first:]), dim, size)
+            self._score_block(query_1D, first, block_scores[:size])
             good = block_scores[:size] >= least
             if keep_N is not None:
                 good &= keep_N[first : first + size]
@@ -114,6 +115,15 @@ class FlatScan:
                 scores, positions, least = _cut(np.concatenate(scores), np.concatenate(positions), k)
                 held = len(scores[0])
         return np.concatenate(scores), np.concatenate(positions)
+
+    def _score_block(self, query_1D: Floats, first: int, out_N: Floats) -> None:
+        """Inner products of a query with the rows from ``first`` on, as many as ``out_N`` takes."""
+        size, dim = len(out_N), query_1D.shape[1]
+        if dim < NARROW_DIM:
+            out_N[:] = self.scores(query_1D, np.arange(first, first + size, dtype=np.int64)[None])[0]
+            return
+        out, given, rows = (faiss.swig_ptr(array) for array in (out_N, query_1D, self._rows_ND[first:]))
+        faiss.fvec_inner_products_ny(out, given, rows, dim, size)
 
     def _multiply(self, queries_QD: Floats, k: int) -> tuple[Floats, Ids]:
         count, width = len(self._rows_ND), min(k + SPARE, len(self._rows_ND))

@@ -32,6 +32,11 @@ from model.config import EMCLConfig
 EPSILON = 1e-6  # the reference's guard in every division
 
 
+def at_least_single(rows: Tensor) -> Tensor:
+    """Rows in the type that the pass computes in: float32, and float64 where they come so."""
+    return rows if rows.dtype == torch.float64 else rows.float()
+
+
 @dataclass(frozen=True, kw_only=True)
 class EMResult:
     """What a pass converged to: ``bases_BNK`` with unit columns, ``responsibilities_BDK`` whose K-rows sum to 1."""
@@ -165,14 +170,15 @@ class EMCL(nn.Module):
         """Correct rows ``(B, N, D)`` or ``(N, D)``, each of the B sets by its own pass.
 
         ``mask_BN`` is True for real rows; masked rows influence nothing and come back as zeros. Returns the input's
-        shape in float32: raw scale in ``reference`` mode, rows near unit norm in ``channel`` mode (not normalised).
+        shape in float32 (float64 for rows in float64): raw scale in ``reference`` mode, rows near unit norm in
+        ``channel`` mode (not normalised).
         Raises ``ValueError`` for a wrong shape.
         """
         if rows_BND.dim() not in (2, 3) or rows_BND.shape[-1] != self.dim:
             raise ValueError(f"EMCL expects rows (N, {self.dim}) or (B, N, {self.dim}), got {tuple(rows_BND.shape)}")
         if rows_BND.dim() == 2:
             return self.forward(rows_BND[None], None if mask_BN is None else mask_BN[None])[0]
-        rows_BND = rows_BND.float()
+        rows_BND = at_least_single(rows_BND)
         if self.config.mode == "reference":
             return self._reference(rows_BND, mask_BN)
         return self._channel(rows_BND, mask_BN)

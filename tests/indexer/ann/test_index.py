@@ -119,6 +119,24 @@ def test_equal_scores_are_ordered_by_id(rows: np.ndarray) -> None:
     np.testing.assert_array_equal(found, [[10, 20, 30, 40]])
 
 
+@pytest.mark.parametrize("dim", [1, 2, 3, 4, 5, 7, 8, 12, 16, 33, 63, 64, 100, 512])
+def test_a_score_depends_on_the_query_and_the_row_alone(dim: int) -> None:
+    """Not on where the row stands, nor on a filter: FAISS has kernels for a few widths that round by position."""
+    rng = np.random.default_rng(dim)
+    rows = rng.standard_normal((77, dim)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    ids, order = np.arange(77), rng.permutation(77)
+    straight = ann.build(recipe("Flat"), dim, ids, [rows], train_rows=rows[:0])
+    other = ann.build(recipe("Flat"), dim, ids, [rows[order]], train_rows=rows[:0])
+    scores, found = straight.search(rows[:3], 77)
+    other_scores, other_found = other.search(rows[:3], 77)
+    filtered_scores, filtered = straight.search(rows[:3], 77, ids)
+    for q in range(3):
+        expected = dict(zip(found[q], scores[q], strict=True))
+        assert dict(zip(order[other_found[q]], other_scores[q], strict=True)) == expected
+        assert dict(zip(filtered[q], filtered_scores[q], strict=True)) == expected
+
+
 @pytest.fixture(scope="module")
 def many() -> tuple[np.ndarray, np.ndarray]:
     """Vectors with enough rows and channels for matrix products, a thousand of them alike, and queries."""
