@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from importlib.metadata import version
 from typing import Any
 
@@ -16,6 +16,7 @@ from service.index_swap import Switch
 from service.observe.collector import ServiceCollector
 from service.observe.metrics import Observe, Telemetry
 from service.routes import captions, clip_retrieval, index, jobs, metrics, pages, previews, search, session, videos
+from service.routes.mcp import McpRoute
 from service.schemas.search import Problem
 from service.search.engine import Engine
 from service.services import Services
@@ -55,7 +56,8 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         app.state.switch = switch = Switch(app.state)
         telemetry.watch(ServiceCollector(services))
         try:
-            yield
+            async with mcp.running() if mcp is not None else nullcontext():
+                yield
         finally:
             telemetry.forget()
             try:
@@ -76,6 +78,9 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
     for part in (search, videos, previews, captions, index, jobs, clip_retrieval, metrics, session, pages):
         app.include_router(part.router)
     search.direct_search.stand_before(app)
+    mcp = McpRoute(app, max_body_bytes=settings.max_body_bytes) if settings.mcp else None
+    if mcp is not None:
+        app.router.routes.extend(mcp.routes)
     app.mount("/web", StaticFiles(directory=pages.WEB), name="web")
     problems.register(app)
     _add_middleware(app, settings)

@@ -200,6 +200,25 @@ def _run_server(settings: Settings) -> None:
     )
 
 
+@app.command("mcp")
+def mcp_command(
+    url: Annotated[
+        str, typer.Option(envvar="EMCL_URL", help="Address of a running service.")
+    ] = "http://127.0.0.1:8000",
+    api_key: Annotated[
+        str | None, typer.Option(envvar="EMCL_API_KEY", help="Key, where the service asks for one.")
+    ] = None,
+) -> None:
+    """Give agents the library as tools: a Model Context Protocol server over stdio (extra `mcp`)."""
+    try:
+        from service.client.mcp import run_stdio
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"the package {error.name} is not installed; install the extra: pip install 'emcl-search[mcp]'"
+        ) from error
+    run_stdio(url, api_key)
+
+
 @app.command()
 @takes_settings(*(name for name in Settings.model_fields if name not in _DEMO_DECIDES))
 def demo(

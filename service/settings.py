@@ -77,6 +77,9 @@ class Settings(BaseSettings):
         description="Origins whose pages may use the API with a key, comma-separated, such as `https://example.org`. "
         "Default: none.",
     )
+    mcp: bool = Field(
+        False, description="Serve the tools of `emcl mcp` to agents at `/mcp`, with keys and scopes (extra `mcp`)."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line shown.")
     log_format: Literal["text", "json"] = Field(
         "text", description="`text`: lines for people; `json`: one object a line, for machines."

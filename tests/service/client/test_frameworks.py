@@ -1,0 +1,54 @@
+"""Retrievers for LangChain and LlamaIndex, by the real packages, against a real server."""
+
+import asyncio
+
+import pytest
+
+from service.client import Client, ClientError
+
+
+@pytest.fixture(scope="module")
+def url(start_server, clip_store, tiny_checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served")
+    options = ("--store", clip_store / "store", "--model", tiny_checkpoint, "--jobs-folder", folder / "jobs")
+    return start_server(*options).url
+
+
+@pytest.fixture(scope="module")
+def expected(url):
+    with Client(url) as client:
+        hits = client.search("a red circle", k=3).hits
+        return [(hit.video_id, hit.score, client.video(hit.video_id)) for hit in hits]
+
+
+def test_langchain_gets_a_document_for_each_hit(url, expected):
+    pytest.importorskip("langchain_core", reason="the extra `langchain` is not installed")
+    from service.client.langchain import VideoRetriever
+
+    retriever = VideoRetriever(base_url=url, k=3)
+    for documents in (retriever.invoke("a red circle"), asyncio.run(retriever.ainvoke("a red circle"))):
+        assert [document.id for document in documents] == [video_id for video_id, _, _ in expected]
+        first, video = documents[0], expected[0][2]
+        assert first.page_content == ("\n".join(video.captions) or video.title)
+        assert first.metadata["score"] == pytest.approx(expected[0][1], abs=1e-5)
+        assert first.metadata["stream_url"].startswith(f"{url}/v1/videos/{video.video_id}/stream#t=")
+    assert "secret" not in repr(VideoRetriever(base_url=url, api_key="secret"))
+
+
+def test_llama_index_gets_a_node_for_each_hit(url, expected):
+    pytest.importorskip("llama_index.core", reason="the extra `llama-index` is not installed")
+    from service.client.llama_index import VideoRetriever
+
+    retriever = VideoRetriever(url, k=3)
+    for nodes in (retriever.retrieve("a red circle"), asyncio.run(retriever.aretrieve("a red circle"))):
+        assert [node.node.node_id for node in nodes] == [video_id for video_id, _, _ in expected]
+        assert [node.score for node in nodes] == pytest.approx([score for _, score, _ in expected], abs=1e-5)
+        assert nodes[0].node.metadata["thumbnail_url"].startswith(f"{url}/v1/videos/")
+
+
+def test_a_service_that_is_away_is_an_error_not_an_empty_answer():
+    pytest.importorskip("langchain_core", reason="the extra `langchain` is not installed")
+    from service.client.langchain import VideoRetriever
+
+    with pytest.raises(ClientError):
+        VideoRetriever(base_url="http://127.0.0.1:9").invoke("a red circle")
