@@ -32,11 +32,6 @@ from model.config import EMCLConfig
 EPSILON = 1e-6  # the reference's guard in every division
 
 
-def at_least_single(rows: Tensor) -> Tensor:
-    """Rows in the type that the pass computes in: float32, and float64 where they come so."""
-    return rows if rows.dtype == torch.float64 else rows.float()
-
-
 @dataclass(frozen=True, kw_only=True)
 class EMResult:
     """What a pass converged to: ``bases_BNK`` with unit columns, ``responsibilities_BDK`` whose K-rows sum to 1."""
@@ -166,11 +161,16 @@ class EMCL(nn.Module):
             state = torch.softmax(torch.randn(dim, config.num_bases, generator=generator), dim=-1)
         self.register_buffer("state", state)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the pass computes in: float32 whatever the towers' precision, or float64 after ``double()``."""
+        return torch.float64 if self.state.dtype == torch.float64 else torch.float32
+
     def forward(self, rows_BND: Tensor, mask_BN: Tensor | None = None) -> Tensor:
         """Correct rows ``(B, N, D)`` or ``(N, D)``, each of the B sets by its own pass.
 
         ``mask_BN`` is True for real rows; masked rows influence nothing and come back as zeros. Returns the input's
-        shape in float32 (float64 for rows in float64): raw scale in ``reference`` mode, rows near unit norm in
+        shape in float32 (float64 after ``double()``): raw scale in ``reference`` mode, rows near unit norm in
         ``channel`` mode (not normalised).
         Raises ``ValueError`` for a wrong shape.
         """
@@ -178,7 +178,7 @@ class EMCL(nn.Module):
             raise ValueError(f"EMCL expects rows (N, {self.dim}) or (B, N, {self.dim}), got {tuple(rows_BND.shape)}")
         if rows_BND.dim() == 2:
             return self.forward(rows_BND[None], None if mask_BN is None else mask_BN[None])[0]
-        rows_BND = at_least_single(rows_BND)
+        rows_BND = rows_BND.to(self.dtype)
         if self.config.mode == "reference":
             return self._reference(rows_BND, mask_BN)
         return self._channel(rows_BND, mask_BN)

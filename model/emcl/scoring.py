@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.emcl.em import EMCL, EPSILON, at_least_single
+from model.emcl.em import EMCL, EPSILON
 
 _SQUARE_BLOCK = 128
 """Columns of the covariance that are computed together; blocks below the diagonal are copied, not computed."""
@@ -113,7 +113,7 @@ def factored_pass(emcl: EMCL, rows_BND: Tensor, mask_BN: Tensor | None) -> Facto
     """
     if emcl.training:
         raise ValueError("the factored pass scores, it cannot train: call eval() on the model first")
-    rows_BND = at_least_single(rows_BND)
+    rows_BND = rows_BND.to(emcl.dtype)
     if emcl.config.mode == "channel":
         rows_BND = F.normalize(rows_BND, dim=-1)
     if mask_BN is not None:
