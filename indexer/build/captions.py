@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from indexer.sources.captions import CaptionEntry, Resolved, VideoNames, read_sidecars, resolve
-from indexer.sources.partition import elsewhere, is_elsewhere
-from indexer.store.records import Location
 from indexer.sources.discover import Discovery
+from indexer.sources.partition import elsewhere, is_elsewhere
 from indexer.sources.tar import shard_of
+from indexer.store.records import Location
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """What a decode worker does: a file or a window of it in, frames of the encoder's size out. Torch-free.
 
-Runs in its own process (``indexer.build.decode_pool`` starts it), so that a file that crashes or hangs the decoder costs only
-itself. A long video is decoded window by window, each its own task, so that no task and no message is large.
+Runs in its own process (``indexer.build.decode_pool`` starts it), so that a file that crashes or hangs the decoder
+costs only itself. A long video is decoded window by window, each its own task, so that no task and no message is large.
 """
 
 from __future__ import annotations

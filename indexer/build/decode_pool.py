@@ -2,8 +2,8 @@
 
 A pool of processes decodes; a file that crashes its process or hangs costs only itself. At most ``2 * workers`` tasks
 are under way and no more than that many decoded segments wait for the caller, so memory depends neither on the number
-of videos nor on their length. ``indexer.build.encode`` drives it beside the encoder (``fill``, wait, ``collect``); ``read``
-is the plain loop for those who only decode.
+of videos nor on their length. ``indexer.build.encode`` drives it beside the encoder (``fill``, wait, ``collect``);
+``read`` is the plain loop for those who only decode.
 """
 
 from __future__ import annotations

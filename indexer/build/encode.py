@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.build.decode import DecodedSegment, OpenedVideo
-from indexer.store.generation import RowMapper
 from indexer.build.decode_pool import Feed, Reader, ReaderSettings, ReadResult
+from indexer.store.generation import RowMapper
 from indexer.store.records import Location
 from indexer.store.writer import EncodedSegment, EncodedVideo, StoreWriter
 

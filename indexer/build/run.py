@@ -12,21 +12,21 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from indexer.store import generation
 from indexer.ann.recipe import check
-from indexer.build.captions import attach
-from indexer.sources.captions import Resolved, read_caption_file
-from indexer.store.config import Manifest, StoreSettings
-from indexer.build.decode import DecodeSettings
-from indexer.build.encode import FeatureEncoder, VideoEncoding, encode_captions
-from indexer.errors import Damaged, IndexFactoryError, ModelMismatch, NotAStore
 from indexer.build.archives import PackedOptions, index_packed
-from indexer.sources.partition import WHOLE, Partition, split
-from indexer.build.progress import Progress
+from indexer.build.captions import attach
+from indexer.build.decode import DecodeSettings
 from indexer.build.decode_pool import DECODE_TIMEOUT_SECONDS, ReaderSettings
-from indexer.store.records import Location
+from indexer.build.encode import FeatureEncoder, VideoEncoding, encode_captions
+from indexer.build.progress import Progress
+from indexer.errors import Damaged, IndexFactoryError, ModelMismatch, NotAStore
+from indexer.sources.captions import Resolved, read_caption_file
 from indexer.sources.discover import Discovery, discover, hash_files, missing
+from indexer.sources.partition import WHOLE, Partition, split
 from indexer.sources.url import FETCH_TIMEOUT_SECONDS, RemoteFiles
+from indexer.store import generation
+from indexer.store.config import Manifest, StoreSettings
+from indexer.store.records import Location
 from indexer.store.writer import StoreWriter
 
 LOCATION_BATCH = 256

@@ -1,0 +1,1 @@
+"""One indexing run: discover, decode, encode, commit, publish."""
