@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -439,6 +439,63 @@ def build(
         packed=PackedOptions(keep_media=keep_media, retry_failed=retry_failed),
     )
     _run(store, recorded or _new(wishes, encoder, spec), encoder, request, progress_file)
+
+
+@app.command("watch")
+def watch_command(
+    paths: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Folders with videos, and all below them.")],
+    store: Store,
+    device: Device = "auto",
+    workers: Workers = None,
+    timeout: Timeout = 300.0,
+    prune: Annotated[bool, typer.Option(help="Remove videos whose files are gone or were replaced.")] = False,
+    settle_seconds: Annotated[
+        float, typer.Option(min=0.1, help="A file is indexed when it has not changed for this long.")
+    ] = 5.0,
+    rescan_seconds: Annotated[
+        float, typer.Option(min=1, help="Look at all folders this often, even if no change was reported.")
+    ] = 600.0,
+) -> None:
+    """Keep a store up to date with folders: index them now, and again whenever files change, until interrupted.
+
+    Files that are still growing wait. A folder that disappears is waited for; nothing is removed for it. The store may
+    be served meanwhile.
+    """
+    import signal
+    import threading
+
+    from indexer.build.progress import TerminalProgress
+    from indexer.build.run import BuildRequest
+    from indexer.build.run import build as build_store
+    from indexer.build.watch import watch_folders
+    from indexer.errors import SourceError
+    from indexer.store.writer import StoreWriter
+
+    recorded = _recorded(store)
+    folders = [path.absolute() for path in paths]
+    for folder in folders:
+        if folder.exists() and not folder.is_dir():
+            raise SourceError(f"{folder} is a file, expected a folder; index a file with `emcl index add`")
+    encoder, _ = _load(recorded, None, None, device)
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+
+    def index(present: Sequence[Path], unsettled: Collection[Path]) -> None:
+        request = BuildRequest(
+            paths=[str(path) for path in present],
+            prune=prune and not unsettled,
+            workers=workers or _cores(),
+            timeout_seconds=timeout,
+            unsettled=unsettled,
+        )
+        with StoreWriter.open(store, settings=recorded) as writer:
+            report = build_store(writer, encoder, request, TerminalProgress())
+        if report.indexed or report.removed or report.failed or report.captions:
+            print_report(report)
+
+    typer.echo(f"watching {', '.join(map(str, folders))}; Ctrl-C ends it", err=True)
+    with _interruptible():
+        watch_folders(folders, index, settle_seconds=settle_seconds, rescan_seconds=rescan_seconds, stop=stop)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from indexer.ann.recipe import check
@@ -42,6 +42,7 @@ class BuildRequest:
 
     ``partition`` is the part of it that this run takes; ``protocols`` are those of URLs that may be fetched; ``packed``
     is for what comes from shards and URLs. Reading of those ends when nothing came for ``fetch_timeout_seconds``.
+    ``unsettled`` are files that are still being written: they are left out.
     """
 
     paths: Sequence[str]
@@ -52,6 +53,7 @@ class BuildRequest:
     partition: Partition = WHOLE
     protocols: frozenset[str] = frozenset()
     packed: PackedOptions = field(default_factory=PackedOptions)
+    unsettled: Collection[Path] = ()
     fetch_timeout_seconds: float = FETCH_TIMEOUT_SECONDS
 
 
@@ -84,6 +86,9 @@ def build(writer: StoreWriter, encoder: FeatureEncoder, request: BuildRequest, p
     entries = [] if request.captions is None else read_caption_file(request.captions)
     with RemoteFiles(request.protocols, request.fetch_timeout_seconds) as remote:
         discovery = discover(request.paths, exclude=writer.path, remote=remote)
+        if request.unsettled:
+            settled = [found for found in discovery.files if found.path not in request.unsettled]
+            discovery = replace(discovery, files=settled)
         mine, others = split(discovery, request.partition)
         report = BuildReport(found=len(mine.files), failed=list(mine.unreadable))
         before = writer.catalogue.locations()
