@@ -131,7 +131,7 @@ def _indexed(index: Index, present: Sequence[Path], settling: Settling) -> bool:
 
 
 def _identities(folders: Sequence[Path]) -> list[tuple[int, int] | None]:
-    """Device and inode of each folder, None where it is missing: another pair is another file system behind the path."""
+    """Device and inode of each folder, None where it is missing; another pair means another file system there."""
     found: list[tuple[int, int] | None] = []
     for folder in folders:
         try:
