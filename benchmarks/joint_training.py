@@ -94,7 +94,7 @@ def decoded(clips: Any, base: TrainConfig) -> list[tuple[np.ndarray, np.ndarray]
 
 def outcomes(path: Path, clips: Any, batches: list[tuple[np.ndarray, np.ndarray]], variant: Variant) -> dict[str, Any]:
     """Ranks (from 0) of both directions for every way of ranking the result."""
-    encoder = load_encoder(str(path))
+    encoder = load_encoder(str(path), emcl="configured")
     corpus = Corpus(
         text_TD=encoder.encode_texts([clip.captions[0] for clip in clips]),
         features_VFD=np.concatenate([encoder.encode_videos(*batch) for batch in batches]),

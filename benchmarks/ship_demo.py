@@ -67,7 +67,10 @@ def choose(encoder, clips) -> Calibration:
 
 def ship(run: Path, work: Path) -> None:
     """Store the checkpoint with the chosen settings, and write EMCL's into the configuration."""
-    encoder, clips = load_encoder(str(run / "model.safetensors"), device="cpu"), clips_of(work, "val")
+    encoder, clips = (
+        load_encoder(str(run / "model.safetensors"), device="cpu", emcl="configured"),
+        clips_of(work, "val"),
+    )
     found = choose(encoder, clips)
     config = found.choice()
     net = variant(encoder, config).net
@@ -88,7 +91,7 @@ def ship(run: Path, work: Path) -> None:
 
 def score(work: Path) -> None:
     """Score the shipped checkpoint on the test split, full captions and short queries."""
-    encoder = load_encoder("demo", device="cpu")
+    encoder = load_encoder("demo", device="cpu", emcl="configured")
     clips = clips_of(work, "test")
     corpus, scenes = encode_corpus(encoder, clips), scenes_of(clips)
     rows = evaluate_features(encoder, corpus)

@@ -239,7 +239,7 @@ def calibrate(
     except ValidationError as error:
         raise ValueError(f"the grid is not valid: {problems_of(error)}") from error
     chosen_data = open_for_choosing(data, split, allow_missing=allow_missing)
-    encoder = load_encoder(model, pretrained=pretrained, device=device)
+    encoder = load_encoder(model, pretrained=pretrained, device=device, emcl="configured")
     corpus = encode_corpus(encoder, chosen_data.clips)
     found = run(encoder, corpus, grid, folds=folds, seed=seed)
     typer.echo(table(found) + "\n\n" + verdict(found))
@@ -336,7 +336,7 @@ def sweep(
         raise ValueError("--grid and --dual-softmax go with --vary; a preset has its own")
     varied = parse_vary(vary or [])
     chosen_data = open_for_choosing(data, split, allow_missing=allow_missing)
-    encoder = load_encoder(model, pretrained=pretrained, device=device)
+    encoder = load_encoder(model, pretrained=pretrained, device=device, emcl="configured")
     temperature = encoder.config.search.dual_softmax_temperature if dual_softmax else None
     plan = PRESETS[preset] if preset is not None else Plan(vary=varied, grid=grid, dual_softmax=temperature)
     points = run(encoder, partial(encode_corpus, clips=chosen_data.clips), plan, seed=seed)
@@ -381,7 +381,7 @@ def report(
     from model.study.per_video_ranks import variant
 
     chosen = open_for_evaluation(data, split, allow_missing=allow_missing)
-    encoder = load_encoder(model, pretrained=pretrained, device=device)
+    encoder = load_encoder(model, pretrained=pretrained, device=device, emcl="configured")
     if beta is not None:
         encoder = variant(encoder, EMCLConfig.model_validate({**encoder.config.emcl.model_dump(), "beta": beta}))
     corpus = encode_corpus(encoder, chosen.clips)

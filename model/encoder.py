@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.checkpoint import fingerprint as net_fingerprint
-from model.checkpoint import load_checkpoint
+from model.checkpoint import load_checkpoint, read_metadata
 from model.clip.compat import import_open_clip
 from model.clip.tokenizer import Tokenizer, build_tokenizer, rounded_up, text_buckets
-from model.config import ClipConfig, ModelConfig, TemporalConfig
+from model.config import ClipConfig, EMCLConfig, ModelConfig, TemporalConfig
 from model.emcl.em import FrozenMap
 from model.net import EMCLNet, Rerank, build_net
 from model.runtime.choose import PrecisionWish, RuntimeChoice, RuntimeWish
@@ -232,12 +232,15 @@ def load_encoder(
     precision: PrecisionWish = "fp32",
     runtime: RuntimeWish | None = None,
     exports: Path | None = None,
+    emcl: Literal["calibrated", "configured"] = "calibrated",
 ) -> Encoder:
     """Load a model for indexing and serving.
 
     ``spec`` is ``demo`` (the shipped checkpoint), the path of a checkpoint, or an open_clip model name with its
-    ``pretrained`` tag or weights file; ``None`` is CLIP ViT-B-32 with OpenAI's weights, frames averaged, EMCL as an
-    out-of-the-box inference module. ``runtime`` and ``precision`` say what computes the towers
+    ``pretrained`` tag or weights file; ``None`` is CLIP ViT-B-32 with OpenAI's weights, frames averaged.
+    With ``emcl="calibrated"`` EMCL has strength 0 unless `emcl calibrate` chose the checkpoint's setting on labelled
+    pairs: on real CLIP features an uncalibrated one costs several points of R@1 (docs/method.md). ``"configured"``
+    keeps the checkpoint's strength, for measuring it. ``runtime`` and ``precision`` say what computes the towers
     (``model.runtime.choose``), of exports in the folder ``exports`` (default: beside the checkpoint); without
     ``runtime`` PyTorch does, with the weights as they are, so that the net can be saved again. Raises ``ValueError``
     that says what is unknown, damaged, unreachable or impossible here, and ``FileNotFoundError`` for a path that leads
@@ -245,6 +248,8 @@ def load_encoder(
     """
     target = resolve_device(device)
     net = _load_net(spec, pretrained, target)
+    if emcl == "calibrated" and not _is_calibrated(spec, net.config.emcl):
+        net.set_emcl(net.config.emcl.model_copy(update={"beta": 0.0}))
     tokenizer = build_tokenizer(net.config.tokenizer, net.config.clip)
     fingerprint = net_fingerprint(net)
     if runtime is None:
@@ -272,6 +277,14 @@ def _load_net(spec: str | None, pretrained: str | None, target: torch.device) ->
     if pretrained is not None:
         raise ValueError(f"--pretrained goes with an open_clip model name, not with the checkpoint {spec!r}; drop it")
     return load_checkpoint(DEMO_CHECKPOINT if spec == "demo" else Path(spec), device=target)
+
+
+def _is_calibrated(spec: str | None, config: EMCLConfig) -> bool:
+    """Whether `emcl calibrate` chose this very setting for the checkpoint; named open_clip models never were."""
+    if spec != "demo" and (spec is None or not _names_a_file(spec)):
+        return False
+    record = read_metadata(DEMO_CHECKPOINT if spec == "demo" else Path(spec)).get("calibration")
+    return isinstance(record, dict) and record.get("emcl") == config.model_dump(mode="json")
 
 
 def _names_a_file(spec: str) -> bool:

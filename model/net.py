@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.clip.towers import ClipTowers, Precision, build_clip
-from model.config import ModelConfig
+from model.config import EMCLConfig, ModelConfig
 from model.emcl.em import EMCL
 from model.emcl.pooling import frame_weights, mean_pool, pool_by_captions, pool_stored_videos, pool_videos
 from model.emcl.scoring import Factored, corrected_cosines
@@ -54,6 +54,20 @@ class EMCLNet(nn.Module):
     def embed_dim(self) -> int:
         """D, the size of text and frame features."""
         return self.clip.embed_dim
+
+    def set_emcl(self, config: EMCLConfig) -> None:
+        """Score with another strength, kernel width or number of iterations; the state stays.
+
+        Raises ``ValueError`` for a mode, number of bases or seed other than the state was made with.
+        """
+        own = self.config.emcl
+        if (own.mode, own.num_bases, own.seed) != (config.mode, config.num_bases, config.seed):
+            raise ValueError(
+                f"EMCL's state was made with mode {own.mode}, {own.num_bases} bases and seed {own.seed}, got "
+                f"{config.mode}, {config.num_bases} and {config.seed}; build another net for those"
+            )
+        self.config = self.config.model_copy(update={"emcl": config})
+        self.emcl.config = config
 
     def encode_text(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """Text features (B, D), float32, raw, of token ids (B, L) with a mask that is True for real tokens."""
@@ -148,10 +162,14 @@ class EMCLNet(nn.Module):
         self, rows_QND: Tensor, mask_QN: Tensor | None, rerank: Rerank, which: Callable[[Factored], Tensor]
     ) -> Tensor:
         """What ``_correct`` and normalising lead to, without making the corrected rows."""
-        return corrected_cosines(self.emcl if _is_emcl(rerank) else None, rows_QND, mask_QN, which)
+        return corrected_cosines(self.emcl if self._has_pass(rerank) else None, rows_QND, mask_QN, which)
 
     def _correct(self, rows_QND: Tensor, mask_QN: Tensor | None, rerank: Rerank) -> Tensor:
-        return self.emcl(rows_QND, mask_QN) if _is_emcl(rerank) else rows_QND
+        return self.emcl(rows_QND, mask_QN) if self._has_pass(rerank) else rows_QND
+
+    def _has_pass(self, rerank: Rerank) -> bool:
+        """Whether there is a pass to run: at strength 0 scores are those of ``none`` to the last bit."""
+        return _is_emcl(rerank) and (self.training or self.config.emcl.beta > 0)
 
     def score_matrix(self, text_TD: Tensor, features_VFD: Tensor, mask_VF: Tensor, rerank: Rerank = "emcl") -> Tensor:
         """Cosines (T, V) of all texts and videos in one pass over T·V + T rows: the reference's block, and training.

@@ -270,6 +270,7 @@ def search(
         raise typer.BadParameter("give either words or --video FILE")
     ranking = Ranking(k=k, offset=offset, candidates=candidates, rerank=rerank, group=group)
     engine = build_engine(load_settings(options))
+    typer.echo(f"EMCL: {engine.active().text}", err=True)
     try:
         if video is not None:
             _search_by_video(engine, video, ranking, as_json)

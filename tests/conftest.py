@@ -154,10 +154,12 @@ def clips(tmp_path_factory) -> list[bytes]:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory, tiny_encoder) -> Path:
-    """The tiny model as a checkpoint file."""
+    """The tiny model as a checkpoint file, with its EMCL settings as if calibrated: else EMCL would be off."""
     from model.checkpoint import save_checkpoint
 
-    return save_checkpoint(tiny_encoder.net, tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors")
+    metadata = {"calibration": {"emcl": tiny_encoder.config.emcl.model_dump(mode="json")}}
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
+    return save_checkpoint(tiny_encoder.net, path, metadata=metadata)
 
 
 @pytest.fixture(scope="session")

@@ -94,10 +94,10 @@ class FrozenMap:
     def apply(self, rows_ND: Tensor) -> Tensor:
         """Map rows (N, D) of any norm; returns L2-normalised rows (N, D). A zero row stays zero."""
         rows_ND = rows_ND.float()
-        if self.mode == "channel":
-            rows_ND = F.normalize(rows_ND, dim=-1)
         if self.strength == 0:
             return F.normalize(rows_ND, dim=-1)
+        if self.mode == "channel":
+            rows_ND = F.normalize(rows_ND, dim=-1)
         decoder_DK = self.responsibilities_DK / (EPSILON + self.responsibilities_DK.sum(dim=0))
         correction_ND = (rows_ND @ self.responsibilities_DK / self.base_norms_K) @ decoder_DK.T
         return F.normalize(rows_ND + self.strength * correction_ND, dim=-1)
@@ -227,6 +227,8 @@ class EMCL(nn.Module):
             raise ValueError(
                 "a frozen map needs finite rows, got NaN or infinity; find the damaged features with verify"
             )
+        if self.config.beta == 0:
+            return FrozenMap.neutral(self.dim)
         rows_1ND = rows_ND.float()[None]
         if self.config.mode == "channel":
             return self._freeze_channel(F.normalize(rows_1ND, dim=-1))

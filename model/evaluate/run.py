@@ -210,6 +210,7 @@ def run(request: EvaluateRequest) -> str:
         runtime=request.runtime,
         precision=request.precision,
         exports=request.exports,
+        emcl="configured",
     )
     corpus = encode_corpus(encoder, chosen.clips)
     settings = _settings(request, encoder, chosen, bank)

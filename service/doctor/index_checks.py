@@ -91,10 +91,11 @@ def check_search(patient: Patient) -> Check:
     )
     try:
         result = engine.probe()
+        active = engine.active()
     finally:
         engine.close()
     stages = ", ".join(f"{stage} {seconds * 1000:.0f} ms" for stage, seconds in result.source.stage_seconds.items())
-    return ok(f"{len(result.hits)} hit: {stages}")
+    return ok(f"{len(result.hits)} hit: {stages}; EMCL: {active.text}")
 
 
 def check_decoding(patient: Patient) -> Check:

@@ -50,7 +50,13 @@ def _with_json(result: SearchResult, page: bytes, seconds: float) -> SearchResul
 
 def _answer(result: SearchResult) -> bytes:
     source = result.source
-    told = {"generation": source.generation, "fingerprint": source.fingerprint, "stage_ms": stage_ms(source)}
+    told = {
+        "generation": source.generation,
+        "fingerprint": source.fingerprint,
+        "stage_ms": stage_ms(source),
+        "emcl": source.emcl,
+        "strength": source.strength,
+    }
     return b'{"hits":%s,"source":%s}' % (result.hits_json or _hits_json(result.hits), to_json(told))
 
 

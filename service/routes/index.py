@@ -7,8 +7,9 @@ import logging
 
 from fastapi import APIRouter, Request
 
+from model.emcl.active import active_emcl
 from service.access.gate import require
-from service.schemas.index import IndexAnswer, IndexOut, LiveAnswer, OverlayOut, ReadyAnswer, UploadLimitsOut
+from service.schemas.index import EMCLOut, IndexAnswer, IndexOut, LiveAnswer, OverlayOut, ReadyAnswer, UploadLimitsOut
 from service.schemas.jobs import ReloadRequest
 from service.schemas.search import SourceOut
 from service.services import Services, ServicesDep, unless_gone
@@ -61,6 +62,7 @@ def _describe(services: Services) -> IndexAnswer:
     encoder, settings = services.engine.encoder, services.settings
     with services.engine.live.lease() as generation:
         manifest, version = generation.reader.manifest, generation.version
+        correction = active_emcl(encoder.config.emcl, generation.reader.frozen_map)
         revision, rows, counts = generation.reader.revision, generation.reader.overlay_rows, generation.reader.counts
     library = services.library
     return IndexAnswer(
@@ -80,6 +82,7 @@ def _describe(services: Services) -> IndexAnswer:
         counts=counts.model_dump(),
         sampling=manifest.sampling.model_dump(),
         emcl=encoder.config.emcl.model_dump(),
+        correction=EMCLOut(**vars(correction)),
         upload_limits=UploadLimitsOut(
             max_bytes=settings.upload_max_bytes,
             max_seconds=settings.upload_max_seconds,

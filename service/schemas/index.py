@@ -44,6 +44,14 @@ class IndexOut(Answer):
     source: str = Field(description="Where those came from.")
 
 
+class EMCLOut(Answer):
+    """The correction that `rerank: emcl` applies."""
+
+    mode: str = Field(description="`off` or the mode, such as `channel`.")
+    strength: float = Field(description="Its strength; 0 if it is off.")
+    text: str = Field(description="The same for people: what is active, and why.")
+
+
 class IndexAnswer(Answer):
     """What is being served."""
 
@@ -65,6 +73,7 @@ class IndexAnswer(Answer):
     counts: dict[str, int]
     sampling: dict[str, Any]
     emcl: dict[str, Any]
+    correction: EMCLOut = Field(description="What EMCL does to searches of this index with this model.")
     upload_limits: UploadLimitsOut
     query_limits: dict[str, int]
 

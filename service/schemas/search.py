@@ -153,11 +153,19 @@ class SourceOut(Answer):
     generation: str = Field(description="The generation of the index.")
     fingerprint: str = Field(description="The model's content hash.")
     stage_ms: dict[str, float] = Field(description="Milliseconds that each stage took, for the whole batch.")
+    emcl: str = Field("off", description="Mode of EMCL that the hits were ranked with; `off` if it changed nothing.")
+    strength: float = Field(0.0, description="Strength of that correction; 0 if it is off.")
 
     @classmethod
     def of(cls, source: Source) -> SourceOut:
         """The JSON of a source."""
-        return cls(generation=source.generation, fingerprint=source.fingerprint, stage_ms=stage_ms(source))
+        return cls(
+            generation=source.generation,
+            fingerprint=source.fingerprint,
+            stage_ms=stage_ms(source),
+            emcl=source.emcl,
+            strength=source.strength,
+        )
 
 
 class SearchAnswer(Answer):

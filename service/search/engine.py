@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from model.emcl.active import ActiveEMCL, active_emcl
 from service.errors import Conflict, NotFound
 from service.search import ranking
 from service.search.cache import LRUCache
@@ -29,6 +30,7 @@ from service.search.query import (
     CaptionHit,
     QueryLimits,
     Ranking,
+    Rerank,
     RerankQuery,
     SearchQuery,
     SearchResult,
@@ -154,7 +156,13 @@ class Engine:
             watch = _Stopwatch()
             rows_ND = self._text_rows(texts)
             watch.lap("encode")
-            return self.encoder.map_rows(generation.reader.frozen_map, rows_ND), self._source(generation, watch)
+            mapped_ND = self.encoder.map_rows(generation.reader.frozen_map, rows_ND)
+            return mapped_ND, self._source(generation, watch, "frozen")
+
+    def active(self) -> ActiveEMCL:
+        """The correction that `rerank: emcl` applies to what is served."""
+        with self.live.lease() as generation:
+            return active_emcl(self.encoder.config.emcl, generation.reader.frozen_map)
 
     def probe(self) -> SearchResult:
         """One query through every stage, with nothing taken from a cache: what "ready" means."""
@@ -230,7 +238,10 @@ class Engine:
             for q, query in enumerate(queries)
         ]
         watch.lap("answer")
-        return [SearchResult(hits=page, source=self._source(generation, watch)) for page in hits]
+        return [
+            SearchResult(hits=page, source=self._source(generation, watch, query.ranking.rerank))
+            for page, query in zip(hits, queries, strict=True)
+        ]
 
     def _rerank_one(self, generation: Generation, row_D: Floats, query: RerankQuery, watch: _Stopwatch) -> SearchResult:
         reader = generation.reader
@@ -243,7 +254,7 @@ class Engine:
         everything = Ranking(k=len(ids_C), candidates=len(ids_C), group="segment", rerank=query.rerank)
         hits = segment_hits(self.encoder, generation, scored, 0, row_D, everything)
         watch.lap("rerank")
-        return SearchResult(hits=hits, source=self._source(generation, watch))
+        return SearchResult(hits=hits, source=self._source(generation, watch, query.rerank))
 
     def _captions(
         self,
@@ -259,12 +270,21 @@ class Engine:
         scored = ranking.score_captions(self.encoder, reader, features_1FD, mask_1F, candidates, asked.rerank)
         return caption_hits(self.encoder, reader, scored, upload, features_1FD[0], mask_1F[0])
 
-    def _source(self, generation: Generation, watch: _Stopwatch) -> Source:
+    def _source(self, generation: Generation, watch: _Stopwatch, rerank: Rerank) -> Source:
+        frozen = generation.reader.frozen_map
+        mode, strength = "off", 0.0
+        if rerank == "emcl":
+            active = active_emcl(self.encoder.config.emcl, frozen)
+            mode, strength = active.mode, active.strength
+        elif rerank == "frozen" and frozen.strength:
+            mode, strength = frozen.mode, frozen.strength
         return Source(
             generation=generation.reader.manifest.generation,
             version=generation.version,
             fingerprint=self.encoder.fingerprint,
             stage_seconds=dict(watch.seconds),
+            emcl=mode,
+            strength=strength,
         )
 
 

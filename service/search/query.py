@@ -143,13 +143,16 @@ class CaptionHit:
 class Source:
     """What an answer was computed with, and how long each stage of its batch took.
 
-    ``version`` names all that the index could answer then: the generation and what was changed in it since.
+    ``version`` names all that the index could answer then: the generation and what was changed in it since. ``emcl``
+    and ``strength`` are those of the correction that the hits were ranked with (``model.emcl.active``).
     """
 
     generation: str
     version: str
     fingerprint: str
     stage_seconds: dict[str, float]
+    emcl: str = "off"
+    strength: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

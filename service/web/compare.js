@@ -49,6 +49,7 @@ function fill(columns, answers) {
   const before = new Map(answers[0].hits.map((hit, place) => [hit.video_id, place]));
   columns.forEach((one, number) => {
     const { hits, source } = answers[number];
+    if (columns[number].dataset.way === "emcl" && source.emcl === "off") find("header p", one).textContent = "off, not calibrated for this model: the pooled ranking";
     find("ol", one).replaceChildren(...hits.map((hit, place) => row(hit, place, number ? before : null)));
     find(".stages", one).replaceChildren(...stages(source.stage_ms, longest));
   });

@@ -55,7 +55,7 @@ function draw(panel, index, metrics, again) {
       ["segments of", index.segment_seconds ? `${index.segment_seconds} s` : "whole videos"],
       ["not published yet", `${count(overlay.rows)} rows${overlay.publishing ? ", publishing" : ""}${overlay.waiting ? `, ${overlay.waiting} videos wait` : ""}`],
     ], may("admin") && make("button", { type: "button", className: "small", onclick: async () => { if (await change(() => api.ask("/v1/index/reload", { method: "POST" }), "The newest generation is served.")) again(); } }, "Reload")),
-    facts("Model", [["name", index.model], ["fingerprint", index.fingerprint.slice(0, 16)],
+    facts("Model", [["name", index.model], ["fingerprint", index.fingerprint.slice(0, 16)], ["EMCL", index.correction.text],
       ...Object.entries(index.emcl).filter(([, value]) => typeof value !== "object").map(([name, value]) => /** @type {[string, string]} */ ([`EMCL ${name.replaceAll("_", " ")}`, String(value)])),
       ["candidates", `${index.query_limits.default_candidates}, at most ${index.query_limits.max_candidates}`],
       ["uploads", `at most ${limit(index.upload_limits.max_bytes)}, ${count(index.upload_limits.max_seconds)} s`]]),

@@ -29,7 +29,8 @@ def emcl(*arguments: object) -> Result:
 def checkpoint(tiny_encoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from model.checkpoint import save_checkpoint
 
-    return save_checkpoint(tiny_encoder.net, tmp_path_factory.mktemp("model") / "tiny.safetensors")
+    chosen = {"calibration": {"emcl": tiny_encoder.config.emcl.model_dump(mode="json")}}  # else EMCL would be off
+    return save_checkpoint(tiny_encoder.net, tmp_path_factory.mktemp("model") / "tiny.safetensors", metadata=chosen)
 
 
 @pytest.fixture(scope="module")

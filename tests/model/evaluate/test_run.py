@@ -316,7 +316,7 @@ def test_the_command_says_what_is_missing(on_disk, tmp_path):
 
 
 def test_the_shipped_checkpoint_is_what_its_files_say():
-    encoder = load_encoder("demo", device="cpu")
+    encoder = load_encoder("demo", device="cpu", emcl="configured")
     scores = json.loads((DEMO_CHECKPOINT.parent / "demo-scores.json").read_text(encoding="utf-8"))
     config = load_train_config(Path(__file__).parents[3] / "configs" / "demo.yaml").model
     assert DEMO_CHECKPOINT.stat().st_size <= 10_000_000
