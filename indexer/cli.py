@@ -684,3 +684,36 @@ def _new(wishes: Wishes, encoder: Encoder, spec: ModelSpec) -> StoreSettings:
 
 def _cores() -> int:
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+store_app = typer.Typer(help="Copy a store while it is served, and bring a copy back.", no_args_is_help=True)
+
+
+@store_app.command()
+def backup(
+    store: Annotated[Path, typer.Option(help="Folder of the store; it may be served and written meanwhile.")],
+    to: Annotated[Path, typer.Option("--to", help="New folder for the backup.")],
+) -> None:
+    """Copy a store as it is at one moment. Videos that lie outside of the store are not copied."""
+    from indexer.build.progress import TerminalProgress
+    from indexer.store.backup import back_up, size_of
+
+    with TerminalProgress().phase("backup", size_of(store), "B") as bar:
+        listing = back_up(store, to, bar.advance)
+    size = sum(file.size_bytes for file in listing.files.values())
+    typer.echo(f"{to}: {listing.videos} videos, {listing.captions} captions, {len(listing.files)} files, {size} bytes")
+
+
+@store_app.command()
+def restore(
+    backup: Annotated[Path, typer.Option("--from", help="Folder of a backup.")],
+    store: Annotated[Path, typer.Option(help="New folder of the store.")],
+) -> None:
+    """Bring a backup back as a store, every file compared with its checksum."""
+    from indexer.build.progress import TerminalProgress
+    from indexer.store.backup import restore as restore_store
+    from indexer.store.backup import size_of
+
+    with TerminalProgress().phase("restore", size_of(backup), "B") as bar:
+        listing = restore_store(backup, store, bar.advance)
+    typer.echo(f"{store}: {listing.videos} videos, {listing.captions} captions, as of {listing.created}")

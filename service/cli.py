@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from indexer.cli import app as index_app
+from indexer.cli import store_app
 from model.cli import app as model_app
 from service.cli_options import takes_settings
 from service.doctor.cli import doctor
@@ -123,6 +124,8 @@ app = typer.Typer(
 app.add_typer(model_app)
 
 app.add_typer(index_app, name="index")
+
+app.add_typer(store_app, name="store")
 
 app.add_typer(keys_app, name="keys")
 
