@@ -189,8 +189,8 @@ def _copy(store: Path, work: Path, on_bytes: OnBytes) -> BackupListing:
     for path in sorted(store.iterdir()):
         if path.is_file() and path.name not in _NOT_COPIED and not path.name.endswith(_OF_A_PROCESS):
             _copy_file(path, work / path.name, on_bytes)
-    for folder in (generation.GENERATIONS, generation.FEATURES):
-        (work / folder).mkdir(exist_ok=True)
+    for name_of in (generation.GENERATIONS, generation.FEATURES):
+        (work / name_of).mkdir(exist_ok=True)
     counts = _open_once(work, name)
     return _list_files(work, name, revision, counts)
 
