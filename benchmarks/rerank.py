@@ -171,8 +171,8 @@ def memory(store: Path, model: str | None, queries: int) -> dict[str, Any]:
     """Resident memory while ``queries`` different texts are searched in batches; MiB at every thousand."""
     import psutil
 
+    from service.search.engine import build_engine
     from service.search.query import SearchQuery
-    from service.services import build_engine
     from service.settings import load_settings
 
     engine = build_engine(load_settings({"store": store, "model": model, "cache_entries": REPORT_EVERY}))

@@ -11,7 +11,6 @@ from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 
 from service.http import middleware, problems
-from service.http.refusal import RefuseEarly
 from service.index_swap import Switch
 from service.observe.collector import ServiceCollector
 from service.observe.metrics import Observe, Telemetry
@@ -50,7 +49,6 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         services = Services(settings, engine, telemetry)
-        telemetry.access.start()
         services.start()
         app.state.services = services
         app.state.switch = switch = Switch(app.state)
@@ -60,10 +58,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
                 yield
         finally:
             telemetry.forget()
-            try:
-                await switch.close()
-            finally:
-                telemetry.access.close()
+            await switch.close()
 
     telemetry = Telemetry()
     app = Application(
@@ -77,16 +72,13 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
     )
     for part in (search, videos, previews, captions, index, jobs, clip_retrieval, metrics, session, pages):
         app.include_router(part.router)
-    search.direct_search.stand_before(app)
     mcp = McpRoute(app, max_body_bytes=settings.max_body_bytes) if settings.mcp else None
     if mcp is not None:
         app.router.routes.extend(mcp.routes)
     app.mount("/web", StaticFiles(directory=pages.WEB), name="web")
     problems.register(app)
     _add_middleware(app, settings)
-    app.add_middleware(Observe, telemetry=telemetry, upload_routes=UPLOAD_ROUTES)  # it sees every answer of ours
-    # Outermost of all: what it refuses costs nothing else.
-    app.add_middleware(RefuseEarly, telemetry=telemetry, path=search.PATH, other_origins=bool(settings.cors_origins))
+    app.add_middleware(Observe, telemetry=telemetry, upload_routes=UPLOAD_ROUTES)  # outermost: it sees every answer
     return app
 
 
@@ -100,6 +92,7 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
     )
     app.add_middleware(middleware.CheckKeys, uploads=UPLOAD_ROUTES)
     app.add_middleware(middleware.LimitRequests)
+    app.add_middleware(middleware.RefuseSearches, path=search.PATH)
     if settings.cors_origins:
         app.add_middleware(middleware.CrossOrigin, origins=settings.cors_origins)
     if settings.answered_hosts is not None:

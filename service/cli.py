@@ -10,7 +10,6 @@ Answers as tables for a terminal.
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import os
@@ -26,10 +25,10 @@ import typer
 from indexer.cli import app as index_app
 from indexer.cli import store_app
 from model.cli import app as model_app
+from service.cli_jobs import app as jobs_app
+from service.cli_jobs import worker
 from service.cli_options import takes_settings
 from service.doctor.cli import doctor
-from service.jobs.cli import app as jobs_app
-from service.jobs.cli import worker
 from service.schemas.search import CaptionOut, HitOut
 from service.settings import Settings, load_settings
 
@@ -135,8 +134,6 @@ app.command()(worker)
 
 app.command()(doctor)
 
-_GC_THRESHOLDS = (50_000, 20, 50)
-
 # Options of `search` that are settings of the service too, and the settings that `demo` decides itself.
 _MODEL_SETTINGS = ("store", "model", "pretrained", "device", "runtime", "precision", "exports", "threads")
 
@@ -176,7 +173,7 @@ def _run_server(settings: Settings) -> None:
     from service.access.gate import open_keys
     from service.app import create_app
     from service.http.protocol import Connections, allow_open_files
-    from service.services import build_engine
+    from service.search.engine import build_engine
 
     open_keys(settings)  # a missing key is told before the model loads
     logger.info("loading the index %s and its model …", settings.store)
@@ -185,8 +182,6 @@ def _run_server(settings: Settings) -> None:
         counts = generation.reader.counts
     logger.info("%d videos, %d captions", counts.videos, counts.captions)
     allow_open_files(settings.max_connections)
-    # A request makes a thousand objects and no cycles: looking for some in every one took a fiftieth of its time.
-    gc.set_threshold(*_GC_THRESHOLDS)
     connections = Connections(max_connections=settings.max_connections, head_seconds=settings.request_timeout_seconds)
     uvicorn.run(
         create_app(settings, engine),
@@ -266,8 +261,8 @@ def search(
 ) -> None:
     """Search an index with words, or with a video."""
     from service.schemas.search import SearchAnswer
+    from service.search.engine import build_engine
     from service.search.query import Ranking, SearchQuery, VideoFilter
-    from service.services import build_engine
 
     if (text is None) == (video is None):
         raise typer.BadParameter("give either words or --video FILE")

@@ -17,7 +17,8 @@ from typing import Any
 from service.errors import Conflict
 from service.jobs.commands import STORE
 from service.observe.collector import ServiceCollector
-from service.services import Services, build_engine
+from service.search.engine import build_engine
+from service.services import Services
 
 logger = logging.getLogger(__name__)
 

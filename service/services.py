@@ -1,25 +1,22 @@
-"""What routes work with: the engine behind its batcher, uploads, pictures. Built once, handed to the application.
+"""The container of everything that routes use: engine, queues, caches, uploads, jobs.
 
-Everything that computes runs in one bounded executor: queries through a batcher that gathers them, all else (uploads,
-single stages, the ready check) through one that takes calls one by one.
+All computing runs in one thread: queries through a batcher, other calls (uploads, single stages, the readiness check)
+one by one.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from time import perf_counter
-from typing import IO, TYPE_CHECKING, Annotated, Any, TypeVar, cast
+from typing import IO, Annotated, Any, TypeVar, cast
 
 from fastapi import Depends, Request
-from starlette.requests import ClientDisconnect
 
 from service.access.gate import build_gate
 from service.access.rate_limit import build_rate_limiter
-from service.http.answers import writing
 from service.http.middleware import Admission
 from service.http.uploads import UploadReceiver
 from service.jobs.service import JobDesk
@@ -32,20 +29,13 @@ from service.observe.metrics import Telemetry
 from service.redis_link import build_redis_link
 from service.search.batching import Batcher
 from service.search.compute_queue import Lanes
-from service.search.engine import Engine
+from service.search.engine import Engine, limit_threads
 from service.search.live_index import Watcher
-from service.search.query import QueryLimits, SearchQuery, SearchResult
+from service.search.query import SearchQuery, SearchResult
 from service.search.result_cache import SharedCache
 from service.settings import Settings
 
-if TYPE_CHECKING:
-    from indexer.store.reader import Serving
-
-logger = logging.getLogger(__name__)
-
 T = TypeVar("T")
-
-_WATCHED_AFTER_SECONDS = 0.02
 
 
 class Services:
@@ -63,7 +53,7 @@ class Services:
         self.engine = engine
         self.telemetry = telemetry or Telemetry()
         self.admission = Admission(max_requests=settings.max_requests, max_body_bytes=settings.max_body_bytes)
-        self.fence = Fence(fence_limits(settings))
+        self.fence = Fence(FenceLimits.from_settings(settings))
         self.receiver = UploadReceiver(
             max_bytes=settings.upload_max_bytes,
             slots=settings.upload_slots,
@@ -77,7 +67,7 @@ class Services:
             fence=self.fence,
             uploads=settings.store.absolute() / MEDIA,
         )
-        self.previews = Previews(settings.preview_folder.absolute(), preview_limits(settings))
+        self.previews = Previews(settings.preview_folder.absolute(), PreviewLimits.from_settings(settings))
         self.jobs = jobs or JobDesk(settings)
         self.requests = 0  # that are being answered
         self._decoders = ThreadPoolExecutor(settings.upload_workers, thread_name_prefix="decode")
@@ -91,7 +81,7 @@ class Services:
             max_pending=settings.max_jobs,
         )
         self.watcher = Watcher(engine.live, settings.watch_seconds)
-        self.lanes = Lanes(self.telemetry.batched(writing(engine.search)), settings, lambda: limit_threads(settings))
+        self.lanes = Lanes(self.telemetry.batched(engine.search), settings, lambda: limit_threads(settings))
         self.searches = self.lanes.searches
         self.redis = build_redis_link(settings)
         self.gate = build_gate(settings, build_rate_limiter(settings, self.redis))
@@ -182,132 +172,6 @@ class Services:
         except asyncio.CancelledError:
             leash.pull()
             raise
-
-
-def fence_limits(settings: Settings) -> FenceLimits:
-    """The limits of the decoding process, of the settings."""
-    return FenceLimits(
-        wall_seconds=settings.decode_wall_seconds,
-        cpu_seconds=settings.decode_cpu_seconds,
-        memory_bytes=settings.decode_memory_bytes,
-        max_bytes=settings.upload_max_bytes,
-        max_seconds=settings.upload_max_seconds,
-        max_pixels=settings.upload_max_pixels,
-    )
-
-
-def preview_limits(settings: Settings) -> PreviewLimits:
-    """The limits of previews, of the settings; memory and pixels are those of the decoding process."""
-    return PreviewLimits(
-        cache_bytes=settings.preview_cache_bytes,
-        seconds=settings.preview_seconds,
-        memory_bytes=settings.decode_memory_bytes,
-        max_seconds=settings.upload_max_seconds,
-        max_pixels=settings.upload_max_pixels,
-    )
-
-
-def query_limits(settings: Settings, *, default_candidates: int = 100) -> QueryLimits:
-    """The limits of one query, of the settings; the default is the checkpoint's, as far as the settings let it."""
-    return QueryLimits(
-        max_texts=settings.max_texts,
-        max_text_chars=settings.max_text_chars,
-        max_candidates=settings.max_candidates,
-        default_candidates=min(default_candidates, settings.max_candidates),
-    )
-
-
-def limit_threads(settings: Settings) -> None:
-    """Set how many threads one batch may use. FAISS counts for the calling thread alone: call it where it computes."""
-    import torch
-
-    from indexer.ann.index import set_threads
-
-    torch.set_num_threads(settings.threads)
-    set_threads(settings.faiss_threads)
-
-
-def serving_of(settings: Settings) -> Serving:
-    """How the indexes are held, of the settings."""
-    from indexer.store.reader import Serving
-
-    return Serving(mmap=settings.index_mmap, device=settings.faiss_device)
-
-
-def build_engine(settings: Settings) -> Engine:
-    """Open the store and load the model that it was built with, or the one that the settings name.
-
-    Raises ``ValueError`` if there is no store, no such model, or if they do not belong together.
-    """
-    from indexer.store.reader import StoreReader
-    from model.encoder import load_encoder
-
-    limit_threads(settings)
-    serving = serving_of(settings)
-    with StoreReader.open(settings.store) as reader:
-        spec = reader.manifest.model_spec
-    named = settings.model is not None
-    encoder = load_encoder(
-        settings.model if named else spec.model,
-        pretrained=settings.pretrained if named else settings.pretrained or spec.pretrained,
-        device=settings.device,
-        precision=settings.precision,
-        runtime=settings.runtime,
-        exports=settings.exports,
-    )
-    logger.info("model %s, fingerprint %s", encoder.config.name, encoder.fingerprint[:12])
-    return Engine(
-        encoder,
-        lambda: StoreReader.open(settings.store, fingerprint=encoder.fingerprint, serving=serving),
-        limits=query_limits(settings, default_candidates=encoder.config.search.candidates),
-        cache_entries=settings.cache_entries,
-    )
-
-
-async def unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """The result of ``work``, which is cancelled if the client goes away first. Raises ``ClientDisconnect`` then.
-
-    Who is answered within ``_WATCHED_AFTER_SECONDS`` is not watched: it costs tasks that take longer than is saved.
-    """
-    task = asyncio.current_task()
-    assert task is not None, "a request is answered in a task"
-    watch = _Watch(request, task)
-    begin = asyncio.get_running_loop().call_later(_WATCHED_AFTER_SECONDS, watch.begin)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if watch.has_cancelled and task.cancelling() <= watch.cancelling_before + 1:
-            raise ClientDisconnect from None
-        raise  # somebody else, too, wants this task to end
-    finally:
-        begin.cancel()
-        watch.end()
-        if watch.has_cancelled:
-            task.uncancel()
-
-
-class _Watch:
-    """Cancels ``task`` when the client of ``request`` has gone, from ``begin`` to ``end``."""
-
-    def __init__(self, request: Request, task: asyncio.Task[Any]) -> None:
-        self.has_cancelled = False
-        self.cancelling_before = task.cancelling()
-        self._request = request
-        self._task = task
-        self._watching: asyncio.Task[None] | None = None
-
-    def begin(self) -> None:
-        self._watching = asyncio.ensure_future(self._wait())
-
-    def end(self) -> None:
-        if self._watching is not None:
-            self._watching.cancel()
-
-    async def _wait(self) -> None:
-        while (await self._request.receive())["type"] != "http.disconnect":
-            pass
-        self.has_cancelled = True
-        self._task.cancel()
 
 
 async def _services(request: Request) -> AsyncIterator[Services]:

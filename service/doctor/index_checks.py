@@ -50,7 +50,7 @@ def check_model(patient: Patient) -> Check:
 def check_index(patient: Patient) -> Check:
     """The index opens: checksums of its generation, sizes and headers of its shards."""
     from indexer.store.reader import StoreReader
-    from service.services import serving_of
+    from service.search.engine import serving_of
 
     patient.reader = StoreReader.open(patient.settings.store, serving=serving_of(patient.settings))
     counts = patient.reader.counts
@@ -76,8 +76,8 @@ def check_fingerprint(patient: Patient) -> Check:
 def check_search(patient: Patient) -> Check:
     """A query goes through every stage."""
     from indexer.store.reader import StoreReader
-    from service.search.engine import Engine
-    from service.services import query_limits, serving_of
+    from service.search.engine import Engine, serving_of
+    from service.search.query import QueryLimits
 
     encoder = patient.need_encoder()
     patient.need_reader()
@@ -86,7 +86,7 @@ def check_search(patient: Patient) -> Check:
         lambda: StoreReader.open(
             patient.settings.store, fingerprint=encoder.fingerprint, serving=serving_of(patient.settings)
         ),
-        limits=query_limits(patient.settings),
+        limits=QueryLimits.from_settings(patient.settings),
         cache_entries=0,
     )
     try:
@@ -103,14 +103,15 @@ def check_decoding(patient: Patient) -> Check:
     from model.config import SamplingConfig
     from model.demo.corpus import write_clip
     from model.demo.scene import make_scene
-    from service.media.sandbox import Fence
-    from service.services import fence_limits
+    from service.media.sandbox import Fence, FenceLimits
 
     with tempfile.TemporaryDirectory(dir=patient.settings.upload_folder) as folder:
         path = Path(folder) / "clip.mp4"
         write_clip(make_scene(0, "test", 0), path)
         with path.open("rb") as file:
-            video = Fence(fence_limits(patient.settings)).decode(file, sampling=SamplingConfig(), image_size=32)
+            video = Fence(FenceLimits.from_settings(patient.settings)).decode(
+                file, sampling=SamplingConfig(), image_size=32
+            )
     return ok(f"{len(video.frames_FSSC)} frames of {video.duration_seconds:.1f} s")
 
 

@@ -1,5 +1,5 @@
 """What every request passes, outermost first: security headers, faults become 500, the host check, other origins,
-the limit of requests, keys and rates, the limit of bodies.
+the limits of searches and of requests, keys and rates, the limit of bodies.
 
 Plain ASGI, so that streams stay streams and a client that goes away is noticed.
 
@@ -89,7 +89,7 @@ class HeldBody:
         self.size_bytes += size_bytes
 
 
-DRAINED_BYTES = 64 * 1024  # the rest of a body that is read and dropped, so that its connection can be used again
+_DRAINED_BYTES = 64 * 1024  # the rest of a body that is read and dropped, so that its connection can be used again
 
 SECURITY_HEADERS = {
     # Everything comes from this server; no inline script or style anywhere, /docs included.
@@ -101,7 +101,7 @@ SECURITY_HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 
-RAW_SECURITY_HEADERS = [(name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
+_RAW_SECURITY_HEADERS = [(name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
 
 
 class FaultsBecomeProblems:
@@ -143,7 +143,7 @@ class AddSecurityHeaders:
                 own = {name.lower() for name, _ in message["headers"]}
                 message["headers"] = [
                     *message["headers"],
-                    *(pair for pair in RAW_SECURITY_HEADERS if pair[0] not in own),
+                    *(pair for pair in _RAW_SECURITY_HEADERS if pair[0] not in own),
                 ]
             await send(message)
 
@@ -202,6 +202,51 @@ class CrossOrigin(CORSMiddleware):
                 next_step="start the server with --cors-origins and the origin of the page",
             )
         )
+
+
+class RefuseSearches:
+    """Refuses ``POST path``, a search, unread, while as many searches are accepted as may wait and be computed.
+
+    That is ``max_queue`` and one batch. They count from the last byte of their request to their answer: counting the
+    queue alone would accept a crowd that arrives together, and counting requests that are still arriving would let a
+    few slow senders stop all searches.
+    """
+
+    def __init__(self, app: ASGIApp, path: str) -> None:
+        self.app = app
+        self._path = path
+        self._accepted = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer 503."""
+        if scope["type"] != "http" or scope["path"] != self._path or scope["method"] != "POST":
+            await self.app(scope, receive, send)
+            return
+        queue = scope["app"].state.services.searches
+        if self._accepted >= queue.max_queue + queue.max_batch or queue.is_full:
+            queue.rejected += 1
+            error = Overloaded(
+                "the search queue is full",
+                expected="fewer searches at once",
+                next_step="try again after the seconds in Retry-After",
+                retry_after_seconds=queue.retry_after_seconds,
+            )
+            await _refuse(error, scope, receive, send)
+            return
+        counted = 0
+
+        async def counting() -> Message:
+            nonlocal counted
+            message = await receive()
+            if not counted and message["type"] == "http.request" and not message.get("more_body", False):
+                counted = 1
+                self._accepted += 1
+            return message
+
+        try:
+            await self.app(scope, counting, send)
+        finally:
+            self._accepted -= counted
 
 
 class LimitRequests:
@@ -282,7 +327,7 @@ class LimitBodies:
                 await _refuse(error, scope, receive, send)
                 return
             if body is not None:  # else the client left before its request was complete
-                await self.app(scope, replay(body, receive), send)
+                await self.app(scope, _replay(body, receive), send)
 
     async def _read(self, scope: Scope, receive: Receive, held: HeldBody) -> bytes | None:
         declared = Headers(scope=scope).get("content-length", "0")
@@ -322,12 +367,12 @@ async def _refuse(error: ServiceError, scope: Scope, receive: Receive, send: Sen
     """Answer a request whose body was not read. What is left of a long one is not waited for: the connection ends."""
     headers = Headers(scope=scope)
     declared = headers.get("content-length", "0")
-    if "transfer-encoding" in headers or not declared.isdecimal() or int(declared) > DRAINED_BYTES:
+    if "transfer-encoding" in headers or not declared.isdecimal() or int(declared) > _DRAINED_BYTES:
         error.headers["Connection"] = "close"
     await from_error(error)(scope, receive, send)
 
 
-def replay(body: bytes, receive: Receive) -> Receive:
+def _replay(body: bytes, receive: Receive) -> Receive:
     """A ``receive`` that gives a body that was read, once, then whatever the server says (that the client left)."""
     pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 

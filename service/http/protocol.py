@@ -1,11 +1,11 @@
 """What a connection may cost before it is a request: how many there are, and how long a request's head may take.
 
 uvicorn's own protocol, with two bounds that it lacks. A connection over the limit gets 503 with Retry-After and is
-closed; one that does not send the head of a request in time, the first or a later one, is closed without a word. What
-is no HTTP at all is told so as every other error is. And an answer's head leaves together with its body.
+closed; one that does not send the head of a request in time, the first or a later one, is closed without an answer.
+Input that is not HTTP gets a problem document like every other error.
 
 Requests are parsed by h11, not by the faster httptools: h11 reads one request after the other, keeps trailers and
-upgrades apart, and bounds heads, of all of which uvicorn's protocol on httptools does nothing.
+upgrades apart, and bounds the size of heads; uvicorn's protocol on httptools does none of these.
 """
 
 from __future__ import annotations
@@ -52,7 +52,6 @@ class BoundedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, or refuse it."""
         super().connection_made(transport)
-        self.transport = HeadWithBody(self, transport)  # type: ignore[assignment]
         if len(self.connections) > self._bounds.max_connections:
             self._bounds.rejected += 1
             self._end_with(
@@ -106,44 +105,6 @@ class BoundedProtocol(H11Protocol):
         head = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
         self.transport.write(b"HTTP/1.1 %d \r\n%s\r\n%s" % (error.status, head, problem.body))
         self.transport.close()
-
-
-class HeadWithBody:
-    """A transport that keeps the head of an answer until its body is written, but never past what the loop does next.
-
-    uvicorn writes them one after the other: two system calls and two packets, for the first of which the client wakes
-    up for nothing. All else is the transport's own.
-    """
-
-    def __init__(self, protocol: BoundedProtocol, transport: asyncio.Transport) -> None:
-        self._protocol = protocol
-        self._transport = transport
-        self._answered: object = None  # the request whose head was written last
-        self._head = b""
-
-    def write(self, data: bytes) -> None:
-        """Write, or keep."""
-        cycle = self._protocol.cycle
-        if cycle is not None and cycle.response_started and cycle is not self._answered:
-            self._flush()
-            self._answered, self._head = cycle, data
-            self._protocol.loop.call_soon(self._flush)
-        elif data:
-            self._transport.write(self._head + data)
-            self._head = b""
-
-    def close(self) -> None:
-        """Write what was kept, and close."""
-        self._flush()
-        self._transport.close()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def _flush(self) -> None:
-        if self._head:
-            self._transport.write(self._head)
-            self._head = b""
 
 
 def allow_open_files(max_connections: int) -> None:

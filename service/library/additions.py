@@ -96,7 +96,7 @@ class AdditionWork:
 
         with Path(accepted.path).open("rb") as file:
             encoder = PatientEncoder(self._engine.encoder, self._when_its_turn)
-            video = encode_video(accepted, file, manifest, self._fence, encoder, progress, self._leash)
+            video = encode_video(accepted.video_id, file, manifest, self._fence, encoder, progress, self._leash)
         texts_ND = encoder.encode_texts(accepted.captions)
         self._commit(accepted, lambda writer: self._store(writer, accepted, video, texts_ND))
 

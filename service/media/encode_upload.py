@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from indexer.store.config import Manifest
     from model.config import SamplingConfig
     from model.encoder import Encoder
-    from service.library.upload_store import Accepted
 
 WINDOWS_AT_ONCE = 8
 """About a hundred frames, as ``indexer.build.encode`` encodes together."""
@@ -149,7 +148,7 @@ class PatientEncoder:
 
 
 def encode_video(
-    accepted: Accepted,
+    video_id: str,
     file: IO[bytes],
     manifest: Manifest,
     fence: Fence,
@@ -185,8 +184,8 @@ def encode_video(
     if skipped:
         notes.append(f"{skipped} damaged packets were skipped")
     return EncodedVideo(
-        video_id=accepted.video_id,
-        name=accepted.video_id[:12],
+        video_id=video_id,
+        name=video_id[:12],
         duration_seconds=batch.duration_seconds,
         width=batch.width,
         height=batch.height,

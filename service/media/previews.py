@@ -20,6 +20,7 @@ from pathlib import Path
 from service import errors
 from service.errors import NotFound, TooLarge, Unprocessable
 from service.search.batching import Batcher
+from service.settings import Settings
 
 SIDE = 640
 _MAX_QUEUE = 16
@@ -36,6 +37,17 @@ class PreviewLimits:
     memory_bytes: int
     max_seconds: float
     max_pixels: int
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> PreviewLimits:
+        """The limits in the settings; memory and pixels are those of decoding an upload."""
+        return cls(
+            cache_bytes=settings.preview_cache_bytes,
+            seconds=settings.preview_seconds,
+            memory_bytes=settings.decode_memory_bytes,
+            max_seconds=settings.upload_max_seconds,
+            max_pixels=settings.upload_max_pixels,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from model.config import SamplingConfig
 from service.errors import ServiceError, TooLarge, Unprocessable, UnsupportedMedia
+from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,18 @@ class FenceLimits:
     max_bytes: int
     max_seconds: float
     max_pixels: int
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> FenceLimits:
+        """The limits in the settings."""
+        return cls(
+            wall_seconds=settings.decode_wall_seconds,
+            cpu_seconds=settings.decode_cpu_seconds,
+            memory_bytes=settings.decode_memory_bytes,
+            max_bytes=settings.upload_max_bytes,
+            max_seconds=settings.upload_max_seconds,
+            max_pixels=settings.upload_max_pixels,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,25 +10,22 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import threading
-import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from logging.handlers import QueueHandler, QueueListener
+from queue import Full, Queue
+from threading import Thread
 from typing import Any, Literal
 
 from service.observe.request import current
 
 LogFormat = Literal["text", "json"]
 
-logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("service.access")
 """One line for each request, with the attribute ``fields``."""
 
 _TRACEBACK_INDENT = "    | "
-_WRITTEN_EVERY_SECONDS = 0.05
 _MOST_WAITING = 10_000
 _CLOSE_SECONDS = 2.0
 
@@ -95,126 +92,68 @@ class _ToStandardError(logging.StreamHandler[Any]):
         return sys.stderr
 
 
+class _FormatAndQueue(QueueHandler):
+    """Formats a record where it is logged, which knows the request, and queues the line; full queues drop it."""
+
+    def __init__(self, formatter: logging.Formatter) -> None:
+        self.lines: Queue[logging.LogRecord | None] = Queue(_MOST_WAITING)
+        super().__init__(self.lines)
+        self.setFormatter(formatter)
+        self.dropped = 0
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Queue a line, or count it as dropped."""
+        try:
+            self.lines.put_nowait(record)
+        except Full:
+            self.dropped += 1
+
+
+class _Writer(QueueListener):
+    """Writes queued lines in its own thread: a blocked standard error must not block the event loop."""
+
+    def __init__(self, source: _FormatAndQueue) -> None:
+        super().__init__(source.lines, _ToStandardError())
+        self._source = source
+
+    def handle(self, record: logging.LogRecord) -> None:
+        """Write a line, and how many were dropped before it."""
+        super().handle(record)
+        if dropped := self._source.dropped:
+            self._source.dropped -= dropped
+            text = f"{dropped} lines were dropped: they came faster than they could be written"
+            warning = logging.LogRecord(__name__, logging.WARNING, __file__, 0, text, None, None)
+            super().handle(self._source.prepare(warning))
+
+    def enqueue_sentinel(self) -> None:
+        """Mark the end of the queue, once it has room."""
+        self._source.lines.put(None)
+
+    def close(self) -> None:
+        """Write what is queued for at most ``_CLOSE_SECONDS``, then stop."""
+        stopping = Thread(target=self.stop, name="stop logging", daemon=True)
+        stopping.start()
+        stopping.join(_CLOSE_SECONDS)
+
+
 @contextmanager
 def logging_to_stderr(log_format: LogFormat, level: str) -> Iterator[None]:
-    """All logs of the process in one format while the context lasts; uvicorn must be started with ``log_config=None``.
+    """All logs of the process in one format while the context lasts; start uvicorn with ``log_config=None``.
 
-    ``level`` is the least severe level shown. What had been set up before is back afterwards.
+    ``level`` is the least severe level shown. The handlers that were set up before are restored afterwards.
     """
     root = logging.getLogger()
     handlers, old_level = root.handlers[:], root.level
-    handler = _ToStandardError()
-    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    handler = _FormatAndQueue(JsonFormatter() if log_format == "json" else TextFormatter())
+    writer = _Writer(handler)
     for other in [other for other in root.handlers if type(other) is logging.StreamHandler]:
-        root.removeHandler(other)  # what `logging.basicConfig` of another command left would write each line again
+        root.removeHandler(other)  # left by `logging.basicConfig` of another command; it would write each line again
     root.addHandler(handler)
     root.setLevel(level.upper())
+    writer.start()
     try:
         yield
     finally:
         root.handlers[:] = handlers
         root.setLevel(old_level)
-
-
-@dataclass(kw_only=True, slots=True)
-class Access:
-    """A request that was answered, and how. ``stages`` maps stages to their seconds."""
-
-    request_id: str
-    method: str
-    path: str
-    route: str
-    status: int
-    seconds: float
-    sent_bytes: int
-    key: str
-    client: str | None
-    problem: str | None
-    stages: dict[str, float]
-    ended: float = field(default_factory=time.time)
-
-    @property
-    def fields(self) -> dict[str, Any]:
-        """What the line says, by name."""
-        return {
-            "method": self.method,
-            "path": self.path,
-            "route": self.route,
-            "status": self.status,
-            "duration_ms": round(self.seconds * 1000, 3),
-            "bytes": self.sent_bytes,
-            "key": self.key,
-            "client": self.client,
-            "problem": self.problem,
-            "stage_ms": {stage: round(seconds * 1000, 3) for stage, seconds in self.stages.items()},
-        }
-
-
-class AccessLog:
-    """Logs one line for each request, in a thread of its own and some twenty times a second.
-
-    So no request waits for the lines of those before it, nor the event loop for a standard error that takes none. Over
-    ``_MOST_WAITING`` lines the newest are dropped, and how many is logged.
-    """
-
-    def __init__(self) -> None:
-        self._waiting: deque[Access] = deque()
-        self._dropped = 0
-        self._arrived = threading.Event()
-        self._closing = threading.Event()
-        self._writing = threading.Lock()
-        self._writer: threading.Thread | None = None
-
-    def start(self) -> None:
-        """Begin to write; again after ``close``."""
-        self._closing.clear()
-        self._writer = threading.Thread(target=self._work, name="access log", daemon=True)
-        self._writer.start()
-
-    def close(self) -> None:
-        """Write what waits, as far as it can be written soon, and end."""
-        self._closing.set()
-        self._arrived.set()
-        if self._writer is not None:
-            self._writer.join(_CLOSE_SECONDS)
-
-    def add(self, access: Access) -> None:
-        """Log a request before long."""
-        if len(self._waiting) >= _MOST_WAITING:
-            self._dropped += 1
-            return
-        self._waiting.append(access)
-        if not self._arrived.is_set():
-            self._arrived.set()
-
-    def flush(self) -> None:
-        """Return when everything that was added is written."""
-        with self._writing:
-            while self._waiting:
-                try:
-                    _log(self._waiting.popleft())
-                except Exception:
-                    logger.exception("a line of the access log could not be written")
-            if dropped := self._dropped:
-                self._dropped -= dropped
-                access_logger.warning("%d lines were dropped: they came faster than they could be written", dropped)
-
-    def _work(self) -> None:
-        while not self._closing.is_set():
-            self._arrived.wait()
-            self._closing.wait(_WRITTEN_EVERY_SECONDS)  # waking for each line would cost the next request more
-            self._arrived.clear()
-            self.flush()
-        self.flush()
-
-
-def _log(access: Access) -> None:
-    if access_logger.isEnabledFor(logging.INFO):
-        line, fields = "%(method)s %(path)s %(status)s %(duration_ms).1f ms %(bytes)d bytes key=%(key)s", access.fields
-        extra = {"fields": fields, "request_id": access.request_id}
-        record = access_logger.makeRecord(
-            access_logger.name, logging.INFO, __file__, 0, line, (fields,), None, extra=extra
-        )
-        record.created = access.ended
-        record.msecs = access.ended % 1 * 1000
-        access_logger.handle(record)
+        writer.close()

@@ -1,6 +1,6 @@
 """What the service counts and times: Prometheus metrics of one application, and the middleware that observes requests.
 
-Two kinds of numbers. What happens is counted here (requests, stages, batches, problems, uploads), its times in bundles;
+Two kinds of numbers. What happens is counted here (requests, stages, batches, problems, uploads);
 what *is* (queues, caches, the index, jobs, memory) is read from the parts of the service when Prometheus asks
 (``service.observe.collector``). Every label has a bounded set of values: routes by their template, problems by their
 slug; nothing that a client sends becomes a label. The registry belongs to one application in one process: there is no
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.process_collector import ProcessCollector
 from starlette.datastructures import Headers
 
-from service.observe.logs import Access, AccessLog
+from service.observe.logs import access_logger
 from service.observe.request import (
     CLIENT_LEFT,
     RAW_REQUEST_ID_HEADER,
@@ -29,7 +28,6 @@ from service.observe.request import (
     observing,
     request_id_of,
 )
-from service.observe.tally import Tally
 from service.search.query import SearchQuery, SearchResult, Source
 
 if TYPE_CHECKING:
@@ -42,6 +40,7 @@ NO_ANSWER = "499"  # what proxies write for a request whose client did not wait 
 UNROUTED = "unrouted"  # refused before a route was chosen, or no route has the path
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_ACCESS_LINE = "%(method)s %(path)s %(status)s %(duration_ms).1f ms %(bytes)d bytes key=%(key)s"
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -50,7 +49,6 @@ class Telemetry:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.access = AccessLog()
         self._watched: Collector | None = None
         ProcessCollector(registry=self.registry)
         self.requests = Histogram(
@@ -78,11 +76,6 @@ class Telemetry:
         self.problems = Counter("emcl_problems", "Error answers, by kind.", ("problem",), registry=self.registry)
         self.uploads = Counter("emcl_uploads", "Uploads, by what became of them.", ("outcome",), registry=self.registry)
 
-        self._tally = Tally()
-        # Looking a child up takes as long as telling it.
-        self._of_stage = cache(self.stages.labels)
-        self._of_request = cache(self.requests.labels)
-
     def watch(self, collector: Collector) -> None:
         """Read ``collector`` too when asked for the metrics, in place of one that was given before."""
         self.forget()
@@ -97,7 +90,6 @@ class Telemetry:
 
     def page(self) -> bytes:
         """All metrics in Prometheus' text format."""
-        self._tally.tell()
         return generate_latest(self.registry)
 
     def batched(
@@ -107,7 +99,7 @@ class Telemetry:
 
         def counted(queries: Sequence[SearchQuery]) -> list[SearchResult]:
             results = search(queries)
-            self._tally.add(self.batches, len(queries))
+            self.batches.observe(len(queries))
             # Queries that were computed together report the same times.
             for laps in {tuple(result.source.stage_seconds.items()) for result in results}:
                 self._count(dict(laps))
@@ -140,7 +132,7 @@ class Telemetry:
 
     def note(self, stage: str, seconds: float) -> None:
         """Count a stage that belongs to the present request alone."""
-        self._tally.add(self._of_stage(stage), seconds)
+        self.stages.labels(stage).observe(seconds)
         if observation := current():
             observation.add(stage, seconds)
 
@@ -150,7 +142,7 @@ class Telemetry:
         counted = NO_ANSWER if left else str(status)
         problem = CLIENT_LEFT if left else observation.problem
         method = scope["method"] if scope["method"] in _METHODS else "other"
-        self._tally.add(self._of_request(method, route_of(scope), counted), observation.seconds)
+        self.requests.labels(method, route_of(scope), counted).observe(observation.seconds)
         if problem is not None:
             self.problems.labels(problem).inc()
         if upload:
@@ -159,7 +151,7 @@ class Telemetry:
 
     def _count(self, stage_seconds: dict[str, float]) -> None:
         for stage, seconds in stage_seconds.items():
-            self._tally.add(self._of_stage(stage), seconds)
+            self.stages.labels(stage).observe(seconds)
 
 
 class Observe:
@@ -204,21 +196,19 @@ class Observe:
         counted = self.telemetry.answered(scope, status, observation, upload=upload)
         key = scope.get("state", {}).get("key")
         client = scope.get("client")
-        self.telemetry.access.add(
-            Access(
-                request_id=observation.request_id,
-                method=scope["method"],
-                path=scope["path"],
-                route=route,
-                status=int(counted),
-                seconds=observation.seconds,
-                sent_bytes=sent_bytes,
-                key=getattr(key, "name", "-"),
-                client=client[0] if client else None,
-                problem=observation.problem,
-                stages=dict(observation.stages),
-            )
-        )
+        fields = {
+            "method": scope["method"],
+            "path": scope["path"],
+            "route": route,
+            "status": int(counted),
+            "duration_ms": round(observation.seconds * 1000, 3),
+            "bytes": sent_bytes,
+            "key": getattr(key, "name", "-"),
+            "client": client[0] if client else None,
+            "problem": observation.problem,
+            "stage_ms": {stage: round(seconds * 1000, 3) for stage, seconds in observation.stages.items()},
+        }
+        access_logger.info(_ACCESS_LINE, fields, extra={"fields": fields})
 
 
 def route_of(scope: Scope) -> str:

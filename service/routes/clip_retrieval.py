@@ -24,11 +24,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.access.gate import require
 from service.errors import NotFound, Unprocessable
+from service.http.disconnect import unless_gone
 from service.schemas.search import stream_url
 from service.search import ranking
 from service.search.live_index import Generation
 from service.search.query import Hit, Ranking, SearchQuery
-from service.services import Services, ServicesDep, unless_gone
+from service.services import Services, ServicesDep
 
 INDEX_NAME = "videos"
 NOT_APPLIED_HEADER = "X-Not-Applied"

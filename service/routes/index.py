@@ -9,10 +9,11 @@ from fastapi import APIRouter, Request
 
 from model.emcl.active import active_emcl
 from service.access.gate import require
+from service.http.disconnect import unless_gone
 from service.schemas.index import EMCLOut, IndexAnswer, IndexOut, LiveAnswer, OverlayOut, ReadyAnswer, UploadLimitsOut
 from service.schemas.jobs import ReloadRequest
 from service.schemas.search import SourceOut
-from service.services import Services, ServicesDep, unless_gone
+from service.services import Services, ServicesDep
 
 logger = logging.getLogger(__name__)
 

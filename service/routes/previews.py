@@ -10,10 +10,11 @@ from fastapi import Path as InPath
 from starlette.responses import FileResponse, Response
 
 from service.access.gate import require
+from service.http.disconnect import unless_gone
 from service.media.files import check_range, find_file
 from service.media.previews import Wanted
 from service.schemas.search import VIDEO_ID
-from service.services import ServicesDep, unless_gone
+from service.services import ServicesDep
 
 _A_DAY = "private, max-age=86400"
 

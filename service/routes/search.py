@@ -9,10 +9,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from service.access.gate import require
-from service.access.keys import Scope
 from service.errors import Unprocessable
-from service.http.answers import search_response
-from service.http.direct import DirectRoute
+from service.http.disconnect import unless_gone
 from service.routes.forms import upload_form
 from service.schemas.search import (
     EmbeddingsAnswer,
@@ -26,12 +24,11 @@ from service.schemas.search import (
     UploadOut,
 )
 from service.search.query import Group, Ranking, Rerank, SearchQuery, UploadQuery
-from service.services import ServicesDep, unless_gone
+from service.services import ServicesDep
 
 PATH, UPLOAD_PATH = "/v1/search", "/v1/search/video"
-SCOPE: Scope = "search"
 
-router = APIRouter(prefix="/v1", tags=["search"], dependencies=[require(SCOPE)])
+router = APIRouter(prefix="/v1", tags=["search"], dependencies=[require("search")])
 
 
 @router.post("/search", summary="Find moments in videos", response_model=SearchAnswer | ManyAnswers)
@@ -61,10 +58,9 @@ async def search(asked: SearchRequest, request: Request, services: ServicesDep) 
         services.engine.check_bank()
     work = unless_gone(request, services.search(queries))
     results = await services.telemetry.timed(work, batched=True)
-    return search_response(results, many=asked.texts is not None)
-
-
-direct_search = DirectRoute(PATH, search, body=SearchRequest, scope=SCOPE)
+    answers = [SearchAnswer.of(result) for result in results]
+    answer = answers[0] if asked.texts is None else ManyAnswers(results=answers)
+    return Response(answer.model_dump_json(), media_type="application/json")
 
 
 async def _check_indexed(services: ServicesDep, query: SearchQuery) -> None:

@@ -12,6 +12,7 @@ from starlette.responses import FileResponse, Response
 
 from service.access.gate import require
 from service.errors import Unprocessable
+from service.http.disconnect import unless_gone
 from service.library.additions import Wishes
 from service.media.files import Moment, check_range, find_file, media_type
 from service.routes.forms import upload_form
@@ -28,7 +29,7 @@ from service.schemas.library import (
     check_title,
 )
 from service.schemas.search import VIDEO_ID
-from service.services import Services, ServicesDep, unless_gone
+from service.services import Services, ServicesDep
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

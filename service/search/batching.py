@@ -17,11 +17,12 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from service.errors import Overloaded
 
@@ -31,15 +32,6 @@ _TIMER_SLACK_SECONDS = 0.001  # a timer may fire a little early
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-class Executor(Protocol):
-    """What makes calls in threads of its own: one of ``concurrent.futures``, or
-    ``service.search.compute_queue.ComputeThread``.
-    """
-
-    def submit(self, call: Callable[..., None], /, *arguments: Any) -> object:
-        """Make a call as soon as a thread is free."""
 
 
 @dataclass(eq=False, slots=True)  # compared by identity: two callers may ask the same

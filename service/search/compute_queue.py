@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from queue import SimpleQueue
-from threading import Thread
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar, cast
 
 from service.search.batching import Batcher
@@ -22,46 +20,6 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _MAX_URGENT = 32
-
-
-class ComputeThread:
-    """One thread that makes calls, each when those before it have returned.
-
-    What an executor of one thread does, without the futures, locks and semaphores of several, which took a twentieth
-    of a millisecond of every search. Calls must not raise.
-    """
-
-    def __init__(self, prepare: Callable[[], None]) -> None:
-        self._prepare = prepare
-        self._prepared: Future[None] = Future()
-        self._calls: SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]] | None] = SimpleQueue()
-        self._thread = Thread(target=self._work, name="compute", daemon=True)  # who forgets to end it can end all
-
-    def start(self) -> None:
-        """Begin to make calls. Raises what ``prepare`` raises."""
-        self._thread.start()
-        self._prepared.result()
-
-    def submit(self, call: Callable[..., None], *arguments: Any) -> None:
-        """Make a call when its turn comes."""
-        self._calls.put((call, arguments))
-
-    def shutdown(self) -> None:
-        """Wait for the calls that were submitted, and end."""
-        if self._thread.is_alive():
-            self._calls.put(None)
-            self._thread.join()
-
-    def _work(self) -> None:
-        try:
-            self._prepared.set_result(self._prepare())
-        except Exception as error:
-            self._prepared.set_exception(error)
-            return
-        while (asked := self._calls.get()) is not None:
-            call, arguments = asked
-            call(*arguments)
-            del asked, call, arguments  # they hold a batch
 
 
 class Lanes(Generic[Item, Result]):
@@ -76,12 +34,13 @@ class Lanes(Generic[Item, Result]):
         settings: Settings,
         prepare_thread: Callable[[], None],
     ) -> None:
-        self._thread = ComputeThread(prepare_thread)
+        self._prepare_thread = prepare_thread
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self._turn = asyncio.Lock()
         timeout_seconds = settings.query_timeout_ms / 1000
         self.searches: Batcher[Item, Result] = Batcher(
             search,
-            executor=self._thread,
+            executor=self._executor,
             max_batch=settings.max_batch,
             max_wait_seconds=settings.max_wait_ms / 1000,
             max_queue=settings.max_queue,
@@ -96,7 +55,7 @@ class Lanes(Generic[Item, Result]):
     def _one_by_one(self, name: str, max_queue: int, timeout_seconds: float) -> Batcher[Callable[[], Any], Any]:
         return Batcher(
             lambda calls: [call() for call in calls],
-            executor=self._thread,
+            executor=self._executor,
             max_batch=1,
             max_wait_seconds=0,
             max_queue=max_queue,
@@ -111,15 +70,15 @@ class Lanes(Generic[Item, Result]):
         return {"search": self.searches, "compute": self.calls, "urgent": self.urgent}
 
     def start(self) -> None:
-        """Begin to take work."""
-        self._thread.start()
+        """Begin to take work. Raises what preparing the thread raises."""
+        self._executor.submit(self._prepare_thread).result()
         for queue in self.queues.values():
             queue.start()
 
     async def close(self) -> None:
         """Stop taking work, and let what is being computed end."""
         await asyncio.gather(*(queue.close() for queue in self.queues.values()))
-        await asyncio.to_thread(self._thread.shutdown)
+        await asyncio.to_thread(self._executor.shutdown)
 
     async def once(self, call: Callable[[], T]) -> T:
         """Run an urgent call that gives everybody the same: who asks while it runs gets its result too.

@@ -11,6 +11,7 @@ Legend: Q queries, C candidates, F frames, D channels, S image size.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
@@ -41,11 +42,14 @@ from service.search.query import (
     VideoFilter,
 )
 from service.search.ranking import Scored
+from service.settings import Settings
 
 if TYPE_CHECKING:
-    from indexer.store.reader import StoreReader
+    from indexer.store.reader import Serving, StoreReader
     from model.config import SamplingConfig
     from model.encoder import Encoder
+
+logger = logging.getLogger(__name__)
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -332,3 +336,51 @@ def _segments_of(generation: Generation, video_id: str, number: int | None) -> t
 
 def _segment_id(generation: Generation, named: SegmentRef) -> int:
     return _segments_of(generation, named.video_id, named.segment)[1][0]
+
+
+def limit_threads(settings: Settings) -> None:
+    """Set how many threads one batch may use. FAISS's limit holds for the calling thread only: call it there."""
+    import torch
+
+    from indexer.ann.index import set_threads
+
+    torch.set_num_threads(settings.threads)
+    set_threads(settings.faiss_threads)
+
+
+def serving_of(settings: Settings) -> Serving:
+    """How the settings want the indexes held: mapped or in memory, on which device."""
+    from indexer.store.reader import Serving
+
+    return Serving(mmap=settings.index_mmap, device=settings.faiss_device)
+
+
+def build_engine(settings: Settings) -> Engine:
+    """Open the store and load its model, or the model that the settings name.
+
+    Raises:
+        ValueError: there is no store or no such model, or the two do not belong together.
+    """
+    from indexer.store.reader import StoreReader
+    from model.encoder import load_encoder
+
+    limit_threads(settings)
+    serving = serving_of(settings)
+    with StoreReader.open(settings.store) as reader:
+        spec = reader.manifest.model_spec
+    named = settings.model is not None
+    encoder = load_encoder(
+        settings.model if named else spec.model,
+        pretrained=settings.pretrained if named else settings.pretrained or spec.pretrained,
+        device=settings.device,
+        precision=settings.precision,
+        runtime=settings.runtime,
+        exports=settings.exports,
+    )
+    logger.info("model %s, fingerprint %s", encoder.config.name, encoder.fingerprint[:12])
+    return Engine(
+        encoder,
+        lambda: StoreReader.open(settings.store, fingerprint=encoder.fingerprint, serving=serving),
+        limits=QueryLimits.from_settings(settings, default_candidates=encoder.config.search.candidates),
+        cache_entries=settings.cache_entries,
+    )

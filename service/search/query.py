@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import Unprocessable
+from service.settings import Settings
 
 Rerank = Literal["emcl", "none", "frozen"]
 """``emcl``: text-conditioned pooling and the EM pass over the query's candidates. ``none``: the same pooling without
@@ -157,11 +158,10 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """The hits of one query, best first; ``hits_json`` is how the API says them, if that was written already."""
+    """The hits of one query, best first."""
 
     hits: tuple[Hit, ...]
     source: Source
-    hits_json: bytes | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +181,16 @@ class QueryLimits:
     max_text_chars: int
     max_candidates: int
     default_candidates: int = 100
+
+    @classmethod
+    def from_settings(cls, settings: Settings, *, default_candidates: int = 100) -> QueryLimits:
+        """The limits in the settings; ``default_candidates`` is the checkpoint's number, capped by the settings."""
+        return cls(
+            max_texts=settings.max_texts,
+            max_text_chars=settings.max_text_chars,
+            max_candidates=settings.max_candidates,
+            default_candidates=min(default_candidates, settings.max_candidates),
+        )
 
     def candidates_of(self, ranking: Ranking) -> int:
         """How many candidates stage 1 hands to the reranking: what the query says, else the checkpoint's number."""

@@ -214,8 +214,8 @@ class SharedCache:
 
 
 def _bare(result: SearchResult) -> SearchResult:
-    """What is the same whoever asks, and is not written already."""
-    return replace(result, source=replace(result.source, stage_seconds={}), hits_json=None)
+    """The result without the timings of the request that computed it."""
+    return replace(result, source=replace(result.source, stage_seconds={}))
 
 
 def _hashed(base: str) -> hashlib.blake2b:

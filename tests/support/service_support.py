@@ -13,7 +13,7 @@ from service.access.keys import KeyBook
 from service.app import create_app
 from service.cli import main
 from service.search.engine import Engine
-from service.services import query_limits
+from service.search.query import QueryLimits
 from service.settings import Settings, load_settings, variable_name
 
 PROBLEM = "application/problem+json"
@@ -35,7 +35,7 @@ def make_app(clip_store, encoder, folder, **options):
     engine = Engine(
         encoder,
         lambda: StoreReader.open(settings.store, fingerprint=encoder.fingerprint),
-        limits=query_limits(settings),
+        limits=QueryLimits.from_settings(settings),
         cache_entries=settings.cache_entries,
     )
     return create_app(settings, engine)

@@ -25,7 +25,6 @@ from service.app import create_app
 from service.errors import Conflict, Unprocessable
 from service.search.engine import Engine
 from service.search.query import QueryLimits, Ranking, SearchQuery, VideoFilter
-from service.services import query_limits
 from service.settings import load_settings
 
 LIMITS = QueryLimits(max_texts=64, max_text_chars=200, max_candidates=1000, default_candidates=20)
@@ -280,7 +279,7 @@ def test_over_http(store, banked, encoder):
         def reader(folder=folder):
             return StoreReader.open(folder, fingerprint=encoder.fingerprint)
 
-        engine = Engine(encoder, reader, limits=query_limits(settings), cache_entries=10)
+        engine = Engine(encoder, reader, limits=QueryLimits.from_settings(settings), cache_entries=10)
         with TestClient(create_app(settings, engine)) as client:
             answer = client.post("/v1/search", json={"text": "a red ring", "k": 3, "normalise": "qb-norm"})
             assert answer.status_code == status, answer.text

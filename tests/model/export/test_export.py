@@ -274,7 +274,7 @@ def test_a_service_answers_the_same_and_says_what_computes(
 
 
 def test_settings_reach_the_model_that_is_served(tiny_checkpoint, tiny_exports, clip_store):
-    from service.services import build_engine
+    from service.search.engine import build_engine
     from service.settings import load_settings
 
     settings = load_settings(

@@ -8,6 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 from redis_support import PASSWORD
 from service_support import bearer, make_app, make_keys, serving
+from wire_support import ask_by_hand, in_app, never
 
 from service.access.sessions import COOKIE
 from service.errors import Overloaded
@@ -69,38 +70,6 @@ def test_an_origin_is_named_in_full(origin):
 
 
 # Limits.
-
-
-def ask_by_hand(app, *, path="/v1/search", method="POST", receive, kind=b"application/json", headers=()):
-    """One request whose body is under the test's control; returns its status and headers."""
-    sent = []
-
-    async def send(message):
-        sent.append(message)
-
-    scope = {
-        "type": "http", "method": method, "path": path, "query_string": b"", "http_version": "1.1", "scheme": "http",
-        "root_path": "", "headers": [(b"host", b"testserver"), (b"content-type", kind), *headers],
-        "client": ("127.0.0.1", 1),
-    }  # fmt: skip
-
-    async def run():
-        await app(scope, receive, send)
-        return sent[0]["status"], dict(sent[0]["headers"])
-
-    return run()
-
-
-async def never():
-    await asyncio.sleep(3600)
-
-
-def in_app(app, scenario):
-    async def main():
-        async with app.router.lifespan_context(app):
-            return await asyncio.wait_for(scenario(app.state.services), 60)
-
-    return asyncio.run(main())
 
 
 def test_requests_over_the_limit_are_refused_unread_and_probes_are_not(clip_store, tiny_encoder, tmp_path):

@@ -28,9 +28,9 @@ from service.errors import (
 )
 from service.http.uploads import UploadReceiver
 from service.media import sandbox as fence_module
-from service.media.sandbox import Fence
+from service.media.sandbox import Fence, FenceLimits
 from service.search.engine import Engine
-from service.services import fence_limits, query_limits
+from service.search.query import QueryLimits
 from service.settings import load_settings
 
 MEBIBYTE = 1024**2
@@ -97,7 +97,7 @@ REFUSED = {
 
 
 def make_fence(**options):
-    return Fence(fence_limits(load_settings(options)))
+    return Fence(FenceLimits.from_settings(load_settings(options)))
 
 
 def decode(fence, content):
@@ -372,7 +372,10 @@ def client(clip_store, tiny_encoder, upload_folder):
         }
     )
     engine = Engine(
-        tiny_encoder, lambda: StoreReader.open(settings.store), limits=query_limits(settings), cache_entries=0
+        tiny_encoder,
+        lambda: StoreReader.open(settings.store),
+        limits=QueryLimits.from_settings(settings),
+        cache_entries=0,
     )
     with TestClient(create_app(settings, engine)) as made:
         yield made

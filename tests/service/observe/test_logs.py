@@ -1,18 +1,18 @@
 """Log lines: one for each request, with its id, as text or JSON; and nothing that forges or betrays."""
 
+import io
 import json
 import logging
 import re
 import sys
 import threading
 import time
-from dataclasses import replace
 
 import httpx
 import pytest
 from service_support import assert_problem, serving
 
-from service.observe.logs import Access, AccessLog, JsonFormatter, TextFormatter, access_logger, logging_to_stderr
+from service.observe.logs import JsonFormatter, TextFormatter, logging_to_stderr
 from service.observe.request import Observation, observing, request_id_of
 
 NASTY = "a\nERROR forged\r\x1b[31m\u2028\u202e\x00\ud800b"
@@ -36,16 +36,10 @@ def client(clip_store, tiny_encoder, tmp_path_factory):
 
 @pytest.fixture
 def access_records(client, caplog):
-    log = client.app.state.services.telemetry.access
-    log.flush()  # lines of the tests before
     caplog.clear()
     caplog.set_level(logging.INFO, logger="service.access")
 
-    def written():
-        log.flush()
-        return [made for made in caplog.records if made.name == "service.access"]
-
-    return written
+    return lambda: [made for made in caplog.records if made.name == "service.access"]
 
 
 @pytest.fixture
@@ -138,62 +132,56 @@ def test_a_path_with_line_ends_stays_one_line(client, access_records):
     assert "\n" not in JsonFormatter().format(made)
 
 
-ANSWERED = Access(
-    request_id="abc", method="GET", path="/", route="/", status=200, seconds=0.25, sent_bytes=7, key="-", client=None,
-    problem=None, stages={"encode": 0.125},
-)  # fmt: skip
+def test_lines_are_written_in_order_and_the_last_ones_at_the_end(capsys):
+    with logging_to_stderr("text", "info"):
+        for number in range(50):
+            with observing(Observation(request_id=f"id-{number}")):
+                logging.getLogger("service.test").info("line %d", number)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.rsplit(": ", 1)[1] for line in lines] == [f"line {number} [id-{number}]" for number in range(50)]
 
 
-def test_an_access_line_has_the_time_and_the_id_of_its_request(caplog):
-    caplog.set_level(logging.INFO, logger="service.access")
-    log = AccessLog()
-    log.add(replace(ANSWERED, ended=1_700_000_000.125))
-    log.flush()
-    line = json.loads(JsonFormatter().format(caplog.records[-1]))
-    assert line["time"] == "2023-11-14T22:13:20.125+00:00"
-    assert (line["request_id"], line["message"]) == ("abc", "GET / 200 250.0 ms 7 bytes key=-")
-    assert (line["duration_ms"], line["stage_ms"]) == (250.0, {"encode": 125.0})
-
-
-def test_access_lines_are_written_soon_in_order_and_the_last_ones_at_the_end(caplog):
-    caplog.set_level(logging.INFO, logger="service.access")
-    log = AccessLog()
-    log.start()
-    for number in range(50):
-        log.add(replace(ANSWERED, sent_bytes=number))
-    deadline = time.monotonic() + 30
-    while len(caplog.records) < 50:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    log.add(replace(ANSWERED, sent_bytes=50))
-    log.close()
-    log.start()
-    log.add(replace(ANSWERED, sent_bytes=51))
-    log.close()
-    assert [made.fields["bytes"] for made in caplog.records] == list(range(52))
-
-
-def test_a_log_that_takes_no_lines_holds_up_nobody_and_what_was_dropped_is_told(monkeypatch, caplog):
-    caplog.set_level(logging.INFO, logger="service.access")
+def test_a_standard_error_that_takes_no_lines_blocks_no_request_and_drops_are_reported(monkeypatch):
     monkeypatch.setattr("service.observe.logs._MOST_WAITING", 5)
-    taking = threading.Event()
-    access_logger.addFilter(wait := lambda _: taking.wait(30))
-    log = AccessLog()
-    log.start()
-    try:
-        log.add(ANSWERED)
-        time.sleep(0.2)  # by then the writer is stuck with it
+    taking, begun, written = threading.Event(), threading.Event(), []
+
+    class Stuck(io.StringIO):
+        def write(self, text):
+            begun.set()
+            assert taking.wait(30)
+            written.append(text)
+            return len(text)
+
+    monkeypatch.setattr(sys, "stderr", Stuck())
+    with logging_to_stderr("text", "info"):
+        log = logging.getLogger("service.test")
+        log.info("line")
+        assert begun.wait(30)
         started = time.monotonic()
         for _ in range(9):
-            log.add(ANSWERED)
+            log.info("line")
         assert time.monotonic() - started < 5
         taking.set()
-        log.close()
-    finally:
-        access_logger.removeFilter(wait)
-    said = [made.getMessage() for made in caplog.records]
+    said = "".join(written).splitlines()
     assert len(said) == 1 + 5 + 1
-    assert said[-1] == "4 lines were dropped: they came faster than they could be written"
+    assert sum("4 lines were dropped" in line for line in said) == 1
+
+
+def test_a_standard_error_that_never_takes_lines_does_not_keep_the_process(monkeypatch):
+    monkeypatch.setattr("service.observe.logs._CLOSE_SECONDS", 0.1)
+    taking = threading.Event()
+
+    class Stuck(io.StringIO):
+        def write(self, text):
+            taking.wait(30)
+            return len(text)
+
+    monkeypatch.setattr(sys, "stderr", Stuck())
+    started = time.monotonic()
+    with logging_to_stderr("text", "info"):
+        logging.getLogger("service.test").info("line")
+    assert time.monotonic() - started < 20
+    taking.set()
 
 
 def test_a_fault_is_logged_with_the_request(client, caplog, monkeypatch):

@@ -6,35 +6,43 @@ import threading
 import pytest
 from starlette.requests import ClientDisconnect, Request
 
-from service.search.compute_queue import ComputeThread
-from service.services import unless_gone
+from service.http.disconnect import unless_gone
+from service.search.compute_queue import Lanes
+from service.settings import load_settings
 
 PATIENCE = 30
-
-
-def test_one_thread_makes_all_calls_in_order_and_finishes_them_before_it_ends():
-    said, gate = [], threading.Event()
-    thread = ComputeThread(lambda: said.append(threading.get_ident()))
-    thread.start()
-    thread.submit(gate.wait, PATIENCE)
-    for number in range(5):
-        thread.submit(lambda n: said.append((n, threading.get_ident())), number)
-    gate.set()
-    thread.shutdown()
-    ident, *calls = said
-    assert ident != threading.get_ident()
-    assert calls == [(number, ident) for number in range(5)]
-    thread.shutdown()  # a second time does nothing
 
 
 def test_a_thread_that_cannot_be_prepared_says_so_when_it_starts():
     def fail():
         raise RuntimeError("no such device")
 
-    thread = ComputeThread(fail)
-    with pytest.raises(RuntimeError, match="no such device"):
-        thread.start()
-    thread.shutdown()
+    async def scenario():
+        queues = Lanes(lambda items: items, load_settings(), fail)
+        with pytest.raises(RuntimeError, match="no such device"):
+            queues.start()
+        await queues.close()
+
+    run(scenario)
+
+
+def test_all_queues_compute_in_the_thread_that_was_prepared():
+    async def scenario():
+        prepared = []
+        queues = Lanes(
+            lambda items: [threading.get_ident()] * len(items),
+            load_settings(),
+            lambda: prepared.append(threading.get_ident()),
+        )
+        queues.start()
+        try:
+            used = {await queues.searches.submit(1), await queues.calls.submit(threading.get_ident)}
+            return prepared, used | {await queues.once(threading.get_ident)}
+        finally:
+            await queues.close()
+
+    prepared, used = run(scenario)
+    assert used == set(prepared) != {threading.get_ident()}
 
 
 def request_of(gone):
