@@ -30,13 +30,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model.clip.tokenizer import Tokenizer
 from model.data.base import Batch
 from model.emcl.diagnostics import EMCLDiagnostics, diagnose
+from model.heads.losses import known_pairs, symmetric_info_nce
 from model.train.config import TrainConfig
 from model.train.distributed import World
 from model.train.grad_cache import encode_for_loss
@@ -46,35 +46,6 @@ from model.train.validate import encode_batch, frames_for, pad_frames
 
 if TYPE_CHECKING:
     from model.net import EMCLNet
-
-
-def known_pairs(identities_B2: Tensor) -> Tensor:
-    """Return (B, B) bool: whether text i is known to describe video j, from the pairs of the batch alone.
-
-    ``identities_B2`` holds a digest of each item's video and one of its caption (``Batch.identities``). Text i
-    describes video j if some item k of the batch has the caption of i and the video of j: i and j share the video
-    (k = i), or the caption (k = j), or k links them. The diagonal is True.
-    """
-    videos_B, captions_B = identities_B2.unbind(dim=1)
-    same_video_BB = (videos_B[:, None] == videos_B).float()
-    same_caption_BB = (captions_B[:, None] == captions_B).float()
-    return same_caption_BB @ same_video_BB > 0
-
-
-def symmetric_info_nce(similarity_BB: Tensor, log_scale: Tensor, known_BB: Tensor | None = None) -> Tensor:
-    """Return the mean of both directions' cross-entropies of ``similarity_BB * exp(log_scale)``, diagonal as target.
-
-    Where ``known_BB`` is True off the diagonal, the pair is left out of its row's and its column's softmax. Raises
-    ``ValueError`` if the matrix is not square.
-    """
-    if similarity_BB.dim() != 2 or similarity_BB.shape[0] != similarity_BB.shape[1]:
-        raise ValueError(f"the contrastive loss needs as many texts as videos, got {tuple(similarity_BB.shape)}")
-    logits_BB = similarity_BB * log_scale.exp()
-    targets_B = torch.arange(len(logits_BB), device=logits_BB.device)
-    if known_BB is not None:
-        others_BB = known_BB & (targets_B[:, None] != targets_B)
-        logits_BB = logits_BB.masked_fill(others_BB, -torch.inf)
-    return (F.cross_entropy(logits_BB, targets_B) + F.cross_entropy(logits_BB.T, targets_B)) / 2
 
 
 def contrastive_loss(

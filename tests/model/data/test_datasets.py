@@ -14,7 +14,7 @@ from model.data.check import overlaps
 from model.data.overlap import require_disjoint
 from model.data.sources import parse_stored_set, read_splits, training_data
 from model.data.video_text import DatasetError, IncompleteSetError, held_out
-from model.train.step import known_pairs
+from model.heads.losses import known_pairs
 
 REAL_MSRVTT = Path(__file__).parents[4] / "shared" / "annotations" / "msrvtt"
 SAMPLING = SamplingConfig(sample_fps=1.0, max_frames=4)

@@ -11,8 +11,9 @@ import torch
 
 from model.config import ClipConfig, EMCLConfig, ModelConfig, SamplingConfig, TemporalConfig, TokenizerConfig
 from model.data.base import Batch
+from model.heads.losses import known_pairs, symmetric_info_nce
 from model.net import build_net
-from model.train.step import contrastive_loss, known_pairs, symmetric_info_nce
+from model.train.step import contrastive_loss
 
 TOWERS = {
     "embed_dim": 32,
