@@ -71,7 +71,7 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "==> installing what the checks need"
-	@$(PIP) --editable '.[cpu,decord,train,onnx,http,mcp,langchain,llama-index,dev]'
+	@$(PIP) --editable '.[cpu,decord,train,onnx,http,mcp,parquet,langchain,llama-index,dev]'
 	@# Its client is tested against our routes; what the package itself depends on is not needed for that.
 	@$(PIP) --no-deps clip-retrieval==2.45.0
 	@if command -v npm >/dev/null; then npm ci --silent --no-audit --no-fund --prefix tests/page_types; \

@@ -717,3 +717,75 @@ def restore(
     with TerminalProgress().phase("restore", size_of(backup), "B") as bar:
         listing = restore_store(backup, store, bar.advance)
     typer.echo(f"{store}: {listing.videos} videos, {listing.captions} captions, as of {listing.created}")
+
+
+@store_app.command("export-embeddings")
+def export_embeddings(
+    store: Annotated[Path, typer.Option(help="Folder of the store.")],
+    output: Annotated[Path, typer.Option(help="Folder for the files; it is made.")],
+    file_format: Annotated[
+        Literal["npy", "parquet"],
+        typer.Option("--format", help="`npy` with JSON Lines, or `parquet` (extra)."),
+    ] = "npy",
+    captions: Annotated[bool, typer.Option(help="Export the captions' embeddings too.")] = True,
+) -> None:
+    """Write the pooled embedding of every segment, with ids, times, titles and tags, and of every caption."""
+    from indexer.build.progress import TerminalProgress
+    from indexer.store.exchange import export_captions, export_segments
+    from indexer.store.reader import StoreReader
+
+    progress = TerminalProgress()
+    with StoreReader.open(store) as reader:
+        with progress.phase("segments", len(reader.segment_ids()), "row") as bar:
+            written = [export_segments(reader, output, file_format, bar.advance)]
+        if captions:
+            with progress.phase("captions", len(reader.caption_ids()), "row") as bar:
+                written.append(export_captions(reader, output, file_format, bar.advance))
+        typer.echo(f"model {reader.manifest.model_spec.model or 'default'}, {reader.manifest.dim} channels")
+    for part in written:
+        typer.echo(f"{', '.join(map(str, part.files))}: {part.rows} rows")
+
+
+@store_app.command("import-embeddings")
+def import_embeddings(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A .parquet file, a .npy file with its .jsonl, or a folder of clip-retrieval (img_emb/, metadata/).",
+        ),
+    ],
+    store: Annotated[Path, typer.Option(help="Folder of the store; made if need be.")],
+    model: Annotated[
+        str | None, typer.Option(help="The model that made the embeddings: needed for a new store, else the store's.")
+    ] = None,
+    pretrained: Pretrained = None,
+    device: Device = "auto",
+    captions: Annotated[bool, typer.Option(help="Encode and add the captions that the source names.")] = True,
+) -> None:
+    """Add videos by embeddings that the same model made elsewhere. Nothing is decoded; there is one frame a segment."""
+    from indexer.build.encode import encode_captions
+    from indexer.build.progress import TerminalProgress
+    from indexer.build.run import publish_if_changed
+    from indexer.options import Wishes, recorded_settings
+    from indexer.store import exchange
+    from indexer.store.writer import StoreWriter
+
+    recorded = recorded_settings(store)
+    if recorded is None and model is None:
+        raise typer.BadParameter("--model: a new store needs the name of the model that made the embeddings")
+    encoder, spec = _load(recorded, model, pretrained, device)
+    progress = TerminalProgress()
+    with _interruptible(), StoreWriter.open(store, settings=recorded or _new(Wishes(), encoder, spec)) as writer:
+        with progress.phase("read", 0, "row") as bar:
+            added = exchange.import_embeddings(writer, source, bar.advance)
+        if captions and added.captions:
+            with progress.phase("captions", len(added.captions), "caption") as bar:
+                encode_captions(added.captions, encoder, writer, bar.advance)
+        publish_if_changed(writer, encoder, progress)
+    for video_id, reason in added.failed.items():
+        typer.echo(f"failed: {video_id}: {reason}", err=True)
+    known = f", {added.known} were known" if added.known else ""
+    typer.echo(f"{added.videos} videos, {added.segments} segments, {len(added.captions)} captions added{known}")
+    if added.failed:
+        raise typer.Exit(INCOMPLETE)
