@@ -18,13 +18,13 @@ import shutil
 from pathlib import Path
 
 from benchmarks.joint_training import table as table_of_joint
+from benchmarks.short_queries import measure_short_queries, scene_of
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import load_mapping
 from model.data.manifest import read_manifest
 from model.data.validation import data_digest
-from model.demo.corpus import scene_of, write_corpus
+from model.demo.corpus import write_corpus
 from model.demo.scene import recall_ceiling
-from model.demo.short_queries import measure_short_queries
 from model.encoder import load_encoder
 from model.evaluate.run import encode_corpus, evaluate_features, report, table
 from model.study.calibrate import Calibration, Grid, calibrate, record, verdict

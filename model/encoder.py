@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.arrays import row_blocks
 from model.checkpoint import fingerprint as net_fingerprint
 from model.checkpoint import load_checkpoint, read_metadata
 from model.clip.compat import import_open_clip
@@ -147,7 +148,7 @@ class Encoder:
     ) -> ScoreArrays:
         """Score each text against its own N candidate videos; see ``EMCLNet.score_videos``."""
         chunks = []
-        for rows in _chunks(features_QNFD.shape, SCORE_ELEMENTS):
+        for rows in row_blocks(features_QNFD.shape, SCORE_ELEMENTS):
             if self._graphs is not None and features_QNFD.size:
                 there_QN = None if candidate_mask_QN is None else candidate_mask_QN[rows]
                 chunks.append(self._graphs.score(text_QD[rows], features_QNFD[rows], mask_QNF[rows], there_QN, rerank))
@@ -173,7 +174,7 @@ class Encoder:
     ) -> ScoreArrays:
         """Score each video against its own N candidate captions; see ``EMCLNet.score_captions``."""
         chunks = []
-        for rows in _chunks(captions_QND.shape, SCORE_ELEMENTS):
+        for rows in row_blocks(captions_QND.shape, SCORE_ELEMENTS):
             scores = self.net.score_captions(
                 self._floats(features_QFD[rows]),
                 self._tensor(mask_QF[rows]),
@@ -190,12 +191,6 @@ class Encoder:
 
     def _floats(self, array: NDArray[Any]) -> Tensor:
         return self._tensor(array).float()
-
-
-def _chunks(shape: tuple[int, ...], elements: int) -> list[slice]:
-    per_query = max(1, int(np.prod(shape[1:])))
-    step = max(1, elements // per_query)
-    return [slice(start, start + step) for start in range(0, shape[0], step)]
 
 
 def _join(chunks: list[tuple[Floats, Floats]], shape_QNF: tuple[int, ...]) -> ScoreArrays:

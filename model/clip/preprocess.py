@@ -1,4 +1,4 @@
-"""Frames → the square pictures that CLIP's image tower takes, and small JPEGs for people to look at.
+"""Frames → the square pictures that CLIP's image tower takes.
 
 CLIP's transform: shorter side to ``size`` (bicubic with antialiasing, as PIL does it), centre crop. Results stay uint8;
 scaling to floats and normalisation by the tower's mean and deviation happen in the net.
@@ -6,7 +6,6 @@ scaling to floats and normalisation by the tower's mean and deviation happen in 
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,8 +13,6 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-JPEG_QUALITY = 85
 
 
 def resize_and_crop(frames: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -44,14 +41,3 @@ def _resize_and_crop_one(frame: NDArray[np.uint8], size: int) -> NDArray[np.uint
     if (width, height) != (new_width, new_height):
         image = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
     return np.asarray(image.crop((left, top, left + size, top + size)))
-
-
-def to_jpeg(frame: NDArray[np.uint8], max_side: int) -> bytes:
-    """Encode an RGB frame ``(H, W, 3)`` uint8 as a JPEG whose longer side is at most ``max_side`` pixels."""
-    if max_side < 1:
-        raise ValueError(f"max_side is {max_side}; expected a number of pixels, at least 1")
-    image = Image.fromarray(np.ascontiguousarray(frame))
-    image.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=JPEG_QUALITY)
-    return file.getvalue()

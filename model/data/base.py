@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from model.config import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,3 +87,23 @@ def stack_clips(clips: Sequence[NDArray[np.uint8]], min_frames: int = 0) -> tupl
         frames[row, : len(clip)] = clip
         mask[row, : len(clip)] = True
     return frames, mask
+
+
+def frames_for(config: ModelConfig, frames: int) -> int:
+    """Return the number of frames that a batch with at most ``frames`` real ones is padded to.
+
+    With the pooling mask ``after``, padding contributes to the result, so the reference's frame count is always used.
+    """
+    return max(frames, config.sampling.max_frames) if config.pooling.mask == "after" else frames
+
+
+def pad_frames(batch: Batch, frames: int) -> Batch:
+    """Append masked, black frames until there are ``frames``; return a batch that has as many unchanged."""
+    missing = frames - batch.mask_BF.shape[1]
+    if not missing:
+        return batch
+    return replace(
+        batch,
+        frames_BFSSC=np.pad(batch.frames_BFSSC, ((0, 0), (0, missing), (0, 0), (0, 0), (0, 0))),
+        mask_BF=np.pad(batch.mask_BF, ((0, 0), (0, missing))),
+    )

@@ -102,11 +102,6 @@ def _second(scene: Scene, rng: np.random.Generator) -> str:
     return f"{article} {scene.second.colour} {shape} {_pick(rng, ('in', 'at'))} the {corner}"
 
 
-def name_object(colour: str, shape: str) -> str:
-    """Return the plainest words for an object: "an orange star"."""
-    return f"{_article(colour)} {colour} {shape}"
-
-
 def describe(scene: Scene, rng: np.random.Generator) -> str:
     """Return one full caption: every told attribute of ``scene``, in varied words and order."""
     main, background = f"{_object(scene, rng)} {_story(scene, rng)}", _background(scene, rng)

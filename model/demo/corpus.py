@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from model.demo.captions import captions_of
 from model.demo.render import render
-from model.demo.scene import SPLITS, Scene, Split, make_scene
+from model.demo.scene import Scene, Split, make_scene
 
 CLIP_SIZE = 160
 CLIP_FPS = 12
@@ -24,18 +24,6 @@ CLIP_FPS = 12
 def clip_id(seed: int, split: Split, index: int) -> str:
     """Return the name of a clip's file, without its suffix."""
     return f"{split}-{seed}-{index:06d}"
-
-
-def scene_of(name: str) -> Scene:
-    """Return the scene that a name of ``clip_id`` stands for, such as ``test-0-000017``.
-
-    Raises ``ValueError`` for any other name.
-    """
-    split, _, numbers = name.partition("-")
-    seed, _, index = numbers.partition("-")
-    if split not in SPLITS or not seed.isdecimal() or not index.isdecimal():
-        raise ValueError(f"{name!r} names no clip of the demo corpus; those are named like test-0-000017")
-    return make_scene(int(seed), split, int(index))
 
 
 def write_clip(scene: Scene, path: Path) -> None:

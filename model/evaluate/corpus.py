@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from model.config import EMCLConfig
-from model.data.base import stack_clips
+from model.data.base import frames_for, stack_clips
 from model.data.clips import Clip, load_frames
 from model.data.video_text import VideoTextSet
 from model.emcl.em import EMCL
 from model.encoder import Encoder
-from model.train.validate import frames_for
 
 Floats = NDArray[np.float32]
 
@@ -60,7 +59,7 @@ def encode_corpus(encoder: Encoder, clips: Sequence[Clip], *, decode_threads: in
         for number, frames in enumerate(decoded, start=1):
             waiting.append(frames)
             if len(waiting) == _VIDEOS_AT_ONCE or number == len(clips):
-                stacked, mask = stack_clips(waiting, frames_for(encoder.net, 0))
+                stacked, mask = stack_clips(waiting, frames_for(encoder.config, 0))
                 rows = slice(number - len(waiting), number)
                 features[rows, : mask.shape[1]] = encoder.encode_videos(stacked, mask)
                 masks[rows, : mask.shape[1]] = mask

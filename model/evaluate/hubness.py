@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.evaluate.metrics import row_blocks
+from model.evaluate.metrics import matrix_blocks
 
 Floats = NDArray[np.floating[Any]]
 Doubles = NDArray[np.float64]
@@ -69,7 +69,7 @@ class DualSoftmax:
     def fit(cls, similarity_QN: Floats, temperature: float = DUAL_SOFTMAX_TEMPERATURE) -> DualSoftmax:
         """Collect the statistics of all queries that are to be ranked; -inf is for what is no candidate."""
         sums = ColumnLogSums(similarity_QN.shape[1], 1.0 / temperature)
-        for rows in row_blocks(similarity_QN.shape):
+        for rows in matrix_blocks(similarity_QN.shape):
             sums.add(similarity_QN[rows])
         return cls(log_sums_N=sums.values, queries=sums.rows, temperature=temperature)
 
@@ -117,7 +117,7 @@ class BankNorm:
             raise ValueError(f"QB-Norm needs beta > 0 and top from 1 to the {items} items, got beta {beta}, top {top}")
         sums, activated_N = ColumnLogSums(items, beta), np.zeros(items, bool)
         for block_BN in blocks:
-            for rows in row_blocks(block_BN.shape):
+            for rows in matrix_blocks(block_BN.shape):
                 sums.add(block_BN[rows])
                 activated_N[np.argpartition(block_BN[rows], items - top, axis=1)[:, items - top :]] = True
         log_sums_N = sums.values

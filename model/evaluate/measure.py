@@ -21,9 +21,9 @@ from model.evaluate.hubness import BankNorm, DualSoftmax
 from model.evaluate.metrics import (
     Owners,
     RetrievalMetrics,
+    matrix_blocks,
     ranks_of_matches,
     retrieval_metrics,
-    row_blocks,
     sentence_starts,
 )
 from model.evaluate.protocols import Way
@@ -134,7 +134,7 @@ class _Side:
     rescorer: Rescorer | None
 
     def blocks(self) -> Iterator[tuple[slice, Scores]]:
-        for rows in row_blocks(self.scores_QN.shape):
+        for rows in matrix_blocks(self.scores_QN.shape):
             block_QN = self.scores_QN[rows]
             if self.rescorer is not None:
                 block_QN = self.rescorer.rescore(block_QN)

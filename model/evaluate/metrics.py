@@ -31,6 +31,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model.arrays import row_blocks
+
 Floats = NDArray[np.floating[Any]]
 
 Owners = NDArray[np.integer[Any]]
@@ -62,11 +64,9 @@ class RetrievalMetrics:
         return {**flat, "MdR": self.median_rank, "MnR": self.mean_rank}
 
 
-def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
+def matrix_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
     """Cut the rows of a matrix into blocks of about four million elements, at least one row each."""
-    step = max(1, _BLOCK_ELEMENTS // max(1, shape[1]))
-    for start in range(0, shape[0], step):
-        yield slice(start, min(start + step, shape[0]))
+    return row_blocks(shape, _BLOCK_ELEMENTS)
 
 
 def ranks_of_matches(similarity_QN: Floats, matches_Q: Owners | None = None) -> NDArray[np.float64]:
@@ -82,7 +82,7 @@ def ranks_of_matches(similarity_QN: Floats, matches_Q: Owners | None = None) -> 
         if items != queries:
             raise ValueError(f"without matches the matrix must be square, got {queries} queries and {items} items")
         matches_Q = np.arange(queries)
-    blocks = [_ranks(similarity_QN[rows], matches_Q[rows]) for rows in row_blocks(similarity_QN.shape)]
+    blocks = [_ranks(similarity_QN[rows], matches_Q[rows]) for rows in matrix_blocks(similarity_QN.shape)]
     ranks_Q = np.concatenate(blocks)
     bad = int(np.isnan(ranks_Q).sum())
     if bad:
@@ -146,18 +146,13 @@ def text_to_video_metrics(similarity_TV: Floats, owner_T: Owners) -> RetrievalMe
     return retrieval_metrics(ranks_of_matches(similarity_TV, owner_T))
 
 
-def video_to_text_metrics(similarity_VT: Floats, owner_T: Owners) -> RetrievalMetrics:
-    """Rank every video's own sentences among those of all videos, the best sentence of each video standing for it."""
-    return retrieval_metrics(ranks_of_matches(best_sentence(similarity_VT, owner_T)))
-
-
 def tied_places(similarity_QN: Floats) -> NDArray[np.intp]:
     """Return the places, from 0, that tie with each query's match on the diagonal, in order of the queries.
 
     As many as queries if nothing ties, else more.
     """
     columns = []
-    for rows in row_blocks(similarity_QN.shape):
+    for rows in matrix_blocks(similarity_QN.shape):
         block_QN = similarity_QN[rows]
         match_Q1 = block_QN[np.arange(len(block_QN)), np.arange(rows.start, rows.stop)][:, None]
         columns.append(np.nonzero(-np.sort(-block_QN, axis=1) == match_Q1)[1])
@@ -173,7 +168,7 @@ def single_sentence_metrics(similarity_QN: Floats) -> RetrievalMetrics:
 def multi_sentence_metrics(similarity_TV: Floats, owner_T: Owners) -> RetrievalMetrics:
     """Return the figures of every sentence ranked among videos, with the lower median."""
     ranks = []
-    for rows in row_blocks(similarity_TV.shape):
+    for rows in matrix_blocks(similarity_TV.shape):
         order_TV = np.argsort(-similarity_TV[rows], axis=1, kind="stable")
         ranks.append(np.nonzero(order_TV == np.asarray(owner_T)[rows][:, None])[1])
     ranks_T = np.concatenate(ranks)

@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from model.arrays import row_blocks, unit_rows
 from model.encoder import Encoder
 from model.evaluate.corpus import Corpus, Floats
 from model.evaluate.hubness import DUAL_SOFTMAX_TEMPERATURE, dual_softmax
-from model.evaluate.metrics import row_blocks
+from model.evaluate.metrics import matrix_blocks
 from model.evaluate.pairwise_scores import score_all_pairs
 from model.net import Rerank
 
@@ -57,7 +58,7 @@ class StageOne:
         return self._rows(query_QD) @ self._videos_VD.T
 
     def _rows(self, rows_ND: Floats) -> Floats:
-        return _unit(rows_ND) if self._map is None else self._encoder.map_rows(self._map, rows_ND)
+        return unit_rows(rows_ND) if self._map is None else self._encoder.map_rows(self._map, rows_ND)
 
 
 def stage_one(encoder: Encoder, corpus: Corpus, *, frozen_map: bool) -> Ranked:
@@ -175,7 +176,7 @@ def best_columns(scores_QN: Scores, count: int) -> NDArray[np.intp]:
     if count >= items:
         return np.tile(np.arange(items), (queries, 1))
     chosen = np.empty((queries, count), np.intp)
-    for rows in row_blocks(scores_QN.shape):
+    for rows in matrix_blocks(scores_QN.shape):
         block_QN = scores_QN[rows]
         edge_Q1 = np.partition(block_QN, items - count, axis=1)[:, items - count, None]
         above_QN, at_edge_QN = block_QN > edge_Q1, block_QN == edge_Q1
@@ -186,12 +187,5 @@ def best_columns(scores_QN: Scores, count: int) -> NDArray[np.intp]:
 
 
 def _turns(queries: int, elements_per_query: int) -> Iterator[slice]:
-    """Queries in turns, so that the gathered features of all of them never stand in memory at once."""
-    step = max(1, min(_QUERIES_AT_ONCE, _GATHER_ELEMENTS // elements_per_query))
-    for start in range(0, queries, step):
-        yield slice(start, start + step)
-
-
-def _unit(rows_ND: Floats) -> Floats:
-    unit: Floats = rows_ND / np.maximum(np.linalg.norm(rows_ND, axis=1, keepdims=True), np.float32(1e-30))
-    return unit
+    """Queries in turns, which bounds the memory of the features gathered for them."""
+    return row_blocks((queries, elements_per_query), _GATHER_ELEMENTS, max_rows=_QUERIES_AT_ONCE)

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model.arrays import unit_rows
+from model.data.base import stack_clips
 from model.evaluate.metrics import text_to_video_metrics
 from model.runtime.choose import ExportKind
 from model.runtime.store import Agreement, GuardReport, Limits, Speed
@@ -70,7 +72,7 @@ def encode_samples(encoder: Encoder, samples: Samples) -> SampleFeatures:
     texts_done = time.perf_counter()
     frames, pooled = [], []
     for start in range(0, len(samples.frames), _VIDEOS_AT_ONCE):
-        stacked, mask = _stacked(samples.frames[start : start + _VIDEOS_AT_ONCE])
+        stacked, mask = stack_clips(samples.frames[start : start + _VIDEOS_AT_ONCE])
         features_BFD = encoder.encode_videos(stacked, mask)
         frames.append(features_BFD[mask])
         pooled.append(encoder.pool(features_BFD, mask))
@@ -91,7 +93,7 @@ def judge(kind: ExportKind, samples: Samples, plain: SampleFeatures, fast: Sampl
         )
     limits = LIMITS[kind]
     text, image = _agreement(plain.text_TD, fast.text_TD), _agreement(plain.frames_RD, fast.frames_RD)
-    scores = [_unit(side.text_TD) @ _unit(side.pooled_VD).T for side in (plain, fast)]
+    scores = [unit_rows(side.text_TD) @ unit_rows(side.pooled_VD).T for side in (plain, fast)]
     overlap = _overlap(*scores)
     before, after = ({k: _recall(matrix, samples)[k] for k in RECALL_AT} for matrix in scores)
     failures = [
@@ -123,18 +125,8 @@ def judge(kind: ExportKind, samples: Samples, plain: SampleFeatures, fast: Sampl
     )
 
 
-def _stacked(videos: Sequence[NDArray[np.uint8]]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    longest = max(len(frames) for frames in videos)
-    stacked = np.zeros((len(videos), longest, *videos[0].shape[1:]), np.uint8)
-    mask = np.zeros((len(videos), longest), np.bool_)
-    for number, frames in enumerate(videos):
-        stacked[number, : len(frames)] = frames
-        mask[number, : len(frames)] = True
-    return stacked, mask
-
-
 def _agreement(plain_ND: Floats, fast_ND: Floats) -> Agreement:
-    cosines_N = np.nan_to_num((_unit(plain_ND) * _unit(fast_ND)).sum(axis=1), nan=-1.0)
+    cosines_N = np.nan_to_num((unit_rows(plain_ND) * unit_rows(fast_ND)).sum(axis=1), nan=-1.0)
     return Agreement(least=float(cosines_N.min()), mean=float(cosines_N.mean()))
 
 
@@ -148,8 +140,3 @@ def _recall(scores_TV: Floats, samples: Samples) -> dict[int, float]:
     found: Any = text_to_video_metrics(np.nan_to_num(scores_TV, nan=-np.inf), samples.video_of_text_T)
     recall: dict[int, float] = found.recall
     return recall
-
-
-def _unit(rows_ND: Floats) -> Floats:
-    unit: Floats = rows_ND / np.maximum(np.linalg.norm(rows_ND, axis=1, keepdims=True), 1e-12)
-    return unit

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from model.arrays import unit_rows
 from model.data.clips import Clip
 from model.emcl.diagnostics import EMCLDiagnostics, diagnose
 from model.emcl.em import FrozenMap
@@ -60,7 +61,7 @@ def modality_gap(encoder: Encoder, corpus: Corpus, frozen: FrozenMap) -> Modalit
     """Measure the gap with the vectors that stage 1 compares; principal axes are those of the vectors before EMCL."""
     starts = np.flatnonzero(np.diff(corpus.video_of_text_T, prepend=-1))
     videos, texts = encoder.pool(corpus.features_VFD, corpus.mask_VF), corpus.text_TD[starts]
-    before = _unit(videos), _unit(texts)
+    before = unit_rows(videos), unit_rows(texts)
     after = encoder.map_rows(frozen, videos), encoder.map_rows(frozen, texts)
     both = np.concatenate(before).astype(np.float64)
     centre = both.mean(axis=0)
@@ -107,8 +108,8 @@ class SubspaceView:
         self._encoder, self._clips, self._corpus = encoder, clips, corpus
         self._axes_DK = (frozen.responsibilities_DK / frozen.base_norms_K).numpy()
         vocabulary = sorted({word for clip in clips for word in words_of(clip.captions[0])})[:_MAX_WORDS]
-        frames_ND = _unit(corpus.features_VFD[corpus.mask_VF])
-        words_ND = _unit(encoder.encode_texts(vocabulary))
+        frames_ND = unit_rows(corpus.features_VFD[corpus.mask_VF])
+        words_ND = unit_rows(encoder.encode_texts(vocabulary))
         self._frames_mean, self._words_mean = frames_ND.mean(axis=0), words_ND.mean(axis=0)
         self._frames_scale = (frames_ND @ self._axes_DK).std(axis=0) + _LEAST
         self._words_scale = (words_ND @ self._axes_DK).std(axis=0) + _LEAST
@@ -116,8 +117,8 @@ class SubspaceView:
     def of(self, row: int) -> Subspaces:
         """Look at one video and its first caption."""
         words = words_of(self._clips[row].captions[0])
-        frames_FD = _unit(self._corpus.features_VFD[row][self._corpus.mask_VF[row]]) - self._frames_mean
-        words_LD = _unit(self._encoder.encode_texts(words)) - self._words_mean
+        frames_FD = unit_rows(self._corpus.features_VFD[row][self._corpus.mask_VF[row]]) - self._frames_mean
+        words_LD = unit_rows(self._encoder.encode_texts(words)) - self._words_mean
         frames_FK = frames_FD @ self._axes_DK / self._frames_scale
         words_LK = words_LD @ self._axes_DK / self._words_scale
         return Subspaces(
@@ -125,8 +126,8 @@ class SubspaceView:
             words=words,
             frames_FK=frames_FK,
             words_LK=words_LK,
-            similarity_FL=_unit(frames_FK) @ _unit(words_LK).T,
-            plain_similarity_FL=_unit(frames_FD) @ _unit(words_LD).T,
+            similarity_FL=unit_rows(frames_FK) @ unit_rows(words_LK).T,
+            plain_similarity_FL=unit_rows(frames_FD) @ unit_rows(words_LD).T,
         )
 
 
@@ -232,8 +233,3 @@ def bases_in_training(run: Path) -> TrainingBases | None:
         for curve, value in zip(curves.values(), values, strict=True):
             curve.append(value)
     return TrainingBases(steps=steps, curves=curves) if steps else None
-
-
-def _unit(rows_ND: Floats) -> Floats:
-    unit: Floats = rows_ND / np.maximum(np.linalg.norm(rows_ND, axis=-1, keepdims=True), _LEAST)
-    return unit

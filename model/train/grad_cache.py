@@ -1,4 +1,4 @@
-"""Gradient caching (GradCache, arXiv 2101.06983): the contrastive loss of a large batch with the memory of a small one.
+"""Encoding batches, at once or with gradient caching (GradCache, arXiv 2101.06983): large batches in little memory.
 
 In: a function that encodes a batch. Out: its features, and a ``backward`` that takes the loss's gradient at them to the
 parameters. With chunks, features are first computed without a graph, chunk by chunk; in ``backward`` each chunk is
@@ -18,7 +18,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from model.data.base import Batch
+from model.clip.tokenizer import Tokenizer
+from model.data.base import Batch, frames_for, pad_frames
+from model.net import EMCLNet
 
 Encode: TypeAlias = Callable[[Batch], tuple[Tensor, Tensor]]  # text (B, D), frame features (B, F, D)
 
@@ -76,6 +78,18 @@ class _RandomState:
             if self.cuda is not None:
                 torch.cuda.set_rng_state(self.cuda, self.device)
             yield
+
+
+def encode_batch(
+    net: EMCLNet, tokenizer: Tokenizer, batch: Batch, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Encode a batch: text (B, D), frame features (B, F, D), mask (B, F); F is what ``frames_for`` says."""
+    batch = pad_frames(batch, frames_for(net.config, batch.mask_BF.shape[1]))
+    ids_BL, mask_BL = tokenizer(batch.captions)
+    text_BD = net.encode_text(ids_BL.to(device), mask_BL.to(device))
+    frames_BFCHW = torch.from_numpy(batch.frames_BFSSC).to(device).permute(0, 1, 4, 2, 3)
+    mask_BF = torch.from_numpy(batch.mask_BF).to(device)
+    return text_BD, net.encode_video(frames_BFCHW, mask_BF), mask_BF
 
 
 def encode_for_loss(

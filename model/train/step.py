@@ -34,15 +34,14 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model.clip.tokenizer import Tokenizer
-from model.data.base import Batch
+from model.data.base import Batch, frames_for, pad_frames
 from model.emcl.diagnostics import EMCLDiagnostics, diagnose
 from model.heads.losses import known_pairs, symmetric_info_nce
 from model.train.config import TrainConfig
 from model.train.distributed import World
-from model.train.grad_cache import encode_for_loss
+from model.train.grad_cache import encode_batch, encode_for_loss
 from model.train.optimiser import set_learning_rates
 from model.train.state import TrainState
-from model.train.validate import encode_batch, frames_for, pad_frames
 
 if TYPE_CHECKING:
     from model.net import EMCLNet
@@ -146,7 +145,7 @@ class Stepper:
 
     def _gradients(self, number: int, share: Batch, *, with_diagnostics: bool) -> tuple[float, EMCLDiagnostics | None]:
         header = self.world.exchange([len(share.captions), share.mask_BF.shape[1]])
-        share = pad_frames(share, frames_for(self.net, max(frames for _, frames in header)))
+        share = pad_frames(share, frames_for(self.net.config, max(frames for _, frames in header)))
         encoding = encode_for_loss(self._encode, share, chunk_size=self.config.chunk_size, device=self.world.device)
         gathered = self._gather(share, encoding.text_BD, encoding.features_BFD, [count for count, _ in header])
         rows: list[Tensor] = []

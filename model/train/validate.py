@@ -1,13 +1,11 @@
-"""Encoding batches, and validation while training: text-conditioned pooling of all pairs, without the EM pass."""
+"""Validation during training: retrieval metrics of text-conditioned pooling over all pairs, without the EM pass."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,38 +14,7 @@ from model.data.base import Batch
 from model.evaluate.metrics import evaluate_similarity
 from model.evaluate.pairwise_scores import score_all_pairs
 from model.net import EMCLNet
-
-
-def frames_for(net: EMCLNet, frames: int) -> int:
-    """How many frames a batch with at most ``frames`` real ones is padded to.
-
-    Under the pooling's mask ``after`` padding takes part in the result, so there it is always the reference's number.
-    """
-    return max(frames, net.config.sampling.max_frames) if net.config.pooling.mask == "after" else frames
-
-
-def pad_frames(batch: Batch, frames: int) -> Batch:
-    """Append masked, black frames until there are ``frames``; a batch that has them comes back as it is."""
-    missing = frames - batch.mask_BF.shape[1]
-    if not missing:
-        return batch
-    return replace(
-        batch,
-        frames_BFSSC=np.pad(batch.frames_BFSSC, ((0, 0), (0, missing), (0, 0), (0, 0), (0, 0))),
-        mask_BF=np.pad(batch.mask_BF, ((0, 0), (0, missing))),
-    )
-
-
-def encode_batch(
-    net: EMCLNet, tokenizer: Tokenizer, batch: Batch, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Encode a batch: text (B, D), frame features (B, F, D), mask (B, F); F is what ``frames_for`` says."""
-    batch = pad_frames(batch, frames_for(net, batch.mask_BF.shape[1]))
-    ids_BL, mask_BL = tokenizer(batch.captions)
-    text_BD = net.encode_text(ids_BL.to(device), mask_BL.to(device))
-    frames_BFCHW = torch.from_numpy(batch.frames_BFSSC).to(device).permute(0, 1, 4, 2, 3)
-    mask_BF = torch.from_numpy(batch.mask_BF).to(device)
-    return text_BD, net.encode_video(frames_BFCHW, mask_BF), mask_BF
+from model.train.grad_cache import encode_batch
 
 
 def join_padded(parts: list[Tensor]) -> Tensor:

@@ -9,13 +9,14 @@ Legend: Q queries, C candidates, F frames, D channels. All features are raw, as 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from model.arrays import row_blocks
 from service.search.query import Rerank
 
 if TYPE_CHECKING:
@@ -133,11 +134,9 @@ def caption_weights(
     return np.asarray(scores.frame_weights_QNF[0])
 
 
-def _turns(reader: StoreReader, ids_QC: Ids) -> list[slice]:
+def _turns(reader: StoreReader, ids_QC: Ids) -> Iterator[slice]:
     manifest = reader.manifest
-    per_query = max(1, ids_QC.shape[1] * manifest.sampling.max_frames * manifest.dim)
-    step = max(1, GATHER_ELEMENTS // per_query)
-    return [slice(start, start + step) for start in range(0, len(ids_QC), step)]
+    return row_blocks((*ids_QC.shape, manifest.sampling.max_frames, manifest.dim), GATHER_ELEMENTS)
 
 
 def _join(weights: list[Floats]) -> Floats:

@@ -1,14 +1,12 @@
-"""CLIP's picture transform and thumbnails."""
+"""CLIP's picture transform."""
 
 from __future__ import annotations
-
-import io
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from model.clip.preprocess import resize_and_crop, to_jpeg
+from model.clip.preprocess import resize_and_crop
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -56,12 +54,3 @@ def test_other_arrays_are_refused_with_their_shape(frames):
 def test_a_size_below_one_is_refused():
     with pytest.raises(ValueError, match="size is 0"):
         resize_and_crop(noise(1, 8, 8, 3), 0)
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "expected"), [(90, 160, (64, 36)), (160, 90, (36, 64)), (20, 30, (30, 20))]
-)
-def test_thumbnail_keeps_its_shape_and_is_never_enlarged(height, width, expected):
-    jpeg = to_jpeg(noise(height, width, 3), max_side=64)
-    with Image.open(io.BytesIO(jpeg)) as image:
-        assert (image.format, image.size) == ("JPEG", expected)

@@ -11,9 +11,20 @@ from model.config import SamplingConfig
 from model.data.base import stack_clips
 from model.data.scenes import ScenesConfig, ScenesData
 from model.demo.captions import captions_of, describe, describe_briefly
-from model.demo.corpus import CLIP_SIZE, SPLITS, write_clip, write_corpus
+from model.demo.corpus import CLIP_SIZE, write_clip, write_corpus
 from model.demo.render import render
-from model.demo.scene import COLOURS, CORNERS, MOTIONS, PATTERNS, SHAPES, describes, make_scene, recall_ceiling, vary
+from model.demo.scene import (
+    COLOURS,
+    CORNERS,
+    MOTIONS,
+    PATTERNS,
+    SHAPES,
+    SPLITS,
+    describes,
+    make_scene,
+    recall_ceiling,
+    vary,
+)
 from model.video.sampling import decode
 
 SAMPLING = SamplingConfig(sample_fps=2.0, max_frames=8)

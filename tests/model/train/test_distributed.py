@@ -17,10 +17,10 @@ from model.clip.towers import _DTYPES
 from model.config import EMCLConfig
 from model.data.base import Share
 from model.train.distributed import World
+from model.train.grad_cache import encode_batch
 from model.train.loop import Trainer
 from model.train.state import newest_checkpoint
 from model.train.step import contrastive_loss
-from model.train.validate import encode_batch
 
 WORKER = Path(__file__).parents[2] / "support" / "training_worker.py"
 REFERENCE = EMCLConfig.reference(num_bases=4, iterations=2).model_dump(mode="json")

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from model.demo.captions import name_object
-from model.demo.scene import Scene
+from model.demo.scene import SPLITS, Scene, make_scene
 from model.encoder import Encoder
 from model.evaluate.run import CANDIDATES, Corpus, Scores, fill_scores, rank_by_map, rerank_videos
 from model.net import Rerank
@@ -30,6 +29,18 @@ class ShortQueries:
 
     texts: list[str]
     relevant_QV: NDArray[np.bool_]
+
+
+def scene_of(name: str) -> Scene:
+    """Return the scene that a name of ``clip_id`` stands for, such as ``test-0-000017``.
+
+    Raises ``ValueError`` for any other name.
+    """
+    split, _, numbers = name.partition("-")
+    seed, _, index = numbers.partition("-")
+    if split not in SPLITS or not seed.isdecimal() or not index.isdecimal():
+        raise ValueError(f"{name!r} names no clip of the demo corpus; those are named like test-0-000017")
+    return make_scene(int(seed), split, int(index))
 
 
 def shown_objects(scene: Scene) -> frozenset[tuple[str, str]]:
@@ -47,7 +58,7 @@ def object_queries(scenes: Sequence[Scene]) -> ShortQueries:
     shown = [shown_objects(scene) for scene in scenes]
     wanted = sorted(frozenset().union(*shown))
     return ShortQueries(
-        texts=[name_object(colour, shape) for colour, shape in wanted],
+        texts=[f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {shape}" for colour, shape in wanted],
         relevant_QV=np.array([[pair in objects for objects in shown] for pair in wanted]),
     )
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from benchmarks.short_queries import measure_short_queries, object_queries, precision, scene_of, shown_objects
 from model.data.manifest import read_manifest
-from model.demo.corpus import clip_id, scene_of, write_corpus
+from model.demo.corpus import clip_id, write_corpus
 from model.demo.scene import SecondObject, make_scene
-from model.demo.short_queries import measure_short_queries, object_queries, precision, shown_objects
 from model.encoder import load_encoder
 from model.evaluate.run import encode_corpus
 
