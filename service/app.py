@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 
 from service.http import middleware, problems
-from service.index_swap import Switch
+from service.index_swap import IndexSwap
 from service.observe.collector import ServiceCollector
 from service.observe.metrics import Observe, Telemetry
 from service.routes import captions, clip_retrieval, index, jobs, metrics, pages, previews, search, session, videos
@@ -51,14 +51,14 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         services = Services(settings, engine, telemetry)
         services.start()
         app.state.services = services
-        app.state.switch = switch = Switch(app.state)
+        app.state.index_swap = index_swap = IndexSwap(app.state)
         telemetry.watch(ServiceCollector(services))
         try:
             async with mcp.running() if mcp is not None else nullcontext():
                 yield
         finally:
             telemetry.forget()
-            await switch.close()
+            await index_swap.close()
 
     telemetry = Telemetry()
     app = Application(

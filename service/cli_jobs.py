@@ -1,4 +1,4 @@
-"""``emcl worker`` and ``emcl jobs``: run the jobs of a service, and look after its book without the service."""
+"""``emcl worker`` and ``emcl jobs``: run the jobs of a service, and look after the job store without the service."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from service.settings import load_settings
 
 if TYPE_CHECKING:
     from service.jobs.record import Job
-    from service.jobs.store import JobBook
+    from service.jobs.store import JobStore
 
 app = typer.Typer(help="Jobs of the service: list, show, follow, cancel, resume.", no_args_is_help=True)
 
 _WORKER_SETTINGS = (
-    *("jobs_folder", "redis_url", "worker_concurrency", "job_timeout_seconds", "job_attempts", "job_grace_seconds"),
+    *("jobs_folder", "worker_concurrency", "job_timeout_seconds", "job_attempts", "job_grace_seconds"),
     *("job_memory_bytes", "job_nice", "store", "model", "pretrained", "log_level", "log_format"),
 )
 _FOLLOW_SECONDS = 0.5
@@ -60,8 +60,8 @@ def list_jobs(
     **options: Any,
 ) -> None:
     """List jobs, newest first."""
-    book = _book(options)
-    jobs = book.list(state=state, limit=limit)
+    job_store = _job_store(options)
+    jobs = job_store.list(state=state, limit=limit)
     if as_json:
         typer.echo(json.dumps([_shape(job) for job in jobs], indent=2))
         return
@@ -74,7 +74,7 @@ def list_jobs(
 @takes_settings("jobs_folder")
 def show(job: JobId, **options: Any) -> None:
     """Show a job as JSON: what was asked for, its state, result or error."""
-    typer.echo(json.dumps(_shape(_book(options).get(job)), indent=2))
+    typer.echo(json.dumps(_shape(_job_store(options).get(job)), indent=2))
 
 
 @app.command()
@@ -85,10 +85,10 @@ def log(
     **options: Any,
 ) -> None:
     """Print the log of a job."""
-    book = _book(options)
-    path, offset = book.log_path(job), 0
+    job_store = _job_store(options)
+    path, offset = job_store.log_path(job), 0
     while True:
-        finished = book.get(job).finished
+        finished = job_store.get(job).finished
         if path.exists():
             with path.open("rb") as file:
                 file.seek(offset)
@@ -104,7 +104,7 @@ def log(
 @takes_settings("jobs_folder")
 def cancel(job: JobId, **options: Any) -> None:
     """Cancel a job that waits or runs."""
-    cancelled = _book(options).cancel(job)
+    cancelled = _job_store(options).cancel(job)
     typer.echo(f"job {job} is {'being stopped' if cancelled.stopping else cancelled.state}")
 
 
@@ -112,15 +112,15 @@ def cancel(job: JobId, **options: Any) -> None:
 @takes_settings("jobs_folder")
 def resume(job: JobId, **options: Any) -> None:
     """Queue a job again that failed, was cancelled or lost; a running worker takes it up."""
-    typer.echo(f"job {job} is {_book(options).resume(job).state}")
+    typer.echo(f"job {job} is {_job_store(options).resume(job).state}")
 
 
-def _book(options: dict[str, Any]) -> JobBook:
-    from service.jobs.store import JobBook
+def _job_store(options: dict[str, Any]) -> JobStore:
+    from service.jobs.store import JobStore
 
-    book = JobBook(load_settings(options).jobs_folder)
-    book.find_lost()
-    return book
+    job_store = JobStore(load_settings(options).jobs_folder)
+    job_store.find_lost()
+    return job_store
 
 
 def _shape(job: Job) -> dict[str, Any]:

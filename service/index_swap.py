@@ -27,7 +27,7 @@ CONFIGURED = "configured"
 _LOOK_SECONDS = 0.1
 
 
-class Switch:
+class IndexSwap:
     """Holds what ``state.services`` is, of an application that has started."""
 
     def __init__(self, state: Any) -> None:
@@ -67,15 +67,15 @@ class Switch:
             await self._services.close()
 
     def _store_of(self, job_id: str) -> Path:
-        book = self._services.jobs.book
-        job = book.get(job_id)
+        job_store = self._services.jobs.job_store
+        job = job_store.get(job_id)
         if job.kind != "index" or job.state != "succeeded" or job.parameters.get("store") != "new":
             raise Conflict(
                 f"job {job_id} ({job.kind}, {job.state}) has made no index",
                 expected='an index job with store "new" that succeeded',
                 next_step="name such a job; GET /v1/jobs?kind=index lists them",
             )
-        return book.job_folder(job_id) / STORE
+        return job_store.job_folder(job_id) / STORE
 
     async def _open(self, settings: Any, named: str) -> Services:
         old = self._services

@@ -19,16 +19,16 @@ from service.access.gate import build_gate
 from service.access.rate_limit import build_rate_limiter
 from service.http.middleware import Admission
 from service.http.uploads import UploadReceiver
-from service.jobs.service import JobDesk
+from service.jobs.service import JobService
 from service.library.library import Library
 from service.library.upload_store import MEDIA
 from service.media.files import Thumbnails
 from service.media.previews import PreviewLimits, Previews
-from service.media.sandbox import Fence, FenceLimits, Leash, UploadedFrames
+from service.media.sandbox import KillSwitch, Sandbox, SandboxLimits, UploadedFrames
 from service.observe.metrics import Telemetry
 from service.redis_link import build_redis_link
 from service.search.batching import Batcher
-from service.search.compute_queue import Lanes
+from service.search.compute_queue import ComputeQueue
 from service.search.engine import Engine, limit_threads
 from service.search.live_index import Watcher
 from service.search.query import SearchQuery, SearchResult
@@ -47,13 +47,13 @@ class Services:
         engine: Engine,
         telemetry: Telemetry | None = None,
         *,
-        jobs: JobDesk | None = None,
+        jobs: JobService | None = None,
     ) -> None:
         self.settings = settings
         self.engine = engine
         self.telemetry = telemetry or Telemetry()
         self.admission = Admission(max_requests=settings.max_requests, max_body_bytes=settings.max_body_bytes)
-        self.fence = Fence(FenceLimits.from_settings(settings))
+        self.sandbox = Sandbox(SandboxLimits.from_settings(settings))
         self.receiver = UploadReceiver(
             max_bytes=settings.upload_max_bytes,
             slots=settings.upload_slots,
@@ -64,25 +64,27 @@ class Services:
             width=settings.thumbnail_width,
             cache_bytes=settings.thumbnail_cache_bytes,
             max_queue=settings.max_queue,
-            fence=self.fence,
+            sandbox=self.sandbox,
             uploads=settings.store.absolute() / MEDIA,
         )
         self.previews = Previews(settings.preview_folder.absolute(), PreviewLimits.from_settings(settings))
-        self.jobs = jobs or JobDesk(settings)
+        self.jobs = jobs or JobService(settings)
         self.requests = 0  # that are being answered
         self._decoders = ThreadPoolExecutor(settings.upload_workers, thread_name_prefix="decode")
         self.library = Library(
             settings.store,
             engine,
-            fence=self.fence,
-            book=self.jobs.book,
+            sandbox=self.sandbox,
+            job_store=self.jobs.job_store,
             compute=self._compute_in_a_thread,
             overlay_rows=settings.overlay_max_rows,
             max_pending=settings.max_jobs,
         )
         self.watcher = Watcher(engine.live, settings.watch_seconds)
-        self.lanes = Lanes(self.telemetry.batched(engine.search), settings, lambda: limit_threads(settings))
-        self.searches = self.lanes.searches
+        self.compute_queue = ComputeQueue(
+            self.telemetry.batched(engine.search), settings, lambda: limit_threads(settings)
+        )
+        self.searches = self.compute_queue.searches
         self.redis = build_redis_link(settings)
         self.gate = build_gate(settings, build_rate_limiter(settings, self.redis))
         self.shared = SharedCache(
@@ -97,18 +99,20 @@ class Services:
         """Begin to take work."""
         self._loop = asyncio.get_running_loop()
         self.redis.start()
-        self.lanes.start()
+        self.compute_queue.start()
         self.thumbnails.start()
         self.previews.start()
         self.jobs.start()
-        self.library.start()
+        self.library.additions.start()
         self.watcher.start()
 
     async def close(self, *, keep_jobs: bool = False) -> None:
         """Stop taking work, let what is being computed end, and close the index; jobs too, unless others have them."""
         await asyncio.to_thread(self.library.close)  # it computes until it has stopped
         await asyncio.to_thread(self.watcher.close)
-        await asyncio.gather(self.lanes.close(), self.thumbnails.close(), self.previews.close(), self.shared.close())
+        await asyncio.gather(
+            self.compute_queue.close(), self.thumbnails.close(), self.previews.close(), self.shared.close()
+        )
         await self.redis.close()
         self._decoders.shutdown(wait=False, cancel_futures=True)
         if not keep_jobs:
@@ -118,7 +122,7 @@ class Services:
     @property
     def queues(self) -> dict[str, Batcher[Any, Any]]:
         """Everything that makes requests wait, by name."""
-        return {**self.lanes.queues, "thumbnail": self.thumbnails.batcher, "preview": self.previews.batcher}
+        return {**self.compute_queue.queues, "thumbnail": self.thumbnails.batcher, "preview": self.previews.batcher}
 
     async def search(self, queries: Sequence[SearchQuery]) -> list[SearchResult]:
         """The results of some queries: those that are known at once, the others when their turn comes.
@@ -143,11 +147,11 @@ class Services:
 
     async def probe(self) -> SearchResult:
         """One query through every stage, ahead of all that waits: what "ready" means."""
-        return await self.lanes.once(self.engine.probe)
+        return await self.compute_queue.once(self.engine.probe)
 
     async def compute(self, call: Callable[[], T]) -> T:
         """Run a call of the engine when its turn comes. Raises ``Overloaded`` if too many wait."""
-        return cast(T, await self.lanes.calls.submit(call))
+        return cast(T, await self.compute_queue.calls.submit(call))
 
     def _compute_in_a_thread(self, call: Callable[[], T]) -> T:
         """``compute`` for a thread that may wait."""
@@ -162,15 +166,16 @@ class Services:
         return result
 
     async def decode(self, file: IO[bytes]) -> UploadedFrames:
-        """Decode an upload in a fenced process, killed if cancelled; at most ``upload_workers`` at once."""
-        sampling, size, leash = self.engine.sampling, self.engine.encoder.image_size, Leash()
+        """Decode an upload in a sandboxed process, killed if cancelled; at most ``upload_workers`` at once."""
+        sampling, size, kill_switch = self.engine.sampling, self.engine.encoder.image_size, KillSwitch()
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(
-                self._decoders, lambda: self.fence.decode(file, sampling=sampling, image_size=size, leash=leash)
+                self._decoders,
+                lambda: self.sandbox.decode(file, sampling=sampling, image_size=size, kill_switch=kill_switch),
             )
         except asyncio.CancelledError:
-            leash.pull()
+            kill_switch.activate()
             raise
 
 

@@ -36,14 +36,14 @@ class Settings(BaseSettings):
     device: str = Field("auto", description="Where the model runs: `auto`, `cpu`, `cuda` or `cuda:N`.")
     runtime: Literal["auto", "torch", "torch-compiled", "onnx", "onnx-int8"] = Field(
         "auto",
-        description="What computes the CLIP towers; `auto`: the fastest that `emcl export` has judged to rank as fp32, "
-        "else `torch`.",
+        description="What computes the CLIP towers; `auto`: the fastest export that `emcl export` found to rank as "
+        "fp32, else `torch`.",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="Precision of the CLIP towers; `auto`: fp32 where the runtime leaves a choice."
     )
     exports: Path | None = Field(
-        None, description="Folder of what `emcl export` made. Default: beside the checkpoint, or `var/exports`."
+        None, description="Folder of exports (made by `emcl export`). Default: beside the checkpoint, or `var/exports`."
     )
     threads: int = Field(1, ge=1, le=256, description="Threads of PyTorch for one batch.")
     faiss_threads: int = Field(1, ge=1, le=256, description="Threads of FAISS for one batch.")
@@ -61,12 +61,10 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     require_keys: bool = Field(
         False,
-        description="Answer only who has a key (`emcl keys create`). Always so with a host other than loopback.",
+        description="Answer only requests with a key (`emcl keys create`). Always on for hosts other than loopback.",
     )
-    keys_file: Path = Field(Path("var/keys.json"), description="File of the API keys, which holds their hashes.")
-    session_seconds: int = Field(
-        43_200, ge=60, le=2_592_000, description="How long a browser stays signed in after it showed a key."
-    )
+    keys_file: Path = Field(Path("var/keys.json"), description="File of the API keys; it holds their hashes.")
+    session_seconds: int = Field(43_200, ge=60, le=2_592_000, description="How long a browser stays signed in.")
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description="Host names to answer for, comma-separated. Default: loopback names, or any name with a public "
@@ -102,32 +100,28 @@ class Settings(BaseSettings):
         30.0, ge=0, le=1e6, description="Uploads a minute for each key, in the long run; 0: no limit."
     )
     upload_burst: int = Field(10, ge=1, le=1_000_000, description="Uploads that a key may make at once.")
-    limit_clients: bool = Field(
-        False, description="Where no keys are required, apply these rates to each client address."
-    )
+    limit_clients: bool = Field(False, description="Without required keys, apply these rates to each client address.")
     redis_url: str | None = Field(
         None,
         repr=False,
-        description="Redis for shared caches, rates and jobs, `redis://[:password@]host:port/db`, also `rediss://` and "
+        description="Redis for shared caches and rates, `redis://[:password@]host:port/db`, also `rediss://` and "
         "`unix://`. Default: each process has its own.",
     )
-    redis_timeout_ms: float = Field(
-        50.0, gt=0, le=10_000, description="Longest time that a request waits for one answer of Redis."
-    )
+    redis_timeout_ms: float = Field(50.0, gt=0, le=10_000, description="Longest time that a request waits for Redis.")
     redis_retry_seconds: float = Field(
-        1.0, gt=0, le=3600, description="How often Redis is tried again in the background after it failed."
+        1.0, gt=0, le=3600, description="Interval of attempts to reach Redis again after it failed."
     )
 
     query_timeout_ms: float = Field(
-        10_000.0, gt=0, le=600_000, description="Longest time that a query waits to be computed; then 503."
+        10_000.0, gt=0, le=600_000, description="Longest time that a query waits for its turn; then 503."
     )
-    max_batch: int = Field(32, ge=1, le=1024, description="Most queries that are computed together.")
+    max_batch: int = Field(32, ge=1, le=1024, description="Most queries in one batch.")
     max_wait_ms: float = Field(
         2.0,
         ge=0,
         le=1000,
-        description="Longest time that a query waits for others if several were computed together just before; who is "
-        "alone never waits.",
+        description="Longest time that a query waits for others, if the batch before it held several; a lone query is "
+        "never delayed.",
     )
     max_queue: int = Field(256, ge=1, le=100_000, description="Most queries that wait; more are answered with 503.")
     cache_entries: int = Field(10_000, ge=0, description="Text embeddings kept in memory; 0 keeps none.")
@@ -151,18 +145,18 @@ class Settings(BaseSettings):
     upload_slots: int = Field(4, ge=1, le=256, description="Uploads under way at once; more are answered with 503.")
     upload_workers: int = Field(1, ge=1, le=64, description="Uploads that are decoded at once.")
     upload_folder: Path | None = Field(
-        None, description="Where an upload lies, nameless, while it is decoded. Default: the system's temporary folder."
+        None, description="Folder of uploads while they are decoded. Default: the system's temporary folder."
     )
-    decode_wall_seconds: float = Field(60.0, gt=0, description="Time after which the decoding of an upload is killed.")
-    decode_cpu_seconds: int = Field(60, ge=1, description="Processor time that the decoding of an upload may use.")
+    decode_wall_seconds: float = Field(60.0, gt=0, description="Time after which decoding an upload is killed.")
+    decode_cpu_seconds: int = Field(60, ge=1, description="Processor time that decoding an upload may use.")
     decode_memory_bytes: ByteSize = Field(
         ByteSize(2048 * MEBIBYTE),
         ge=256 * MEBIBYTE,
-        description="Memory for the decoding of an upload, besides it.",
+        description="Memory for decoding an upload, beyond the upload itself.",
     )
 
     watch_seconds: float = Field(
-        2.0, ge=0, le=86_400, description="How often to look for what other processes added or published; 0: never."
+        2.0, ge=0, le=86_400, description="How often to look for changes by other processes; 0: never."
     )
     overlay_max_rows: int = Field(
         2000,
@@ -171,7 +165,7 @@ class Settings(BaseSettings):
         description="Segments and captions added or deleted over HTTP before a generation is published; 0: never.",
     )
 
-    jobs_folder: Path = Field(Path("var/jobs"), description="Folder of batch jobs: the book of them, logs, outputs.")
+    jobs_folder: Path = Field(Path("var/jobs"), description="Folder of batch jobs: the job store, logs, outputs.")
     jobs_inputs: Annotated[tuple[Path, ...], NoDecode] = Field(
         (),
         description="Folders that jobs over HTTP may read, comma-separated. Default: none; jobs can then use only what "
@@ -182,20 +176,25 @@ class Settings(BaseSettings):
         86_400.0, gt=0, description="Time after which a job is stopped; a job may ask for less."
     )
     job_attempts: int = Field(
-        1, ge=1, le=100, description="How often a job is started by itself that was lost or killed by the system."
+        1, ge=1, le=100, description="Automatic attempts for a job that was lost or killed by the system."
     )
     job_grace_seconds: float = Field(
-        30.0, gt=0, description="Time that a job has to stop by itself: after SIGINT, and again after SIGTERM."
+        30.0, gt=0, description="Grace period of a job that is stopped: after SIGINT, and again after SIGTERM."
     )
     job_memory_bytes: ByteSize | None = Field(
         None,
         ge=256 * MEBIBYTE,
         description="Address space of each process of a job; not for jobs on a GPU. Default: no limit.",
     )
-    job_nice: int = Field(10, ge=0, le=19, description="How far jobs give way to other processes, searches above all.")
+    job_nice: int = Field(
+        10,
+        ge=0,
+        le=19,
+        description="Niceness of jobs (0 to 19): how far they give way to searches and other processes.",
+    )
     worker_concurrency: int = Field(1, ge=1, le=64, description="Jobs that one worker runs at once.")
     embedded_worker: Literal["auto", "on", "off"] = Field(
-        "auto", description="Whether `emcl serve` runs the jobs itself, in a child process; `auto`: without Redis."
+        "auto", description="Whether `emcl serve` runs jobs itself, in a child process; `auto`: only without Redis."
     )
 
     thumbnail_width: int = Field(320, ge=16, le=1920, description="Width of thumbnails, in pixels.")
@@ -224,7 +223,7 @@ class Settings(BaseSettings):
     def _origins_are_named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for origin in value:
             if not re.fullmatch(r"https?://[^/\s*]+", origin):
-                raise ValueError(f"{origin!r} is no origin; write it as https://example.org, without a path")
+                raise ValueError(f"{origin!r} is not an origin; write it as https://example.org, without a path")
         return value
 
     @field_validator("redis_url")
@@ -266,7 +265,7 @@ class Settings(BaseSettings):
 
     @property
     def keys_required(self) -> bool:
-        """Whether only who has a key is answered."""
+        """Whether only requests with a key are answered."""
         return self.require_keys or not self.is_loopback
 
     @property
@@ -289,7 +288,7 @@ def load_settings(options: dict[str, Any] | None = None) -> Settings:
 
 
 def environment_of(settings: Settings) -> dict[str, str]:
-    """The environment in which a process of ours finds these settings, whatever ours has."""
+    """The environment that gives a child process these settings, whatever ours holds."""
     given = {}
     for name in settings.model_fields_set:
         value = getattr(settings, name)
@@ -299,7 +298,7 @@ def environment_of(settings: Settings) -> dict[str, str]:
 
 
 def environment_of_jobs() -> dict[str, str]:
-    """Our environment without settings of the service: they, with passwords perhaps, are not for jobs."""
+    """Our environment without the settings of the service: jobs must not see them (they may hold passwords)."""
     return {name: value for name, value in os.environ.items() if not name.startswith("EMCL_")}
 
 

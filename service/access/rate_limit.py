@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any
+
+import cachetools
 
 from service.errors import RateLimited
 
@@ -55,17 +56,15 @@ class TokenBuckets:
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._buckets: cachetools.LRUCache[str, tuple[float, float]] = cachetools.LRUCache(_MAX_BUCKETS)
 
     def take(self, name: str, rate: Rate) -> float:
         """Take a token: 0, or the seconds until there is one."""
         now = self._clock()
-        tokens, at = self._buckets.pop(name, (float(rate.burst), now))
+        tokens, at = self._buckets.get(name, (float(rate.burst), now))
         tokens = min(rate.burst, tokens + (now - at) * rate.per_second)
         enough = tokens >= 1
         self._buckets[name] = (tokens - 1 if enough else tokens, now)
-        if len(self._buckets) > _MAX_BUCKETS:
-            self._buckets.popitem(last=False)
         return 0.0 if enough else (1 - tokens) / rate.per_second
 
     def __len__(self) -> int:

@@ -52,7 +52,7 @@ class NotCheckedError(Exception):
 
 
 @dataclass
-class Patient:
+class Context:
     """What is examined, with what was found on the way."""
 
     settings: Settings
@@ -78,16 +78,16 @@ class Patient:
             self.reader = None
 
 
-Examination = Callable[[Patient], Check]
+Examination = Callable[[Context], Check]
 
 
-def examine(patient: Patient, examinations: Iterable[tuple[str, Examination]]) -> Iterator[Check]:
+def examine(context: Context, examinations: Iterable[tuple[str, Examination]]) -> Iterator[Check]:
     """Every check in turn, whatever the ones before it found."""
     try:
         for name, look in examinations:
             started = time.perf_counter()
             try:
-                found = look(patient)
+                found = look(context)
             except NotCheckedError as error:
                 found = warning(f"not checked: {error}", "mend that first")
             except ValueError as error:  # ours say what to do
@@ -96,7 +96,7 @@ def examine(patient: Patient, examinations: Iterable[tuple[str, Examination]]) -
                 found = problem(f"{type(error).__name__}: {error}", "mend what the message names, then run this again")
             yield Check(**{**asdict(found), "name": name, "seconds": round(time.perf_counter() - started, 3)})
     finally:
-        patient.close()
+        context.close()
 
 
 def failed(checks: Sequence[Check]) -> bool:

@@ -31,16 +31,16 @@ def doctor(
 
     Give it the options and environment that the service has. It changes nothing.
     """
-    from service.doctor.checks import Check, Patient, examine, failed, line_of, problem
+    from service.doctor.checks import Check, Context, examine, failed, line_of, problem
 
     checks: list[Check] = []
     try:
-        patient = Patient(settings=load_settings(options))
+        context = Context(settings=load_settings(options))
     except ValueError as error:
         wrong = problem(str(error), "correct the option or the environment variable, then run this again")
         found = iter([Check(**{**asdict(wrong), "name": "settings"})])
     else:
-        found = examine(patient, all_examinations())
+        found = examine(context, all_examinations())
     for check in found:
         checks.append(check)
         if not as_json:

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
-from service.doctor.checks import Check, Examination, Patient, ok, problem, warning
+from service.doctor.checks import Check, Context, Examination, ok, problem, warning
 
 WAITING_TOO_LONG_SECONDS = 60.0
 
 
-def check_model(patient: Patient) -> Check:
+def check_model(context: Context) -> Check:
     """The model of the settings, or else of the index, loads and encodes."""
     from indexer.store.generation import read_current
     from model.encoder import load_encoder
 
-    settings = patient.settings
+    settings = context.settings
     name, pretrained = settings.model, settings.pretrained
     if name is None:
         spec = read_current(settings.store).model_spec  # raises with what to do if nothing is there
@@ -42,19 +42,19 @@ def check_model(patient: Patient) -> Check:
             "the model encodes a text to zeros or NaN",
             "use --runtime torch --precision fp32, or fetch the weights again",
         )
-    patient.encoder = encoder
+    context.encoder = encoder
     by = f"{encoder.runtime.label} ({encoder.runtime.reason})"
     return ok(f"{encoder.config.name}, fingerprint {encoder.fingerprint[:12]}, {by}, a text in {milliseconds:.0f} ms")
 
 
-def check_index(patient: Patient) -> Check:
+def check_index(context: Context) -> Check:
     """The index opens: checksums of its generation, sizes and headers of its shards."""
     from indexer.store.reader import StoreReader
     from service.search.engine import serving_of
 
-    patient.reader = StoreReader.open(patient.settings.store, serving=serving_of(patient.settings))
-    counts = patient.reader.counts
-    detail = f"generation {patient.reader.manifest.generation}: {counts.videos} videos, {counts.captions} captions"
+    context.reader = StoreReader.open(context.settings.store, serving=serving_of(context.settings))
+    counts = context.reader.counts
+    detail = f"generation {context.reader.manifest.generation}: {counts.videos} videos, {counts.captions} captions"
     if counts.videos == 0:
         return warning(detail, "index videos: emcl index add PATH")
     if counts.failed:
@@ -62,9 +62,9 @@ def check_index(patient: Patient) -> Check:
     return ok(f"{detail}; checksums agree (what the shards hold: emcl index verify)")
 
 
-def check_fingerprint(patient: Patient) -> Check:
+def check_fingerprint(context: Context) -> Check:
     """The index was built with this model."""
-    encoder, manifest = patient.need_encoder(), patient.need_reader().manifest
+    encoder, manifest = context.need_encoder(), context.need_reader().manifest
     if encoder.fingerprint != manifest.fingerprint:
         return problem(
             f"the index was built with checkpoint {manifest.fingerprint[:12]}, the model is {encoder.fingerprint[:12]}",
@@ -73,20 +73,20 @@ def check_fingerprint(patient: Patient) -> Check:
     return ok(f"index and model agree on {encoder.fingerprint[:12]}")
 
 
-def check_search(patient: Patient) -> Check:
+def check_search(context: Context) -> Check:
     """A query goes through every stage."""
     from indexer.store.reader import StoreReader
     from service.search.engine import Engine, serving_of
     from service.search.query import QueryLimits
 
-    encoder = patient.need_encoder()
-    patient.need_reader()
+    encoder = context.need_encoder()
+    context.need_reader()
     engine = Engine(
         encoder,
         lambda: StoreReader.open(
-            patient.settings.store, fingerprint=encoder.fingerprint, serving=serving_of(patient.settings)
+            context.settings.store, fingerprint=encoder.fingerprint, serving=serving_of(context.settings)
         ),
-        limits=QueryLimits.from_settings(patient.settings),
+        limits=QueryLimits.from_settings(context.settings),
         cache_entries=0,
     )
     try:
@@ -98,28 +98,28 @@ def check_search(patient: Patient) -> Check:
     return ok(f"{len(result.hits)} hit: {stages}; EMCL: {active.text}")
 
 
-def check_decoding(patient: Patient) -> Check:
-    """An upload is decoded in its fenced process."""
+def check_decoding(context: Context) -> Check:
+    """An upload is decoded in its sandboxed process."""
     from model.config import SamplingConfig
     from model.demo.corpus import write_clip
     from model.demo.scene import make_scene
-    from service.media.sandbox import Fence, FenceLimits
+    from service.media.sandbox import Sandbox, SandboxLimits
 
-    with tempfile.TemporaryDirectory(dir=patient.settings.upload_folder) as folder:
+    with tempfile.TemporaryDirectory(dir=context.settings.upload_folder) as folder:
         path = Path(folder) / "clip.mp4"
         write_clip(make_scene(0, "test", 0), path)
         with path.open("rb") as file:
-            video = Fence(FenceLimits.from_settings(patient.settings)).decode(
+            video = Sandbox(SandboxLimits.from_settings(context.settings)).decode(
                 file, sampling=SamplingConfig(), image_size=32
             )
     return ok(f"{len(video.frames_FSSC)} frames of {video.duration_seconds:.1f} s")
 
 
-def check_writer(patient: Patient) -> Check:
+def check_writer(context: Context) -> Check:
     """Whether a process writes the store at this moment, and who."""
     from indexer.store.writer_lock import LOCK, LOCK_HOLDER
 
-    lock, holder = patient.settings.store / LOCK, patient.settings.store / LOCK_HOLDER
+    lock, holder = context.settings.store / LOCK, context.settings.store / LOCK_HOLDER
     if not lock.exists() or not _is_held(lock):
         return ok("nobody writes the store now")
     try:
@@ -130,19 +130,19 @@ def check_writer(patient: Patient) -> Check:
     return ok(f"the store is being written by {who}; searching goes on meanwhile")
 
 
-def check_jobs(patient: Patient) -> Check:
-    """The book of jobs can be read, and somebody works on it."""
-    from service.jobs.store import JobBook
+def check_jobs(context: Context) -> Check:
+    """The job store can be read, and somebody works on it."""
+    from service.jobs.store import JobStore
 
-    settings = patient.settings
-    book = JobBook(settings.jobs_folder)
-    if not book.exists:
+    settings = context.settings
+    job_store = JobStore(settings.jobs_folder)
+    if not job_store.exists:
         return ok("no job was ever submitted")
     try:
-        counts = book.counts()
-        waiting = book.list(state="queued", limit=1000)
+        counts = job_store.counts()
+        waiting = job_store.list(state="queued", limit=1000)
     finally:
-        book.close()
+        job_store.close()
     detail = ", ".join(f"{number} {state}" for state, number in counts.items() if number) or "none kept"
     oldest = max((time.time() - job.created for job in waiting), default=0.0)
     if waiting and counts["running"] == 0 and oldest > WAITING_TOO_LONG_SECONDS:

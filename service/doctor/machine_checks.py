@@ -12,7 +12,7 @@ import tempfile
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-from service.doctor.checks import Check, Examination, Patient, ok, problem, warning
+from service.doctor.checks import Check, Context, Examination, ok, problem, warning
 
 OLDEST_PYTHON = (3, 11)
 FEWEST_OPEN_FILES = 1024
@@ -20,7 +20,7 @@ GIBIBYTE = 1024**3
 _TOLD = ("torch", "torchvision", "open_clip_torch", "av", "numpy", "fastapi")
 
 
-def check_python(patient: Patient) -> Check:
+def check_python(context: Context) -> Check:
     """The interpreter."""
     found = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info < OLDEST_PYTHON:
@@ -28,7 +28,7 @@ def check_python(patient: Patient) -> Check:
     return ok(f"Python {found}")
 
 
-def check_packages(patient: Patient) -> Check:
+def check_packages(context: Context) -> Check:
     """What the service stands on is installed, and torchvision was built for this torch."""
     missing = [name for name in _TOLD if _version(name) is None]
     if missing:
@@ -44,7 +44,7 @@ def check_packages(patient: Patient) -> Check:
     return ok(told)
 
 
-def check_torchvision(patient: Patient) -> Check:
+def check_torchvision(context: Context) -> Check:
     """The compiled operators of torchvision load."""
     from model.clip.compat import import_open_clip
 
@@ -59,7 +59,7 @@ def check_torchvision(patient: Patient) -> Check:
     return ok("torchvision imports with its compiled part")
 
 
-def check_faiss(patient: Patient) -> Check:
+def check_faiss(context: Context) -> Check:
     """One FAISS, and which."""
     builds = {name: found for name in ("faiss-cpu", "faiss-gpu") if (found := _version(name))}
     if len(builds) > 1:
@@ -76,11 +76,11 @@ def check_faiss(patient: Patient) -> Check:
     return ok(f"{name} {found}, compiled for {faiss.get_compile_options().strip() or 'any processor'}, {gpus} GPUs")
 
 
-def check_gpu(patient: Patient) -> Check:
+def check_gpu(context: Context) -> Check:
     """Whether the device of the settings is there."""
     import torch
 
-    wanted = patient.settings.device
+    wanted = context.settings.device
     if not torch.cuda.is_available():
         if wanted.startswith("cuda"):
             return problem(
@@ -94,9 +94,9 @@ def check_gpu(patient: Patient) -> Check:
     return ok(f"{', '.join(names)}, CUDA {torch.version.cuda}")
 
 
-def check_disk(patient: Patient) -> Check:
+def check_disk(context: Context) -> Check:
     """Room, and the right to write, where the service writes."""
-    settings = patient.settings
+    settings = context.settings
     places = {
         "store": settings.store,
         "jobs": settings.jobs_folder,
@@ -118,7 +118,7 @@ def check_disk(patient: Patient) -> Check:
     return ok(detail)
 
 
-def check_open_files(patient: Patient) -> Check:
+def check_open_files(context: Context) -> Check:
     """The limit on open files: each connection, shard and upload takes some."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < FEWEST_OPEN_FILES:
@@ -126,9 +126,9 @@ def check_open_files(patient: Patient) -> Check:
     return ok(f"at most {soft} open files")
 
 
-def check_threads(patient: Patient) -> Check:
+def check_threads(context: Context) -> Check:
     """Threads that compute at the same time, against the cores there are."""
-    settings, cores = patient.settings, len(os.sched_getaffinity(0))
+    settings, cores = context.settings, len(os.sched_getaffinity(0))
     if max(settings.threads, settings.faiss_threads) > cores:
         return warning(
             f"--threads {settings.threads}, --faiss-threads {settings.faiss_threads}, but {cores} cores",
@@ -139,11 +139,11 @@ def check_threads(patient: Patient) -> Check:
     return ok(f"--threads {settings.threads}, --faiss-threads {settings.faiss_threads}, {cores} cores")
 
 
-def check_keys(patient: Patient) -> Check:
+def check_keys(context: Context) -> Check:
     """The file of keys is readable by nobody else, and there is a key where one is needed."""
     from service.access.gate import open_keys
 
-    settings = patient.settings
+    settings = context.settings
     if not settings.keys_file.exists() and not settings.keys_required:
         return ok(f"no keys, and none needed on {settings.host}")
     open_keys(settings)  # raises with what to do where keys are needed and there is none
@@ -156,9 +156,9 @@ def check_keys(patient: Patient) -> Check:
     return ok(f"{settings.keys_file}, mode {mode:o}, keys {'required' if settings.keys_required else 'not required'}")
 
 
-def check_redis(patient: Patient) -> Check:
+def check_redis(context: Context) -> Check:
     """Redis answers, and forgets the right things when it is full."""
-    settings = patient.settings
+    settings = context.settings
     if settings.redis_url is None:
         return ok("not configured; caches, rates and jobs stay in this process")
     from redis import Redis
@@ -173,7 +173,7 @@ def check_redis(patient: Patient) -> Check:
     except (RedisError, OSError) as error:
         return problem(
             f"Redis at {where} does not answer ({type(error).__name__})",
-            "start it, or correct --redis-url (EMCL_REDIS_URL); search goes on without it, jobs do not",
+            "start it, or correct --redis-url (EMCL_REDIS_URL); search works without it",
         )
     finally:
         client.close()
@@ -181,9 +181,8 @@ def check_redis(patient: Patient) -> Check:
     detail = f"Redis {server['redis_version']} at {where}, {limit / GIBIBYTE:.2f} GiB, {policy}"
     if limit == 0:
         return warning(f"{detail}: its memory has no limit", "set maxmemory, with maxmemory-policy volatile-lru")
-    if not policy.startswith("volatile-"):
-        why = "refuses to cache when it is full" if policy == "noeviction" else "may forget queued jobs when it is full"
-        return warning(f"{detail}: it {why}", "set maxmemory-policy volatile-lru: only what has a lifetime goes")
+    if policy == "noeviction":
+        return warning(f"{detail}: it refuses to cache when it is full", "set maxmemory-policy volatile-lru")
     return ok(detail)
 
 

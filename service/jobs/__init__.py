@@ -1,1 +1,1 @@
-"""Batch jobs: the book that is the truth about them, the queue that carries their ids, and what runs them."""
+"""Batch jobs: the job store that is the truth about them, the queue that carries their ids, and what runs them."""

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from service.errors import Conflict
 from service.jobs.record import Job, JobProgress
-from service.jobs.store import JobBook
+from service.jobs.store import JobStore
 from service.settings import Settings
 
 _BLOCK_BYTES = 1 << 20
@@ -154,18 +154,18 @@ class Command:
     stale: tuple[Path, ...] = ()
 
 
-def command_of(job: Job, book: JobBook, settings: Settings) -> Command:
+def command_of(job: Job, job_store: JobStore, settings: Settings) -> Command:
     """The command of a job. Raises ``ValueError`` if another job that it needs is gone."""
     return {"index": _index, "train": _train, "evaluate": _evaluate, "calibrate": _calibrate}[job.kind](
-        job, book, settings
+        job, job_store, settings
     )
 
 
-def result_of(job: Job, book: JobBook, settings: Settings, exit_code: int) -> dict[str, Any]:
+def result_of(job: Job, job_store: JobStore, settings: Settings, exit_code: int) -> dict[str, Any]:
     """The result of a job whose command ended well. Raises ``ValueError`` or ``OSError`` if it left none."""
-    folder = book.job_folder(job.job_id)
+    folder = job_store.job_folder(job.job_id)
     if job.kind == "index":
-        return _index_result(store_of(job, book, settings), complete=exit_code != INCOMPLETE)
+        return _index_result(store_of(job, job_store, settings), complete=exit_code != INCOMPLETE)
     if job.kind == "train":
         return _checkpoint_result(folder, Path(RUN) / "model.safetensors") | _last_validation(folder / RUN)
     report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
@@ -174,24 +174,24 @@ def result_of(job: Job, book: JobBook, settings: Settings, exit_code: int) -> di
     return _checkpoint_result(folder, Path("model.safetensors")) | {"report": report}
 
 
-def store_of(job: Job, book: JobBook, settings: Settings) -> Path:
+def store_of(job: Job, job_store: JobStore, settings: Settings) -> Path:
     """The store that an index job writes. Raises ``NotFound`` if it belongs to a job that is gone."""
     named = str(job.parameters["store"])
     if named == "served":
         return settings.store
-    return book.job_folder(job.job_id if named == "new" else book.get(named).job_id) / STORE
+    return job_store.job_folder(job.job_id if named == "new" else job_store.get(named).job_id) / STORE
 
 
-def model_arguments(named: str, book: JobBook, settings: Settings, *, option: str) -> list[str]:
+def model_arguments(named: str, job_store: JobStore, settings: Settings, *, option: str) -> list[str]:
     """The options that name a model: ``demo``, ``served`` or a job's checkpoint."""
     if named == "demo":
         return [option, "demo"]
     if named == "served":
         return _served_model(settings, option)
-    return [option, str(checkpoint_of(book.get(named), book).absolute())]
+    return [option, str(checkpoint_of(job_store.get(named), job_store).absolute())]
 
 
-def checkpoint_of(job: Job, book: JobBook) -> Path:
+def checkpoint_of(job: Job, job_store: JobStore) -> Path:
     """The checkpoint that a job made. Raises ``Conflict`` if it made none."""
     made = (job.result or {}).get("checkpoint")
     if job.state != "succeeded" or not isinstance(made, str):
@@ -200,7 +200,7 @@ def checkpoint_of(job: Job, book: JobBook) -> Path:
             expected="a train or calibrate job that succeeded",
             next_step="wait until it has, or name another one; GET /v1/jobs?kind=train lists them",
         )
-    return book.job_folder(job.job_id) / made
+    return job_store.job_folder(job.job_id) / made
 
 
 def _served_model(settings: Settings, option: str) -> list[str]:
@@ -214,13 +214,13 @@ def _served_model(settings: Settings, option: str) -> list[str]:
     return ([] if name is None else [option, name]) + ([] if pretrained is None else ["--pretrained", pretrained])
 
 
-def _index(job: Job, book: JobBook, settings: Settings) -> Command:
-    asked, folder = job.parameters, book.job_folder(job.job_id).absolute()
-    store = store_of(job, book, settings).absolute()
+def _index(job: Job, job_store: JobStore, settings: Settings) -> Command:
+    asked, folder = job.parameters, job_store.job_folder(job.job_id).absolute()
+    store = store_of(job, job_store, settings).absolute()
     command = ["index", "build" if asked["paths"] else "add", "--store", str(store), "--device", asked["device"]]
     command += ["--progress-file", str(folder / _PROGRESS)]
     if asked["store"] == "new" and not (store / "catalogue.db").exists():
-        command += model_arguments(asked["model"] or "served", book, settings, option="--model")
+        command += model_arguments(asked["model"] or "served", job_store, settings, option="--model")
     for name in ("captions", "workers", "segment_seconds"):
         if asked[name] is not None:
             command += [f"--{name.replace('_', '-')}", str(asked[name])]
@@ -233,8 +233,8 @@ def _index(job: Job, book: JobBook, settings: Settings) -> Command:
     )
 
 
-def _train(job: Job, book: JobBook, settings: Settings) -> Command:
-    folder = book.job_folder(job.job_id).absolute()
+def _train(job: Job, job_store: JobStore, settings: Settings) -> Command:
+    folder = job_store.job_folder(job.job_id).absolute()
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     command = ["train", "--config", str(folder / CONFIG), "--output", str(folder / RUN), "--resume"]
     return Command(
@@ -243,21 +243,21 @@ def _train(job: Job, book: JobBook, settings: Settings) -> Command:
     )
 
 
-def _evaluate(job: Job, book: JobBook, settings: Settings) -> Command:
-    asked, report = job.parameters, book.job_folder(job.job_id).absolute() / REPORT
+def _evaluate(job: Job, job_store: JobStore, settings: Settings) -> Command:
+    asked, report = job.parameters, job_store.job_folder(job.job_id).absolute() / REPORT
     command = ["evaluate", *_measured(asked), "--json", str(report)]
     if asked["candidates"] is not None:
         command += ["--candidates", str(asked["candidates"])]
-    command += model_arguments(asked["model"], book, settings, option="--checkpoint")
+    command += model_arguments(asked["model"], job_store, settings, option="--checkpoint")
     return Command(arguments=command, progress=NoProgress())
 
 
-def _calibrate(job: Job, book: JobBook, settings: Settings) -> Command:
-    asked, folder = job.parameters, book.job_folder(job.job_id).absolute()
+def _calibrate(job: Job, job_store: JobStore, settings: Settings) -> Command:
+    asked, folder = job.parameters, job_store.job_folder(job.job_id).absolute()
     made = folder / "model.safetensors"
     command = ["calibrate", *_measured(asked), "--output", str(made), "--json", str(folder / REPORT)]
     command += ["--mode", asked["mode"]] + (["--only-if-significant"] if asked["only_if_significant"] else [])
-    command += model_arguments(asked["model"], book, settings, option="--model")
+    command += model_arguments(asked["model"], job_store, settings, option="--model")
     return Command(arguments=command, progress=NoProgress(), stale=(made, made.with_suffix(".json")))
 
 

@@ -1,4 +1,4 @@
-"""What the book knows about one job.
+"""What the job store knows about one job.
 
     queued ──► running ──► succeeded | failed | cancelled | lost
        ▲          │                        │

@@ -1,4 +1,4 @@
-"""Runs one claimed job as a process group of its own, and writes into the book what becomes of it.
+"""Runs one claimed job as a process group of its own, and writes into the job store what becomes of it.
 
     started ─┬─ ended by itself ── succeeded, failed, or queued again if the system killed it and attempts are left
              ├─ cancelled, timed out, or the worker is stopping: SIGINT, then SIGTERM, then SIGKILL to the group
@@ -24,7 +24,7 @@ from typing import Literal
 from service.jobs import launch
 from service.jobs.commands import Command, command_of, result_of
 from service.jobs.record import Job
-from service.jobs.store import JobBook
+from service.jobs.store import JobStore
 from service.settings import Settings, environment_of_jobs
 
 logger = logging.getLogger(__name__)
@@ -32,15 +32,15 @@ logger = logging.getLogger(__name__)
 Reason = Literal["cancelled", "timeout", "worker stopped"]
 
 POLL_SECONDS = 0.1
-BOOK_SECONDS = 0.5  # how often the book is asked whether to stop, and told the progress
+STORE_SECONDS = 0.5  # how often the job store is asked whether to stop, and told the progress
 _TAIL_BYTES = 4000
 
 
 class JobRunner:
     """Runs jobs one after the other; ``stop`` set means that the worker wants to end."""
 
-    def __init__(self, book: JobBook, settings: Settings, stop: Event) -> None:
-        self.book = book
+    def __init__(self, job_store: JobStore, settings: Settings, stop: Event) -> None:
+        self.job_store = job_store
         self.settings = settings
         self.stop = stop
 
@@ -48,11 +48,11 @@ class JobRunner:
         """Run a job that this process has claimed, to its end."""
         self._say(job, f"--- attempt {job.attempts}, worker {job.pid} on {job.host}")
         try:
-            command = command_of(job, self.book, self.settings)
+            command = command_of(job, self.job_store, self.settings)
             process, pipe = self._start(job, command)
         except (ValueError, OSError) as error:
             message = f"could not be started: {error}"
-            self._insist(lambda: self.book.fail(job.job_id, message))
+            self._insist(lambda: self.job_store.fail(job.job_id, message))
             return
         try:
             reason = self._watch(job, command, process)
@@ -66,14 +66,14 @@ class JobRunner:
         self._say(job, "--- emcl " + " ".join(command.arguments))
         theirs, ours = os.pipe()
         try:
-            with self.book.log_path(job.job_id).open("ab") as log:
+            with self.job_store.log_path(job.job_id).open("ab") as log:
                 process = subprocess.Popen(
                     [*self._launcher(theirs), *command.program, *command.arguments],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    pass_fds=(theirs, self.book.alive_descriptor(job.job_id)),
+                    pass_fds=(theirs, self.job_store.alive_descriptor(job.job_id)),
                     env=environment_of_jobs(),
                 )
         except BaseException:
@@ -95,7 +95,7 @@ class JobRunner:
         while process.poll() is None:
             reason: Reason | None = None
             if time.monotonic() >= next_look:
-                next_look = time.monotonic() + BOOK_SECONDS
+                next_look = time.monotonic() + STORE_SECONDS
                 reason = "cancelled" if self._look(job, command) else None
             if self.stop.is_set():
                 reason = "worker stopped"
@@ -109,11 +109,11 @@ class JobRunner:
         return None
 
     def _look(self, job: Job, command: Command) -> bool:
-        """Tell the book the progress; returns whether somebody asked for the job to be cancelled."""
+        """Tell the job store the progress; returns whether somebody asked for the job to be cancelled."""
         try:
             if (progress := command.progress.latest()) is not None:
-                self.book.progress(job.job_id, progress.done, progress.total, progress.note)
-            return self.book.get(job.job_id).stopping
+                self.job_store.progress(job.job_id, progress.done, progress.total, progress.note)
+            return self.job_store.get(job.job_id).stopping
         except (sqlite3.Error, OSError) as error:  # a full disk must not end what is running
             logger.warning("job %s: its progress could not be written: %s", job.job_id, error)
             return False
@@ -123,33 +123,33 @@ class JobRunner:
         if code in command.good_exits:  # also if it was asked to stop a moment too late
             self._finish(job, command, code)
         elif reason == "cancelled":
-            self._insist(lambda: self.book.end_cancelled(name))
+            self._insist(lambda: self.job_store.end_cancelled(name))
         elif reason == "worker stopped":
-            self._insist(lambda: self.book.requeue(name))
+            self._insist(lambda: self.job_store.requeue(name))
         elif reason == "timeout":
             limit = job.parameters.get("timeout_seconds") or self.settings.job_timeout_seconds
-            self._insist(lambda: self.book.fail(name, f"stopped after {limit:g} s, the time that it may take"))
+            self._insist(lambda: self.job_store.fail(name, f"stopped after {limit:g} s, the time that it may take"))
         elif code < 0 and job.attempts < self.settings.job_attempts:
             self._say(job, f"--- killed by signal {-code}; it will be tried again")
-            self._insist(lambda: self.book.requeue(name))
+            self._insist(lambda: self.job_store.requeue(name))
         else:
-            self._insist(lambda: self.book.fail(name, _why(code, self.book.log_path(name))))
-        logger.info("job %s (%s) is %s", name, job.kind, self.book.get(name).state)
+            self._insist(lambda: self.job_store.fail(name, _why(code, self.job_store.log_path(name))))
+        logger.info("job %s (%s) is %s", name, job.kind, self.job_store.get(name).state)
 
     def _finish(self, job: Job, command: Command, code: int) -> None:
         self._look(job, command)
         try:
-            result = result_of(job, self.book, self.settings, code)
+            result = result_of(job, self.job_store, self.settings, code)
         except (ValueError, KeyError, OSError) as error:
             message = f"its command ended well, but its result cannot be read: {error}"
-            self._insist(lambda: self.book.fail(job.job_id, message))
+            self._insist(lambda: self.job_store.fail(job.job_id, message))
             return
-        self._insist(lambda: self.book.succeed(job.job_id, result))
+        self._insist(lambda: self.job_store.succeed(job.job_id, result))
 
     def _say(self, job: Job, line: str) -> None:
         logger.info("job %s: %s", job.job_id, line.removeprefix("--- "))
         try:
-            self.book.append_log(job.job_id, line)
+            self.job_store.append_log(job.job_id, line)
         except OSError as error:
             logger.warning("job %s: its log cannot be written: %s", job.job_id, error)
 
@@ -160,7 +160,7 @@ class JobRunner:
             try:
                 write()
             except sqlite3.Error as error:
-                logger.error("the book of jobs cannot be written, trying again in %.0f s: %s", pause, error)
+                logger.error("the job store cannot be written, trying again in %.0f s: %s", pause, error)
                 if self.stop.wait(pause):
                     raise
                 pause = min(30.0, 2 * pause)

@@ -1,7 +1,7 @@
-"""Where jobs are handed in and asked about. What is accepted here is in the book, checked, and will be run.
+"""Submits, cancels and resumes jobs. An accepted job has been checked, is in the job store, and will be run.
 
 Everything that can be known is checked at once: paths lie inside --jobs-inputs, configurations are valid, the jobs
-that are named made what is wanted of them. Without the queue nothing is accepted (503), but everything can be read.
+that are named made what is wanted of them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,8 @@ from service.errors import Conflict, Overloaded, Unprocessable
 from service.jobs.commands import CONFIG, STORE, checkpoint_of
 from service.jobs.embedded import EmbeddedWorker
 from service.jobs.kinds import KINDS, AllowedFolders, CalibrateJob, EvaluateJob, IndexJob, TrainJob
-from service.jobs.queue import JobQueue, QueueUnavailableError, open_queue
 from service.jobs.record import Job
-from service.jobs.store import JobBook
+from service.jobs.store import JobStore
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -30,38 +28,35 @@ RETRY_SECONDS = 5
 _DEEPEST = 50
 
 
-class JobDesk:
+class JobService:
     """Jobs of a running service.
 
-    ``book`` is the truth about them; ``store`` is the one that is served; ``worker`` runs them, ``None`` if others do.
+    ``job_store`` holds them; ``store`` is the index store that is served; ``worker`` runs them, ``None`` if others do.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.book = JobBook(settings.jobs_folder)
+        self.job_store = JobStore(settings.jobs_folder)
         self.store = settings.store
         self._allowed = AllowedFolders(settings.jobs_inputs)
-        self._queue: JobQueue | None = None
         wanted = settings.embedded_worker
         embedded = wanted == "on" or (wanted == "auto" and settings.redis_url is None)
         self.worker = EmbeddedWorker(settings) if embedded else None
 
     def start(self) -> None:
         """Have jobs run that an earlier service accepted and did not finish."""
-        if self.worker is not None and self.book.exists and self.book.unfinished(KINDS):
+        if self.worker is not None and self.job_store.exists and self.job_store.unfinished(KINDS):
             self.worker.ensure()
 
     def close(self) -> None:
         """Stop taking jobs; those that the embedded worker runs are put back into the queue."""
         if self.worker is not None:
             self.worker.close()
-        if self._queue is not None:
-            self._queue.close()
-        self.book.close()
+        self.job_store.close()
 
     def submit(self, asked: IndexJob | TrainJob | EvaluateJob | CalibrateJob, *, key_name: str | None = None) -> Job:
         """Accept a job. Raises ``Unprocessable``, ``NotFound`` or ``Conflict`` for what cannot be done, and
-        ``Overloaded`` if the queue is full or cannot be reached.
+        ``Overloaded`` if too many jobs wait or the job store cannot be written.
         """
         self._check_timeout(asked.timeout_seconds)
         parameters = asked.model_dump(exclude={"kind"})
@@ -74,42 +69,42 @@ class JobDesk:
         else:
             parameters["data"] = str(self._allowed.find(asked.data, field="data"))
             parameters["model"] = self._model(asked.model)
-        queue = self._open_queue()
+        self._check_room()
         try:
-            job = self.book.create(asked.kind, parameters, key_name=key_name, resumable=True, files=files)
+            job = self.job_store.create(asked.kind, parameters, key_name=key_name, resumable=True, files=files)
         except (sqlite3.OperationalError, OSError) as error:
-            logger.exception("a job could not be written into the book")
+            logger.exception("a job could not be written into the job store")
             raise Overloaded(
-                "the book of jobs cannot be written",
+                "the job store cannot be written",
                 expected="a disk with room for --jobs-folder",
                 next_step="try again when the operator has made room; this job was not accepted",
                 retry_after_seconds=RETRY_SECONDS,
             ) from error
-        self._ring(queue, job)
+        self._ensure_worker()
         return job
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job that waits, ask for a running one to be stopped. Raises ``Conflict`` if it has ended."""
-        self.book.find_lost()
-        return self.book.cancel(job_id)
+        self.job_store.find_lost()
+        return self.job_store.cancel(job_id)
 
     def resume(self, job_id: str) -> Job:
-        """Queue a job again. Raises ``Conflict`` if there is nothing to continue, ``Overloaded`` without the queue."""
-        if (kind := self.book.get(job_id).kind) not in KINDS:
+        """Queue a job again. Raises ``Conflict`` if it cannot be continued, ``Overloaded`` if too many wait."""
+        if (kind := self.job_store.get(job_id).kind) not in KINDS:
             raise Conflict(
                 f"a job of kind {kind} keeps nothing that could be continued",
                 expected=f"a job of kind {', '.join(KINDS)}",
                 next_step="send the video again with POST /v1/videos",
             )
-        queue = self._open_queue()
-        self.book.find_lost()
-        job = self.book.resume(job_id)
-        self._ring(queue, job)
+        self._check_room()
+        self.job_store.find_lost()
+        job = self.job_store.resume(job_id)
+        self._ensure_worker()
         return job
 
     def forget(self, job_id: str) -> None:
         """Remove a finished job with all that it made. Raises ``Conflict`` if that is still of use."""
-        users = [job.job_id for job in self.book.referring(job_id)]
+        users = [job.job_id for job in self.job_store.referring(job_id)]
         if self.served_job == job_id:
             users.append("the index that is served")
         if users:
@@ -118,12 +113,12 @@ class JobDesk:
                 expected="a job that nothing else was made from",
                 next_step="delete those jobs first, or serve another index",
             )
-        self.book.forget(job_id)
+        self.job_store.forget(job_id)
 
     @property
     def served_job(self) -> str | None:
         """The index job whose store is served; ``None`` if it is no job's."""
-        store, jobs = self.store.resolve(), self.book.folder.resolve()
+        store, jobs = self.store.resolve(), self.job_store.folder.resolve()
         return store.parent.name if store.name == STORE and store.parent.parent == jobs else None
 
     def _check_timeout(self, seconds: float | None) -> None:
@@ -144,7 +139,7 @@ class JobDesk:
             return
         store = self.served_job if asked.store == "served" else asked.store
         if store is not None:
-            self._require_store(self.book.get(store))
+            self._require_store(self.job_store.get(store))
             parameters["store"] = store
 
     def _require_store(self, job: Job) -> None:
@@ -158,9 +153,9 @@ class JobDesk:
     def _model(self, named: str) -> str:
         """What stays true of a model's name: whatever is served later, the job uses what is served now."""
         if named == "served" and self.served_job is not None:
-            return str(self.book.get(self.served_job).parameters["model"])
+            return str(self.job_store.get(self.served_job).parameters["model"])
         if named not in ("demo", "served"):
-            checkpoint_of(self.book.get(named), self.book)
+            checkpoint_of(self.job_store.get(named), self.job_store)
         return named
 
     def _training_config(self, asked: TrainJob) -> bytes:
@@ -182,36 +177,21 @@ class JobDesk:
         changes: dict[str, Any] = {"model": config.model.model_copy(update={"clip": clip})}
         if asked.start_from is not None:
             named = asked.start_from
-            made = DEMO_CHECKPOINT if named == "demo" else checkpoint_of(self.book.get(named), self.book)
+            made = DEMO_CHECKPOINT if named == "demo" else checkpoint_of(self.job_store.get(named), self.job_store)
             changes["start_from"] = Path(made).absolute()
         return json.dumps(config.model_copy(update=changes).model_dump(mode="json"), indent=2).encode()
 
-    def _open_queue(self) -> JobQueue:
-        """The queue, reachable and with room. Raises ``Overloaded``."""
-        if self.book.exists and self.book.count(state="queued") >= self.settings.max_jobs:
+    def _check_room(self) -> None:
+        """Raise ``Overloaded`` if ``--max-jobs`` jobs are queued."""
+        if self.job_store.exists and self.job_store.count(state="queued") >= self.settings.max_jobs:
             raise Overloaded(
                 f"{self.settings.max_jobs} jobs wait already",
                 expected="fewer waiting jobs",
                 next_step="try again when some have run, or cancel some",
                 retry_after_seconds=RETRY_SECONDS,
             )
-        try:
-            if self._queue is None:
-                self._queue = open_queue(self.book.folder, self.book.name, self.settings.redis_url)
-            self._queue.check()
-        except (QueueUnavailableError, sqlite3.OperationalError, OSError) as error:
-            raise Overloaded(
-                "the queue of jobs cannot be reached",
-                expected="a Redis that answers (EMCL_REDIS_URL)",
-                next_step="try again; jobs that were accepted are kept and run when it is back",
-                retry_after_seconds=RETRY_SECONDS,
-            ) from error
-        return self._queue
 
-    def _ring(self, queue: JobQueue, job: Job) -> None:
-        # If that fails now, it is in the book, from which workers put it into the queue when that is back.
-        with suppress(QueueUnavailableError):
-            queue.put(job.job_id)
+    def _ensure_worker(self) -> None:
         if self.worker is not None:
             self.worker.ensure()
 

@@ -1,4 +1,4 @@
-"""The book of jobs: a SQLite file that is the truth, and a folder for each job with its log and outputs.
+"""The job store: a SQLite file that is the truth, and a folder for each job with its log and outputs.
 
     FOLDER/jobs.db        every job with its state
     FOLDER/<job id>/      log.txt, alive (the lock that proves it runs), and what the job writes
@@ -6,7 +6,7 @@
 Safe for several threads and processes. What ``create`` returned is on the disk. Who starts a job holds its lock
 (``service.jobs.liveness``) until it ends; a running job whose lock is free is lost, whatever the clocks say.
 
-The SQLite file of the book of jobs: its format, how it is opened, and how a row becomes a ``Job``.
+The SQLite file of the job store: its format, how it is opened, and how a row becomes a ``Job``.
 """
 
 from __future__ import annotations
@@ -54,14 +54,12 @@ CREATE TABLE jobs (
     pid INTEGER,
     host TEXT
 );
-CREATE INDEX jobs_by_state ON jobs (state, kind);
-CREATE TABLE book (name TEXT NOT NULL);
-INSERT INTO book VALUES (lower(hex(randomblob(8))))
+CREATE INDEX jobs_by_state ON jobs (state, kind)
 """
 
 
 def open_database(path: Path) -> sqlite3.Connection:
-    """Open the book in ``path``, made if need be. Raises ``ValueError`` if a newer program wrote it."""
+    """Open the job store in ``path``, made if need be. Raises ``ValueError`` if a newer program wrote it."""
     database = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     database.row_factory = sqlite3.Row
     database.execute("PRAGMA journal_mode = WAL")
@@ -107,7 +105,7 @@ def job_of(row: sqlite3.Row) -> Job:
 LOST = "the processes of this job ended without saying how; its worker was probably killed"
 
 
-class JobBook:
+class JobStore:
     """All jobs. Nothing is made on the disk before the first job is."""
 
     def __init__(self, folder: Path) -> None:
@@ -120,12 +118,6 @@ class JobBook:
     def exists(self) -> bool:
         """Whether there ever was a job."""
         return (self.folder / "jobs.db").exists()
-
-    @property
-    def name(self) -> str:
-        """16 hexadecimal digits that no other book has: several may share a Redis. Makes the book if need be."""
-        with self._lock:
-            return str(self._database().execute("SELECT name FROM book").fetchone()[0])
 
     def create(
         self,
@@ -338,7 +330,7 @@ class JobBook:
             file.write(line.rstrip("\n") + "\n")
 
     def close(self) -> None:
-        """Close the book; jobs that this process started and did not end are lost from now on."""
+        """Close the job store; jobs that this process started and did not end are lost from now on."""
         with self._lock:
             for job_id in tuple(self._held):
                 self.let_go(job_id)

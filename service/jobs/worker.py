@@ -1,8 +1,7 @@
-"""``emcl worker``: takes jobs from the queue, runs each as a process of its own, and keeps book and queue in step.
+"""``emcl worker``: polls the job store, runs each queued job as a process of its own, and finds lost jobs.
 
-Every few seconds the book is gone through: running jobs whose processes are gone become ``lost`` (and are queued again
-while ``--job-attempts`` lasts), and queued jobs that the queue does not hold are put in again, so that a queue that
-was emptied or restarted loses nothing. Any number of workers may share a book.
+Claiming a job is one transaction under the job's lock, so that of several workers one gets it. Every few seconds,
+running jobs whose processes are gone become ``lost`` (and are queued again while ``--job-attempts`` lasts).
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from threading import Event, Thread
 
 from service.errors import NotFound
 from service.jobs.kinds import KINDS
-from service.jobs.queue import JobQueue, QueueUnavailableError, open_queue
+from service.jobs.record import Job
 from service.jobs.runner import JobRunner
-from service.jobs.store import JobBook
+from service.jobs.store import JobStore
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -34,94 +33,86 @@ class Worker:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.stop = Event()
-        self.book = JobBook(settings.jobs_folder)
-        self.queue: JobQueue = open_queue(settings.jobs_folder, self.book.name, settings.redis_url)
+        self.job_store = JobStore(settings.jobs_folder)
 
     def run(self) -> None:
         """Work until ``stop`` is set; jobs that run then are stopped and queued again."""
         runners = [Thread(target=self._run_jobs, name=f"job-{n}") for n in range(self.settings.worker_concurrency)]
         for runner in runners:
             runner.start()
-        where = "Redis" if self.settings.redis_url else str(self.settings.jobs_folder)
-        logger.info("worker %d takes %d at once of the jobs in %s", os.getpid(), len(runners), where)
+        logger.info("worker %d runs %d at once of the jobs in %s", os.getpid(), len(runners), self.settings.jobs_folder)
         outage = _Outage()
         while not self.stop.is_set():
             try:
                 self.reconcile()
                 outage.over()
-            except (QueueUnavailableError, sqlite3.Error) as error:
+            except sqlite3.Error as error:
                 outage.report(error)
             self.stop.wait(RECONCILE_SECONDS)
         for runner in runners:
             runner.join()
-        self.queue.close()
-        self.book.close()
+        self.job_store.close()
 
     def reconcile(self) -> None:
-        """Find lost jobs, queue those again that have attempts left, and put into the queue what it lost."""
-        for job in self.book.find_lost():
+        """Find lost jobs, and queue those again that have attempts left."""
+        for job in self.job_store.find_lost():
             logger.warning("job %s (%s) is lost: its processes are gone", job.job_id, job.kind)
-        for job in self.book.list(state="lost", limit=1000):
+        for job in self.job_store.list(state="lost", limit=1000):
             if job.kind in KINDS and job.attempts < self.settings.job_attempts:
                 logger.warning("job %s is tried again, attempt %d", job.job_id, job.attempts + 1)
-                self.book.resume(job.job_id)
-        missing = self.queue.put_missing(job.job_id for job in self.book.queued(KINDS))
-        if missing:
-            logger.info("put %d jobs of the book into the queue", missing)
+                self.job_store.resume(job.job_id)
+
+    def run_next(self) -> bool:
+        """Run the oldest queued job that this worker can claim; returns whether there was one."""
+        for queued in self.job_store.queued(KINDS):
+            try:
+                job = self.job_store.claim(queued.job_id, pid=os.getpid(), host=socket.gethostname())
+            except NotFound:  # forgotten in the meantime
+                continue
+            if job is not None:
+                self._run(job)
+                return True
+        return False
 
     def _run_jobs(self) -> None:
         outage = _Outage()
         while not self.stop.is_set():
             try:
-                job_id = self.queue.take()
-            except QueueUnavailableError as error:
+                has_run = self.run_next()
+            except (sqlite3.Error, OSError) as error:  # the job is still queued in the job store
                 self.stop.wait(outage.report(error))
                 continue
             outage.over()
-            if job_id is not None:
-                try:
-                    self._run_one(job_id)
-                except (sqlite3.Error, OSError) as error:  # the job is still queued in the book
-                    self.stop.wait(outage.report(error))
-            elif not self.queue.waits:
+            if not has_run:
                 self.stop.wait(POLL_SECONDS)
 
-    def _run_one(self, job_id: str) -> None:
-        """Run a job if it is ours to run: it may have been cancelled or forgotten, or have come twice."""
+    def _run(self, job: Job) -> None:
         try:
-            if self.book.get(job_id).kind not in KINDS:
-                return
-            job = self.book.claim(job_id, pid=os.getpid(), host=socket.gethostname())
-        except NotFound:
-            return
-        if job is None:
-            return
-        try:
-            JobRunner(self.book, self.settings, self.stop).run(job)
+            JobRunner(self.job_store, self.settings, self.stop).run(job)
         except Exception:
             # One job must not end the worker. Without its lock the job is found lost, and can be resumed.
-            logger.exception("job %s: the worker failed", job_id)
+            logger.exception("job %s: the worker failed", job.job_id)
         finally:
-            self.book.let_go(job_id)
+            self.job_store.let_go(job.job_id)
 
 
 class _Outage:
-    """Tells of an outage once, not every time that it is met."""
+    """Logs an outage once, not on every attempt."""
 
     def __init__(self) -> None:
         self._pause = 0.0
 
     def report(self, error: Exception) -> float:
-        """Returns how long to wait before the next try."""
+        """Log the first error; returns the seconds to wait before the next attempt."""
         if not self._pause:
-            logger.warning("the queue of jobs cannot be used; trying again until it is back: %s", error)
+            logger.warning("the job store cannot be used; trying again until it can: %s", error)
         self._pause = min(LONGEST_PAUSE_SECONDS, 2 * self._pause or 0.5)
         return self._pause
 
     def over(self) -> None:
-        """It works again, or still."""
+        """Log the end of an outage, if there was one."""
         if self._pause:
-            logger.info("the queue of jobs works again")
+            logger.info("the job store works again")
         self._pause = 0.0
 
 

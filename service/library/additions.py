@@ -1,13 +1,13 @@
 """Videos that come over HTTP, from their acknowledgement until they are served. Knows no web framework.
 
-    accept ──► on the disk, acknowledged ──► decoded behind the fence ──► encoded ──► committed ──► served
+    accept ──► on the disk, acknowledged ──► decoded in the sandbox ──► encoded ──► committed ──► served
 
 Accepted videos are worked on one after the other in a thread of their own; the one writer thread commits them
 (``service.library.writer``). Here is what waits and what becomes of it; ``service.library.additions`` does the work
 on one video. What was accepted when a service ended is finished by the next one. Each video has a job of kind
-``add-video`` in the book.
+``add-video`` in the job store.
 
-The work of adding one accepted video: decoded behind the fence, encoded in its turns, committed with its texts.
+The work of adding one accepted video: decoded in the sandbox, encoded in its turns, committed with its texts.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from numpy.typing import NDArray
 
 from service import errors
 from service.errors import Conflict, NotFound, Overloaded, ServiceError, Unprocessable
-from service.library.upload_store import Accepted, Intake, Received
+from service.library.upload_store import Accepted, Received, UploadStore
 from service.library.writer import LibraryWriter
-from service.media.encode_upload import PatientEncoder, encode_video
-from service.media.sandbox import Fence, Leash
+from service.media.encode_upload import QueuedEncoder, encode_video
+from service.media.sandbox import KillSwitch, Sandbox
 
 if TYPE_CHECKING:
     from indexer.store.writer import EncodedVideo, StoreWriter
-    from service.jobs.store import JobBook
+    from service.jobs.store import JobStore
     from service.search.engine import Engine
 
 logger = logging.getLogger(__name__)
@@ -54,9 +54,9 @@ class AdditionCancelled(Exception):  # noqa: N818 - nothing went wrong
 class AdditionWork:
     """Adds videos to the store that ``engine`` serves and ``writer`` writes, one at a time.
 
-    ``compute`` runs a call of the encoder when its turn among the searches comes; ``book`` is told how far a video is;
-    ``is_wanted`` says whether a video, by its id, was not deleted in the meantime. What waits ends when ``stopping`` is
-    set, and the process that decodes when ``leash`` is pulled.
+    ``compute`` runs a call of the encoder when its turn among the searches comes; ``job_store`` gets the progress;
+    ``is_wanted`` says whether a video, by its id, was not deleted in the meantime. Waiting ends when ``stopping`` is
+    set, decoding when ``kill_switch`` is activated.
     """
 
     def __init__(
@@ -64,21 +64,21 @@ class AdditionWork:
         engine: Engine,
         writer: LibraryWriter,
         *,
-        fence: Fence,
-        book: JobBook,
+        sandbox: Sandbox,
+        job_store: JobStore,
         compute: Callable[[Callable[[], object]], object],
         is_wanted: Callable[[str], bool],
         stopping: threading.Event,
-        leash: Leash,
+        kill_switch: KillSwitch,
     ) -> None:
         self._engine = engine
         self._writer = writer
-        self._fence = fence
-        self._book = book
+        self._sandbox = sandbox
+        self._job_store = job_store
         self._compute = compute
         self._is_wanted = is_wanted
         self._stopping = stopping
-        self._leash = leash
+        self._kill_switch = kill_switch
 
     def add(self, accepted: Accepted) -> None:
         """Add a video whose job runs; when this returns, it is committed and served.
@@ -90,13 +90,13 @@ class AdditionWork:
             manifest = generation.reader.manifest
 
         def progress(done: int, total: int) -> None:
-            self._book.progress(accepted.job_id, done, total, "segments decoded and encoded")
-            if self._book.get(accepted.job_id).stopping or not self._is_wanted(accepted.video_id):
+            self._job_store.progress(accepted.job_id, done, total, "segments decoded and encoded")
+            if self._job_store.get(accepted.job_id).stopping or not self._is_wanted(accepted.video_id):
                 raise AdditionCancelled
 
         with Path(accepted.path).open("rb") as file:
-            encoder = PatientEncoder(self._engine.encoder, self._when_its_turn)
-            video = encode_video(accepted.video_id, file, manifest, self._fence, encoder, progress, self._leash)
+            encoder = QueuedEncoder(self._engine.encoder, self._when_its_turn)
+            video = encode_video(accepted.video_id, file, manifest, self._sandbox, encoder, progress, self._kill_switch)
         texts_ND = encoder.encode_texts(accepted.captions)
         self._commit(accepted, lambda writer: self._store(writer, accepted, video, texts_ND))
 
@@ -115,8 +115,8 @@ class AdditionWork:
             try:
                 return self._writer.run(work).result()
             except Overloaded as error:
-                self._book.progress(accepted.job_id, 1, 1, f"waiting: {error.detail}")
-                if self._book.get(accepted.job_id).stopping:
+                self._job_store.progress(accepted.job_id, 1, 1, f"waiting: {error.detail}")
+                if self._job_store.get(accepted.job_id).stopping:
                     raise AdditionCancelled from None
                 if self._stopping.wait(WAIT_SECONDS):
                     raise
@@ -171,8 +171,8 @@ class Addition:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wishes:
-    """What is to be known of a video besides its bytes."""
+class VideoDetails:
+    """What a client sends with a video's bytes."""
 
     title: str | None = None
     tags: tuple[str, ...] = ()
@@ -182,8 +182,8 @@ class Wishes:
 class Additions:
     """Takes videos in for the store in ``path``, which ``engine`` serves. Safe from several threads.
 
-    ``compute`` runs a call of the encoder when its turn among the searches comes; ``book`` is where jobs are written
-    down; at most ``max_pending`` videos wait. ``added`` and ``failed`` count videos.
+    ``compute`` runs a call of the encoder when its turn among the searches comes; each video has a job in
+    ``job_store``; at most ``max_pending`` videos wait. ``added`` and ``failed`` count videos.
     """
 
     def __init__(
@@ -192,17 +192,17 @@ class Additions:
         engine: Engine,
         writer: LibraryWriter,
         *,
-        fence: Fence,
-        book: JobBook,
+        sandbox: Sandbox,
+        job_store: JobStore,
         compute: Callable[[Callable[[], object]], object],
         max_pending: int,
     ) -> None:
-        self.intake = Intake(path)
+        self.upload_store = UploadStore(path)
         self.added = 0
         self.failed = 0
         self._writer = writer
         self._engine = engine
-        self._book = book
+        self._job_store = job_store
         self._max_pending = max_pending
         self._lock = threading.Lock()
         self._pending: dict[str, Accepted] = {}  # in the order in which they were accepted
@@ -210,16 +210,16 @@ class Additions:
         self._worker: threading.Thread | None = None
         self._starter: threading.Thread | None = None
         self._stopping = threading.Event()
-        self._leash = Leash()
+        self._kill_switch = KillSwitch()
         self._adding = AdditionWork(
             engine,
             writer,
-            fence=fence,
-            book=book,
+            sandbox=sandbox,
+            job_store=job_store,
             compute=compute,
             is_wanted=lambda video_id: video_id in self._pending,
             stopping=self._stopping,
-            leash=self._leash,
+            kill_switch=self._kill_switch,
         )
 
     @property
@@ -229,14 +229,14 @@ class Additions:
 
     def start(self) -> None:
         """Go on with what an earlier service accepted, as soon as this one is the one that may."""
-        if self.intake.exists:
+        if self.upload_store.exists:
             self._starter = threading.Thread(target=self._begin_when_free, name="library start", daemon=True)
             self._starter.start()
 
     def stop(self) -> None:
         """Stop: what was accepted and is not done is left for the next service."""
         self._stopping.set()
-        self._leash.pull()
+        self._kill_switch.activate()
         with self._arrived:
             self._arrived.notify_all()
         if self._starter is not None:
@@ -246,9 +246,9 @@ class Additions:
         """Wait for the end of what ``stop`` ended; after the writer was closed, which may still owe a result."""
         if self._worker is not None:
             self._worker.join()
-        self.intake.close()
+        self.upload_store.close()
 
-    def accept(self, upload: IO[bytes], wishes: Wishes, *, key_name: str | None = None) -> Addition:
+    def accept(self, upload: IO[bytes], details: VideoDetails, *, key_name: str | None = None) -> Addition:
         """Take in an upload; when this returns, it is on the disk and will be indexed, or is indexed already.
 
         The same bytes are taken in once, whatever is wished with them the second time. Raises ``Overloaded`` if
@@ -262,11 +262,11 @@ class Additions:
                 next_step="try again after the seconds in Retry-After, or raise --max-jobs",
                 retry_after_seconds=10,
             )
-        received = self.intake.receive(upload)
+        received = self.upload_store.receive(upload)
         try:
             with self._lock:
                 known = self._known(received)
-                return known or self._accept(received, wishes, key_name)
+                return known or self._accept(received, details, key_name)
         finally:
             received.path.unlink(missing_ok=True)  # where it was not moved to its place
 
@@ -280,20 +280,20 @@ class Additions:
             return None
         return Addition(video_id=received.video_id, new=False, job_id=None)
 
-    def _accept(self, received: Received, wishes: Wishes, key_name: str | None) -> Addition:
+    def _accept(self, received: Received, details: VideoDetails, key_name: str | None) -> Addition:
         video_id = received.video_id
-        parameters = {"video_id": video_id, "size_bytes": received.size_bytes, "title": wishes.title}
-        job = self._book.create(KIND, parameters, key_name=key_name, resumable=True)
+        parameters = {"video_id": video_id, "size_bytes": received.size_bytes, "title": details.title}
+        job = self._job_store.create(KIND, parameters, key_name=key_name, resumable=True)
         accepted = Accepted(
             video_id=video_id,
-            path=str(self.intake.place_of(received)),
+            path=str(self.upload_store.place_of(received)),
             size_bytes=received.size_bytes,
             job_id=job.job_id,
-            title=wishes.title,
-            tags=wishes.tags,
-            captions=wishes.captions,
+            title=details.title,
+            tags=details.tags,
+            captions=details.captions,
         )
-        self.intake.accept(received, accepted)
+        self.upload_store.accept(received, accepted)
         self._pending[video_id] = accepted
         self._arrived.notify_all()
         return Addition(video_id=video_id, new=True, job_id=job.job_id)
@@ -307,7 +307,7 @@ class Additions:
         with self._lock:
             dropped = self._pending.pop(video_id, None)
         if dropped is not None:
-            self.intake.done(video_id)
+            self.upload_store.done(video_id)
             self._book_cancel(dropped.job_id)
         return dropped
 
@@ -331,11 +331,11 @@ class Additions:
                 return
             if self._stopping.is_set():
                 raise Overloaded("the service is shutting down", expected="a running one", next_step="try again later")
-            self.intake.own()
-            for accepted in self.intake.pending():
+            self.upload_store.own()
+            for accepted in self.upload_store.pending():
                 self._pending[accepted.video_id] = accepted
             self._end_jobs_of_nothing()
-            leftovers = self.intake.leftovers()
+            leftovers = self.upload_store.leftovers()
             self._worker = threading.Thread(target=self._work, args=(leftovers,), name="library", daemon=True)
             self._worker.start()
 
@@ -349,9 +349,9 @@ class Additions:
 
     def _end_jobs_of_nothing(self) -> None:
         """Jobs that were written down before their video was accepted, by a service that was killed in between."""
-        self._book.find_lost()
+        self._job_store.find_lost()
         wanted = {accepted.job_id for accepted in self._pending.values()}
-        for job in self._book.queued([KIND]):
+        for job in self._job_store.queued([KIND]):
             if job.job_id not in wanted:
                 self._book_cancel(job.job_id)
 
@@ -375,7 +375,7 @@ class Additions:
                 self._add(accepted)
         except Exception as error:
             if self._stopping.is_set():
-                self._book.requeue(accepted.job_id)
+                self._job_store.requeue(accepted.job_id)
                 return
             if errors.is_full(error):
                 logger.warning("video %s waits for space on a disk: %s", accepted.video_id[:12], error)
@@ -391,7 +391,7 @@ class Additions:
         """Put its job back, as soon as that can be written down: it stays the next one to work on."""
         while not self._stopping.wait(WAIT_SECONDS):
             try:
-                self._book.requeue(accepted.job_id)
+                self._job_store.requeue(accepted.job_id)
                 return
             except (OSError, sqlite3.Error) as error:
                 if not errors.is_full(error):
@@ -399,13 +399,13 @@ class Additions:
 
     def _start_job(self, accepted: Accepted) -> bool:
         """Start its job; False if that was cancelled, and the video with it, or had been done already."""
-        job = self._book.get(accepted.job_id)
+        job = self._job_store.get(accepted.job_id)
         if job.state == "succeeded":  # and the service was killed right then
             self._forget(accepted)
             return False
         if job.state in ("lost", "failed"):
-            self._book.resume(job.job_id)
-        if self._book.claim(job.job_id, pid=os.getpid(), host=socket.gethostname()) is None:
+            self._job_store.resume(job.job_id)
+        if self._job_store.claim(job.job_id, pid=os.getpid(), host=socket.gethostname()) is None:
             self._drop(accepted)
             return False
         return True
@@ -418,33 +418,33 @@ class Additions:
             return
         with self._lock:
             self._pending.pop(accepted.video_id, None)
-        self._book.succeed(accepted.job_id, {"video_id": accepted.video_id})
-        self.intake.done(accepted.video_id)  # last: a service killed before this does the rest again
+        self._job_store.succeed(accepted.job_id, {"video_id": accepted.video_id})
+        self.upload_store.done(accepted.video_id)  # last: a service killed before this does the rest again
         self.added += 1
 
     def _fail(self, accepted: Accepted, error: Exception) -> None:
         self._forget(accepted)
-        self.intake.remove([accepted.path])
+        self.upload_store.remove([accepted.path])
         self.failed += 1
         reason = error.detail if isinstance(error, ServiceError) else "the service failed; its log says more"
         try:
-            self._book.fail(accepted.job_id, reason)
-        except ServiceError as trouble:  # its book was lost
+            self._job_store.fail(accepted.job_id, reason)
+        except ServiceError as trouble:  # the job store was lost
             logger.warning("job %s cannot be ended: %s", accepted.job_id, trouble)
 
     def _drop(self, accepted: Accepted) -> None:
         self._forget(accepted)
-        self.intake.remove([accepted.path])
-        if self._book.get(accepted.job_id).state == "running":
-            self._book.end_cancelled(accepted.job_id)
+        self.upload_store.remove([accepted.path])
+        if self._job_store.get(accepted.job_id).state == "running":
+            self._job_store.end_cancelled(accepted.job_id)
 
     def _forget(self, accepted: Accepted) -> None:
-        self.intake.done(accepted.video_id)
+        self.upload_store.done(accepted.video_id)
         with self._lock:
             self._pending.pop(accepted.video_id, None)
 
     def _book_cancel(self, job_id: str) -> None:
         try:
-            self._book.cancel(job_id)
+            self._job_store.cancel(job_id)
         except (Conflict, NotFound) as error:
             logger.debug("job %s had ended: %s", job_id, error)

@@ -11,20 +11,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import Conflict, NotFound, Overloaded
-from service.library.additions import Addition, Additions, Wishes, add_captions
-from service.library.upload_store import Accepted
+from service.library.additions import Additions, add_captions
 from service.library.writer import LibraryWriter
-from service.media.sandbox import Fence
+from service.media.sandbox import Sandbox
 
 if TYPE_CHECKING:
     from indexer.store.writer import StoreWriter
-    from service.jobs.store import JobBook
+    from service.jobs.store import JobStore
     from service.search.engine import Engine
 
 Floats = NDArray[np.float32]
@@ -38,35 +37,16 @@ class Library:
         path: Path,
         engine: Engine,
         *,
-        fence: Fence,
-        book: JobBook,
+        sandbox: Sandbox,
+        job_store: JobStore,
         compute: Callable[[Callable[[], object]], object],
         overlay_rows: int,
         max_pending: int,
     ) -> None:
         self.writer = LibraryWriter(path, engine.live, engine.encoder, overlay_rows=overlay_rows)
         self.additions = Additions(
-            path, engine, self.writer, fence=fence, book=book, compute=compute, max_pending=max_pending
+            path, engine, self.writer, sandbox=sandbox, job_store=job_store, compute=compute, max_pending=max_pending
         )
-
-    @property
-    def queue_depth(self) -> int:
-        """Accepted videos that are not searchable yet."""
-        return self.additions.waiting
-
-    @property
-    def added(self) -> int:
-        """Videos that were added."""
-        return self.additions.added
-
-    @property
-    def failed(self) -> int:
-        """Videos that were accepted and could not be added."""
-        return self.additions.failed
-
-    def start(self) -> None:
-        """Go on with what an earlier service accepted."""
-        self.additions.start()
 
     def close(self) -> None:
         """Stop: what was accepted and is not done is left for the next service."""
@@ -74,26 +54,20 @@ class Library:
         self.writer.close()
         self.additions.close()
 
-    def accept(self, upload: IO[bytes], wishes: Wishes, *, key_name: str | None = None) -> Addition:
-        """Take in an upload; see ``Additions.accept``."""
-        return self.additions.accept(upload, wishes, key_name=key_name)
-
-    def pending(self, video_id: str) -> Accepted | None:
-        """A video that was accepted and is not searchable yet."""
-        return self.additions.pending(video_id)
-
     def remove_video(self, video_id: str) -> Future[None]:
         """Forget a video with its captions, and its bytes if they came over HTTP. ``NotFound`` if there is none."""
         dropped = self.additions.drop(video_id)
-        intake = self.additions.intake
+        upload_store = self.additions.upload_store
 
         def remove(writer: StoreWriter) -> None:
             paths = writer.catalogue.paths(video_id)
             known = writer.catalogue.state(video_id) is not None
             if known:
                 writer.remove_videos([video_id])
-            if intake.exists and self.pending(video_id) is None:  # else the same bytes were accepted again
-                intake.remove([*paths, *([dropped.path] if dropped is not None else [])])
+            if (
+                upload_store.exists and self.additions.pending(video_id) is None
+            ):  # else the same bytes were accepted again
+                upload_store.remove([*paths, *([dropped.path] if dropped is not None else [])])
             if not known and dropped is None:
                 raise _no_video(video_id)
 
@@ -106,8 +80,8 @@ class Library:
             # Where another process writes, this video cannot have been committed: its bytes are all there is of it.
             error = removed.exception()
             if isinstance(error, Overloaded):
-                if self.pending(video_id) is None:
-                    intake.remove([dropped.path])
+                if self.additions.pending(video_id) is None:
+                    upload_store.remove([dropped.path])
                 error = None
             if error is None:
                 done.set_result(None)
@@ -122,7 +96,7 @@ class Library:
 
         def edit(writer: StoreWriter) -> None:
             if writer.catalogue.state(video_id) is None:
-                if (accepted := self.pending(video_id)) is not None:
+                if (accepted := self.additions.pending(video_id)) is not None:
                     raise Conflict(
                         f"video {video_id} is still being added",
                         expected="an indexed video",

@@ -60,7 +60,7 @@ class Received:
     size_bytes: int
 
 
-class Intake:
+class UploadStore:
     """The folder of one store. Nothing is made on the disk before ``own``."""
 
     def __init__(self, store: Path) -> None:

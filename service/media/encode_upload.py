@@ -1,8 +1,8 @@
-"""From a stranger's file to a video that the store takes: decoded behind the fence, encoded between searches.
+"""From a stranger's file to a video that the store takes: decoded in the sandbox, encoded between searches.
 
 Legend: B windows of a batch, F frames, S image size, D channels.
 
-Decoding a video that is to be indexed: cut into the same windows as by ``emcl index``, but behind the fence.
+Decoding a video that is to be indexed: cut into the same windows as by ``emcl index``, but in the sandbox.
 
 In: an open file with a stranger's bytes. Out: its windows a few at a time, as frames ready for the image tower. Each
 few are decoded in a process of their own (``service.media.sandbox``), so that neither memory nor the limits of
@@ -22,14 +22,13 @@ from typing import IO, TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.build.decode import windows_of
+from indexer.build.decode import DecodeSettings, windows_of
 from indexer.build.encode import padded
 from indexer.store.writer import EncodedSegment, EncodedVideo
-from service.media.sandbox import Fence, Leash
+from service.media.sandbox import KillSwitch, Sandbox
 
 if TYPE_CHECKING:
     from indexer.store.config import Manifest
-    from model.config import SamplingConfig
     from model.encoder import Encoder
 
 WINDOWS_AT_ONCE = 8
@@ -58,32 +57,27 @@ class WindowBatch:
     windows: list[Window]
 
 
-@dataclass(frozen=True, kw_only=True)
-class WindowPlan:
-    """How a store cuts and samples its videos; ``image_size`` is the side of the square frames."""
-
-    sampling: SamplingConfig
-    segment_seconds: float
-    image_size: int
-
-
-def decode_windows(fence: Fence, file: IO[bytes], plan: WindowPlan, leash: Leash) -> Iterator[WindowBatch]:
-    """All windows of the video in ``file``, in order. Raises as ``Fence.decode`` does, at the first window at most."""
+def decode_windows(
+    sandbox: Sandbox, file: IO[bytes], plan: DecodeSettings, kill_switch: KillSwitch
+) -> Iterator[WindowBatch]:
+    """All windows of the video in ``file``, in order. Raises as ``Sandbox.decode`` does, at the first window only."""
     first, total = 0, 1
     while first < total:
         file.seek(0)
-        batch = _decode(fence, file, plan, first, leash)
+        batch = _decode(sandbox, file, plan, first, kill_switch)
         yield batch
         first, total = first + WINDOWS_AT_ONCE, batch.total
 
 
-def _decode(fence: Fence, file: IO[bytes], plan: WindowPlan, first: int, leash: Leash) -> WindowBatch:
+def _decode(
+    sandbox: Sandbox, file: IO[bytes], plan: DecodeSettings, first: int, kill_switch: KillSwitch
+) -> WindowBatch:
     asked = {"segment_seconds": plan.segment_seconds, "first": first, "count": WINDOWS_AT_ONCE}
-    job = {**fence.job(plan.sampling, plan.image_size), "windows": asked}
-    head, _, rest = fence.answer(job, file, leash, arrays=WINDOWS_AT_ONCE).partition(b"\n")
+    job = {**sandbox.job(plan.sampling, plan.image_size), "windows": asked}
+    head, _, rest = sandbox.answer(job, file, kill_switch, arrays=WINDOWS_AT_ONCE).partition(b"\n")
     header = json.loads(head)
     if "error" in header:
-        raise fence.refusal(header["error"], header["message"])
+        raise sandbox.refusal(header["error"], header["message"])
     arrays = io.BytesIO(rest)
     windows = [_window(facts, arrays, plan) for facts in header["segments"]]
     size = (int(header["width"]), int(header["height"]))
@@ -96,7 +90,7 @@ def _decode(fence: Fence, file: IO[bytes], plan: WindowPlan, first: int, leash: 
     )
 
 
-def _window(facts: dict[str, object], arrays: IO[bytes], plan: WindowPlan) -> Window:
+def _window(facts: dict[str, object], arrays: IO[bytes], plan: DecodeSettings) -> Window:
     number = int(str(facts["number"]))
     if "reason" in facts:
         return Window(number=number, reason=str(facts["reason"]))
@@ -123,7 +117,7 @@ T = TypeVar("T")
 Floats = NDArray[np.float32]
 
 
-class PatientEncoder:
+class QueuedEncoder:
     """An encoder each of whose calls waits for its turn; ``when_its_turn`` runs it there."""
 
     def __init__(self, encoder: Encoder, when_its_turn: Callable[[Callable[[], Floats]], Floats]) -> None:
@@ -151,24 +145,24 @@ def encode_video(
     video_id: str,
     file: IO[bytes],
     manifest: Manifest,
-    fence: Fence,
-    encoder: PatientEncoder,
+    sandbox: Sandbox,
+    encoder: QueuedEncoder,
     progress: Callable[[int, int], None],
-    leash: Leash,
+    kill_switch: KillSwitch,
 ) -> EncodedVideo:
     """Decode and encode all windows of a video, as ``emcl index`` does with a file.
 
     ``progress`` is told how many windows are done, of how many; what it raises ends the work. Raises as
-    ``Fence.decode`` does for a file that cannot be used.
+    ``Sandbox.decode`` does for a file that cannot be used.
     """
-    plan = WindowPlan(
+    plan = DecodeSettings(
         sampling=manifest.sampling, segment_seconds=manifest.segment_seconds, image_size=encoder.image_size
     )
     segments: list[EncodedSegment] = []
     notes: list[str] = []
     skipped = done = 0
     progress(0, 0)
-    for batch in decode_windows(fence, file, plan, leash):
+    for batch in decode_windows(sandbox, file, plan, kill_switch):
         edges = windows_of(batch.duration_seconds, manifest.segment_seconds)
         good = [window for window in batch.windows if window.frames_FSSC is not None]
         if good:
@@ -195,7 +189,7 @@ def encode_video(
 
 
 def _encode(
-    windows: Sequence[Window], edges: Sequence[tuple[float, float]], encoder: PatientEncoder
+    windows: Sequence[Window], edges: Sequence[tuple[float, float]], encoder: QueuedEncoder
 ) -> list[EncodedSegment]:
     frames_BFSSC, mask_BF = padded([window.frames_FSSC for window in windows if window.frames_FSSC is not None])
     features_BFD = encoder.encode_videos(frames_BFSSC, mask_BF)

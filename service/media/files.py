@@ -20,7 +20,7 @@ from service.search.cache import LRUCache
 
 if TYPE_CHECKING:
     from indexer.store.records import Video
-    from service.media.sandbox import Fence
+    from service.media.sandbox import Sandbox
 
 _SNIFF_BYTES = 64
 _BY_SUFFIX = {
@@ -103,13 +103,13 @@ class Moment:
 class Thumbnails:
     """Makes JPEG pictures of moments, one at a time in a thread of its own, and keeps the last ones.
 
-    Files in the folder ``uploads`` came over HTTP: they are decoded behind the ``fence``, now as when they were added.
+    Files in the folder ``uploads`` came over HTTP: they are decoded in the ``sandbox``, as when they were added.
     Start it inside a running event loop, and close it before the loop ends.
     """
 
-    def __init__(self, *, width: int, cache_bytes: int, max_queue: int, fence: Fence, uploads: Path) -> None:
+    def __init__(self, *, width: int, cache_bytes: int, max_queue: int, sandbox: Sandbox, uploads: Path) -> None:
         self._width = width
-        self._fence = fence
+        self._sandbox = sandbox
         self._uploads = uploads.resolve()
         self.cache: LRUCache[tuple[str, int], bytes] = LRUCache(cache_bytes, weigh=len)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="thumbnails")
@@ -146,7 +146,7 @@ class Thumbnails:
             if moment.path.parent.resolve() != self._uploads:
                 return picture_of(moment.path, seconds, self._width)
             with moment.path.open("rb") as file:
-                return self._fence.picture(file, at_seconds=seconds, width=self._width)
+                return self._sandbox.picture(file, at_seconds=seconds, width=self._width)
         except (VideoError, ServiceError) as error:
             raise Unprocessable(
                 f"no picture can be made at {seconds:g} s: {error}",

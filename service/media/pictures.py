@@ -1,4 +1,4 @@
-"""A moment of a video as a JPEG. Torch-free, so that the fenced process of strangers' videos can make one too."""
+"""A moment of a video as a JPEG. Torch-free, so that the sandboxed process of strangers' videos can make one too."""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from model.video.container import open_video
 from model.video.pyav import Decoder, display_matrix, make_upright
 from model.video.sampling import DecodeLimits, OverLimit
+from service.media.process_limits import limit_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from model.video.container import OpenVideo
 
-_MAX_OPEN_FILES = 64
 _TICK = Fraction(1, 90_000)
 _OPTIONS = {"preset": "veryfast", "crf": "26", "threads": "1"}
 _KEY_EVERY = 48  # frames: a browser that seeks decodes at most so many
@@ -45,7 +44,7 @@ def main() -> int:
     silence = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(silence, number)
-    _fence_in(job)
+    limit_process(cpu_seconds=job["cpu_seconds"], memory_bytes=job["memory_bytes"], file_bytes=job["max_bytes"])
     try:
         with target:
             write_preview(Path(f"/proc/self/fd/{source}"), target, job["side"], _limits(job))
@@ -54,19 +53,6 @@ def main() -> int:
         complaint.flush()
         return 1
     return 0
-
-
-def _fence_in(job: dict[str, Any]) -> None:
-    os.chdir("/")
-    os.umask(0o777)
-    resource.setrlimit(resource.RLIMIT_CPU, (job["cpu_seconds"], job["cpu_seconds"] + 1))
-    for what, limit in (
-        (resource.RLIMIT_AS, job["memory_bytes"]),
-        (resource.RLIMIT_FSIZE, job["max_bytes"]),
-        (resource.RLIMIT_NOFILE, _MAX_OPEN_FILES),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        resource.setrlimit(what, (limit, limit))
 
 
 def _limits(job: dict[str, Any]) -> DecodeLimits:

@@ -38,7 +38,7 @@ _OTHER_FILE = "upload another file"
 
 
 @dataclass(frozen=True, kw_only=True)
-class FenceLimits:
+class SandboxLimits:
     """What the decoding of one upload may use, and how large a video may be.
 
     ``memory_bytes`` of address space come on top of the upload itself, which is read into memory.
@@ -52,7 +52,7 @@ class FenceLimits:
     max_pixels: int
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> FenceLimits:
+    def from_settings(cls, settings: Settings) -> SandboxLimits:
         """The limits in the settings."""
         return cls(
             wall_seconds=settings.decode_wall_seconds,
@@ -80,53 +80,53 @@ class UploadedFrames:
             raise ValueError(f"timestamps must be float64 ({len(frames)},), got {times.dtype} {times.shape}")
 
 
-class Leash:
-    """Ends a decoding whose client is gone: kills its process, now or as soon as there is one."""
+class KillSwitch:
+    """Ends a decoding that is no longer wanted: kills its process, now or as soon as there is one."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._pulled = False
+        self._activated = False
 
-    def hold(self, process: subprocess.Popen[bytes]) -> None:
-        """Name the process; it dies at once if nobody waits for it any more."""
+    def attach(self, process: subprocess.Popen[bytes]) -> None:
+        """Name the process to kill; it is killed at once if the switch was activated before."""
         with self._lock:
             self._process = process
-            if self._pulled:
+            if self._activated:
                 process.kill()
 
-    def pull(self) -> None:
-        """Nobody waits for the result any more."""
+    def activate(self) -> None:
+        """Kill the process; has no effect on one that has ended."""
         with self._lock:
-            self._pulled = True
+            self._activated = True
             if self._process is not None:
-                self._process.kill()  # nothing if it has ended
+                self._process.kill()
 
 
-class Fence:
+class Sandbox:
     """Decodes uploads under the given limits; may be used from several threads.
 
     ``outcomes`` counts uploads by what became of them, under a fixed set of names.
     """
 
-    def __init__(self, limits: FenceLimits) -> None:
+    def __init__(self, limits: SandboxLimits) -> None:
         self.limits = limits
         self.outcomes: Counter[str] = Counter(dict.fromkeys(OUTCOMES, 0))
         self._lock = threading.Lock()
 
     def decode(
-        self, file: IO[bytes], *, sampling: SamplingConfig, image_size: int, leash: Leash | None = None
+        self, file: IO[bytes], *, sampling: SamplingConfig, image_size: int, kill_switch: KillSwitch | None = None
     ) -> UploadedFrames:
         """Decode the sampled frames of ``file``, cut to ``image_size``. It must be a real file, standing at its start.
 
-        Whoever holds the ``leash`` can end it from another thread; it then raises ``Unprocessable``.
+        Whoever holds the ``kill_switch`` can end it from another thread; it then raises ``Unprocessable``.
 
         Raises ``UnsupportedMedia`` (not a video), ``Unprocessable`` (no video stream, no frame, or the decoder failed
         on it) or ``TooLarge`` (over a limit), and ``RuntimeError`` if the process itself could not be run.
         """
         outcome = "failed"
         try:
-            frames = self._decode(file, sampling, image_size, leash or Leash())
+            frames = self._decode(file, sampling, image_size, kill_switch or KillSwitch())
             outcome = "decoded"
         except ServiceError as error:
             outcome = error.slug
@@ -136,9 +136,11 @@ class Fence:
                 self.outcomes[outcome] += 1
         return frames
 
-    def _decode(self, file: IO[bytes], sampling: SamplingConfig, image_size: int, leash: Leash) -> UploadedFrames:
+    def _decode(
+        self, file: IO[bytes], sampling: SamplingConfig, image_size: int, kill_switch: KillSwitch
+    ) -> UploadedFrames:
         job = self.job(sampling, image_size)
-        return self._parse(self.answer(job, file, leash, arrays=1), sampling, image_size)
+        return self._parse(self.answer(job, file, kill_switch, arrays=1), sampling, image_size)
 
     def picture(self, file: IO[bytes], *, at_seconds: float, width: int) -> bytes:
         """A JPEG of a moment, see ``service.media.pictures``.
@@ -146,22 +148,22 @@ class Fence:
         Raises as ``decode`` does; is not counted in ``outcomes``.
         """
         job = {"picture": {"at_seconds": at_seconds, "width": width}, **self._limits()}
-        head, _, picture = self._answer(job, file, Leash(), _HEADER_BYTES + 12 * width * width).partition(b"\n")
+        head, _, picture = self._answer(job, file, KillSwitch(), _HEADER_BYTES + 12 * width * width).partition(b"\n")
         header = json.loads(head)
         if "error" in header:
             raise self.refusal(header["error"], header["message"])
         return picture
 
-    def answer(self, job: dict[str, Any], file: IO[bytes], leash: Leash, *, arrays: int) -> bytes:
+    def answer(self, job: dict[str, Any], file: IO[bytes], kill_switch: KillSwitch, *, arrays: int) -> bytes:
         """What the decoding process says to a job, of at most ``arrays`` times the frames of a segment.
 
         Raises as ``decode`` does, as far as the process could not do its work.
         """
         size, frames = job["image_size"], job["sampling"]["max_frames"]
-        return self._answer(job, file, leash, arrays * (_HEADER_BYTES + frames * (size * size * 3 + 8)))
+        return self._answer(job, file, kill_switch, arrays * (_HEADER_BYTES + frames * (size * size * 3 + 8)))
 
-    def _answer(self, job: dict[str, Any], file: IO[bytes], leash: Leash, bound: int) -> bytes:
-        code, answer, complaint = self._run(job, file, leash, bound)
+    def _answer(self, job: dict[str, Any], file: IO[bytes], kill_switch: KillSwitch, bound: int) -> bytes:
+        code, answer, complaint = self._run(job, file, kill_switch, bound)
         if code == 0:
             return answer
         if code == -signal.SIGXCPU:
@@ -178,7 +180,7 @@ class Fence:
     def _limits(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self.limits).items() if name != "wall_seconds"}
 
-    def _run(self, job: dict[str, Any], file: IO[bytes], leash: Leash, bound: int) -> tuple[int, bytes, str]:
+    def _run(self, job: dict[str, Any], file: IO[bytes], kill_switch: KillSwitch, bound: int) -> tuple[int, bytes, str]:
         """Run the process: its exit code (negative: the signal it died of), its answer, and what it complained of."""
         expired = threading.Event()
         with subprocess.Popen(
@@ -189,7 +191,7 @@ class Fence:
             env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
             start_new_session=True,
         ) as process:
-            leash.hold(process)
+            kill_switch.attach(process)
 
             def expire() -> None:
                 expired.set()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import resource
 import sys
 from typing import IO, Any
 
@@ -21,8 +20,7 @@ from model.clip.preprocess import resize_and_crop
 from model.config import SamplingConfig
 from model.video.sampling import DecodeLimits, OverLimit, VideoError, decode, probe
 from service.media.pictures import picture_of
-
-_MAX_OPEN_FILES = 64
+from service.media.process_limits import limit_process
 
 
 def main() -> int:
@@ -34,27 +32,14 @@ def main() -> int:
     os.dup2(silence, 0)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
-    _fence_in(job, os.fstat(upload.fileno()).st_size)
+    memory_bytes = job["memory_bytes"] + os.fstat(upload.fileno()).st_size
+    limit_process(cpu_seconds=job["cpu_seconds"], memory_bytes=memory_bytes, file_bytes=0)
     with answer:
         try:
             _answer(job, upload.read(), answer)
         except Exception as error:  # whatever a stranger's file provokes is reported, by type
             _write_header(answer, {"error": type(error).__name__, "message": str(error)[:2000]})
     return 0
-
-
-def _fence_in(job: dict[str, Any], upload_bytes: int) -> None:
-    os.chdir("/")
-    os.umask(0o777)
-    # At the soft limit the kernel sends SIGXCPU; the hard limit, a second later, is final.
-    resource.setrlimit(resource.RLIMIT_CPU, (job["cpu_seconds"], job["cpu_seconds"] + 1))
-    for what, limit in (
-        (resource.RLIMIT_AS, job["memory_bytes"] + upload_bytes),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_NOFILE, _MAX_OPEN_FILES),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        resource.setrlimit(what, (limit, limit))
 
 
 def _answer(job: dict[str, Any], video: bytes, answer: IO[bytes]) -> None:

@@ -173,12 +173,12 @@ def _index(services: Services) -> Iterator[Metric]:
 
 def _uploads(services: Services) -> Iterator[Metric]:
     yield _gauge("emcl_uploads_in_flight", "Uploads that are being received or decoded.", services.receiver.taken)
-    yield _counter("emcl_decodes", "Decoded uploads, by outcome.", "outcome", dict(services.fence.outcomes))
+    yield _counter("emcl_decodes", "Decoded uploads, by outcome.", "outcome", dict(services.sandbox.outcomes))
 
 
 def _library(services: Services) -> Iterator[Metric]:
     library = services.library
-    yield _gauge("emcl_library_pending", "Accepted videos that cannot be found yet.", library.queue_depth)
+    yield _gauge("emcl_library_pending", "Accepted videos that cannot be found yet.", library.additions.waiting)
     yield _gauge(
         "emcl_library_changes_waiting", "Changes of the store that wait for their turn.", library.writer.waiting
     )
@@ -186,7 +186,7 @@ def _library(services: Services) -> Iterator[Metric]:
         "emcl_library_videos",
         "Videos that came over HTTP, by what became of them.",
         "outcome",
-        {"added": library.added, "failed": library.failed},
+        {"added": library.additions.added, "failed": library.additions.failed},
     )
     yield _counter(
         "emcl_library_publications",
@@ -206,7 +206,7 @@ def _admission(services: Services) -> Iterator[Metric]:
 
 
 def _jobs(services: Services) -> Iterator[Metric]:
-    yield _gauges("emcl_jobs", "Jobs in the book, by state.", "state", dict(services.jobs.book.counts()))
+    yield _gauges("emcl_jobs", "Jobs in the job store, by state.", "state", dict(services.jobs.job_store.counts()))
 
 
 def _gpu(services: Services) -> Iterator[Metric]:

@@ -35,7 +35,7 @@ async def reload(request: Request, services: ServicesDep, asked: ReloadRequest |
     """
     before = _describe(services).generation
     if asked is not None and asked.index is not None:
-        await request.app.state.switch.to(asked.index)
+        await request.app.state.index_swap.to(asked.index)
         services = request.app.state.services
     else:
         await asyncio.to_thread(services.engine.reload)

@@ -16,7 +16,7 @@ from service.access.gate import require
 from service.jobs.commands import RUN, read_lines
 from service.jobs.kinds import AnyJob
 from service.jobs.record import JOB_ID, Job, JobState
-from service.jobs.service import JobDesk
+from service.jobs.service import JobService
 from service.schemas.jobs import JobMetrics, JobOut, JobsPage
 
 _EVENT_SECONDS = 0.5
@@ -28,31 +28,31 @@ _TEXT = "text/plain; charset=utf-8"
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[require("admin")])
 
 
-def _desk(request: Request) -> JobDesk:
+def _job_service(request: Request) -> JobService:
     # Not the dependency of other routes: who follows a job for hours must not keep an index that is no longer served.
-    desk: JobDesk = request.app.state.services.jobs
-    return desk
+    jobs: JobService = request.app.state.services.jobs
+    return jobs
 
 
-DeskDep = Annotated[JobDesk, Depends(_desk)]
+JobServiceDep = Annotated[JobService, Depends(_job_service)]
 JobId = Annotated[str, InPath(pattern=JOB_ID, description="A job's id.")]
 
 
 @router.post("", summary="Submit a job", status_code=_ACCEPTED)
-async def submit(asked: AnyJob, request: Request, response: Response, desk: DeskDep) -> JobOut:
-    """Accept a job, checked in all that can be known before it runs. It is kept, whatever happens to the queue.
+async def submit(asked: AnyJob, request: Request, response: Response, jobs: JobServiceDep) -> JobOut:
+    """Accept a job, checked in all that can be known before it runs.
 
-    503 if too many wait, or if the queue cannot be reached.
+    503 if too many wait.
     """
     key = getattr(request.state, "key", None)
-    job = await asyncio.to_thread(desk.submit, asked, key_name=None if key is None else key.name)
+    job = await asyncio.to_thread(jobs.submit, asked, key_name=None if key is None else key.name)
     response.headers["Location"] = f"/v1/jobs/{job.job_id}"
     return JobOut.of(job)
 
 
 @router.get("", summary="List jobs")
 async def list_jobs(
-    desk: DeskDep,
+    jobs: JobServiceDep,
     state: Annotated[JobState | None, Query(description="Only jobs in this state.")] = None,
     kind: Annotated[str | None, Query(max_length=100, description="Only jobs of this kind.")] = None,
     offset: Annotated[int, Query(ge=0, le=2**53, description="Jobs to leave out before the first.")] = 0,
@@ -61,37 +61,37 @@ async def list_jobs(
     """A page of jobs, newest first."""
 
     def read() -> JobsPage:
-        book = desk.book
-        book.find_lost()
+        job_store = jobs.job_store
+        job_store.find_lost()
         return JobsPage(
-            jobs=[JobOut.of(job) for job in book.list(state=state, kind=kind, offset=offset, limit=limit)],
-            total=book.count(state=state, kind=kind),
+            jobs=[JobOut.of(job) for job in job_store.list(state=state, kind=kind, offset=offset, limit=limit)],
+            total=job_store.count(state=state, kind=kind),
             offset=offset,
             limit=limit,
-            counts=book.counts(),
+            counts=job_store.counts(),
         )
 
     return await asyncio.to_thread(read)
 
 
 @router.get("/{job_id}", summary="Describe a job")
-async def get_job(job_id: JobId, desk: DeskDep) -> JobOut:
+async def get_job(job_id: JobId, jobs: JobServiceDep) -> JobOut:
     """One job: state, progress, result or error."""
-    return JobOut.of(await asyncio.to_thread(_look, desk, job_id))
+    return JobOut.of(await asyncio.to_thread(_look, jobs, job_id))
 
 
 @router.get("/{job_id}/log", summary="Read a job's log", response_class=Response)
 async def get_log(
     job_id: JobId,
     request: Request,
-    desk: DeskDep,
+    jobs: JobServiceDep,
     offset: Annotated[int, Query(ge=0, le=2**53, description="Bytes to leave out before the first.")] = 0,
 ) -> Response:
     """What the job's process has printed by now, as text; byte ranges work.
 
     The header X-Log-Size is the offset to go on from.
     """
-    path = await asyncio.to_thread(_log_path, desk, job_id)
+    path = await asyncio.to_thread(_log_path, jobs, job_id)
     size = path.stat().st_size
     headers = {"X-Log-Size": str(max(offset, size)), "X-Content-Type-Options": "nosniff", "Accept-Ranges": "bytes"}
     if "range" in request.headers:
@@ -102,60 +102,60 @@ async def get_log(
 
 
 @router.get("/{job_id}/metrics", summary="Curves of a training job")
-async def get_metrics(job_id: JobId, desk: DeskDep) -> JobMetrics:
+async def get_metrics(job_id: JobId, jobs: JobServiceDep) -> JobMetrics:
     """Every step and validation that the run has logged; empty for jobs of other kinds."""
 
     def read() -> JobMetrics:
-        job = desk.book.get(job_id)
-        return JobMetrics.of(job_id, read_lines(desk.book.job_folder(job.job_id) / RUN / "log.jsonl"))
+        job = jobs.job_store.get(job_id)
+        return JobMetrics.of(job_id, read_lines(jobs.job_store.job_folder(job.job_id) / RUN / "log.jsonl"))
 
     return await asyncio.to_thread(read)
 
 
 @router.get("/{job_id}/events", summary="Follow a job", response_class=StreamingResponse)
-async def follow(job_id: JobId, request: Request, desk: DeskDep) -> StreamingResponse:
+async def follow(job_id: JobId, request: Request, jobs: JobServiceDep) -> StreamingResponse:
     """Server-sent events until the job has ended: `job` (as JSON, when it changed) and `log` (new text, as JSON).
 
     The id of a `log` event is the offset behind it; sent back as Last-Event-ID, it goes on from there.
     """
-    path = await asyncio.to_thread(_log_path, desk, job_id)
+    path = await asyncio.to_thread(_log_path, jobs, job_id)
     given = request.headers.get("last-event-id", "0")
     offset = int(given) if given.isascii() and given.isdigit() and len(given) < 17 else 0
     return StreamingResponse(
-        _events(desk, job_id, path, offset),
+        _events(jobs, job_id, path, offset),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
 
 
 @router.post("/{job_id}/cancel", summary="Cancel a job", status_code=_ACCEPTED)
-async def cancel(job_id: JobId, desk: DeskDep) -> JobOut:
+async def cancel(job_id: JobId, jobs: JobServiceDep) -> JobOut:
     """A waiting job is cancelled at once, a running one is asked to stop, then made to. 409 if it has ended."""
-    return JobOut.of(await asyncio.to_thread(desk.cancel, job_id))
+    return JobOut.of(await asyncio.to_thread(jobs.cancel, job_id))
 
 
 @router.post("/{job_id}/resume", summary="Resume a job", status_code=_ACCEPTED)
-async def resume(job_id: JobId, desk: DeskDep) -> JobOut:
+async def resume(job_id: JobId, jobs: JobServiceDep) -> JobOut:
     """Queue a job again that failed, was cancelled or lost; it continues from what it had made. 409 otherwise."""
-    return JobOut.of(await asyncio.to_thread(desk.resume, job_id))
+    return JobOut.of(await asyncio.to_thread(jobs.resume, job_id))
 
 
 @router.delete("/{job_id}", summary="Forget a job", status_code=204)
-async def forget(job_id: JobId, desk: DeskDep) -> None:
+async def forget(job_id: JobId, jobs: JobServiceDep) -> None:
     """Remove a job that has ended, with its log and all that it made. 409 if it runs, or if that is still used."""
-    await asyncio.to_thread(desk.forget, job_id)
+    await asyncio.to_thread(jobs.forget, job_id)
 
 
-def _look(desk: JobDesk, job_id: str) -> Job:
-    job = desk.book.get(job_id)
+def _look(jobs: JobService, job_id: str) -> Job:
+    job = jobs.job_store.get(job_id)
     if job.state != "running":
         return job
-    desk.book.find_lost()
-    return desk.book.get(job_id)
+    jobs.job_store.find_lost()
+    return jobs.job_store.get(job_id)
 
 
-def _log_path(desk: JobDesk, job_id: str) -> Path:
-    path = desk.book.log_path(job_id)
+def _log_path(jobs: JobService, job_id: str) -> Path:
+    path = jobs.job_store.log_path(job_id)
     path.touch()  # it has none before it first runs
     return path
 
@@ -175,10 +175,10 @@ async def _blocks(path: Path, offset: int, length: int) -> AsyncIterator[bytes]:
         yield content
 
 
-async def _events(desk: JobDesk, job_id: str, path: Path, offset: int) -> AsyncIterator[str]:
+async def _events(jobs: JobService, job_id: str, path: Path, offset: int) -> AsyncIterator[str]:
     shown, silent = "", 0.0
     while True:
-        job = await asyncio.to_thread(_look, desk, job_id)
+        job = await asyncio.to_thread(_look, jobs, job_id)
         if (state := JobOut.of(job).model_dump_json()) != shown:
             shown, silent = state, 0.0
             yield f"event: job\ndata: {state}\n\n"

@@ -13,7 +13,7 @@ from starlette.responses import FileResponse, Response
 from service.access.gate import require
 from service.errors import Unprocessable
 from service.http.disconnect import unless_gone
-from service.library.additions import Wishes
+from service.library.additions import VideoDetails
 from service.media.files import Moment, check_range, find_file, media_type
 from service.routes.forms import upload_form
 from service.schemas.library import (
@@ -99,9 +99,9 @@ async def add_video(request: Request, response: Response, services: ServicesDep)
     """
     key = getattr(request.state, "key", None)
     async with services.receiver.receive(request, texts=_TEXTS) as upload:
-        wishes = _wishes(services, upload.texts)
-        accept = services.library.accept
-        added = await asyncio.to_thread(accept, upload.file, wishes, key_name=None if key is None else key.name)
+        details = _details(services, upload.texts)
+        accept = services.library.additions.accept
+        added = await asyncio.to_thread(accept, upload.file, details, key_name=None if key is None else key.name)
     response.status_code = 202 if added.new else 200
     job_url = None if added.job_id is None else f"/v1/jobs/{added.job_id}"
     video_url = f"{UPLOAD_PATH}/{added.video_id}"
@@ -134,7 +134,7 @@ async def remove_video(video_id: VideoId, services: ServicesDep) -> None:
 @router.get("/{video_id}", summary="Describe a video")
 async def get_video(video_id: VideoId, services: ServicesDep) -> VideoOut:
     """One video with its segments and captions; one that is still being added has none yet, and is `pending`."""
-    accepted = services.library.pending(video_id)
+    accepted = services.library.additions.pending(video_id)
     if accepted is not None:
         return VideoOut.of_pending(accepted)
     return VideoOut.of(await asyncio.to_thread(_find, services, video_id))
@@ -180,7 +180,7 @@ def _find(services: Services, video_id: str) -> Video:
         return generation.video(video_id)
 
 
-def _wishes(services: Services, texts: Mapping[str, Sequence[str]]) -> Wishes:
+def _details(services: Services, texts: Mapping[str, Sequence[str]]) -> VideoDetails:
     """What was sent with a video, checked before anything is kept."""
     titles, captions = texts.get("title", ()), texts.get("captions", ())
     if len(titles) > 1 or len(captions) > MAX_CAPTIONS:
@@ -190,7 +190,7 @@ def _wishes(services: Services, texts: Mapping[str, Sequence[str]]) -> Wishes:
             next_step="send fewer of them",
         )
     captions = [check_caption(services.engine.limits, caption) for caption in captions]
-    return Wishes(
+    return VideoDetails(
         title=(check_title(titles[0]) or None) if titles else None,
         tags=check_tags(texts.get("tags", ())),
         captions=tuple(dict.fromkeys(captions)),

@@ -1,15 +1,16 @@
-"""A bounded cache inside the process: least recently used goes first.
+"""A bounded least-recently-used cache for several threads, with counters: ``cachetools`` behind a lock.
 
-Holds text embeddings (keyed by the model's fingerprint and the text, so that another model can never be answered with
-them) and thumbnails. Safe to use from several threads.
+Holds text embeddings (keyed by the model's fingerprint and the text, so that a model never gets another's), results and
+thumbnails.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from threading import Lock
 from typing import Generic, TypeVar
+
+import cachetools
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
@@ -23,11 +24,9 @@ class LRUCache(Generic[Key, Value]):
 
     def __init__(self, capacity: int, weigh: Callable[[Value], int] = lambda value: 1) -> None:
         self.capacity = capacity
-        self._weigh = weigh
-        self._used = 0
         self.hits = 0
         self.misses = 0
-        self._entries: OrderedDict[Key, Value] = OrderedDict()
+        self._entries: cachetools.LRUCache[Key, Value] = cachetools.LRUCache(capacity, getsizeof=weigh)
         self._lock = Lock()
 
     def __len__(self) -> int:
@@ -39,31 +38,16 @@ class LRUCache(Generic[Key, Value]):
     def get(self, key: Key) -> Value | None:
         """The value, which becomes the most recently used, or ``None``."""
         with self._lock:
-            if key in self._entries:
-                self.hits += 1
-                self._entries.move_to_end(key)
-            else:
+            value = self._entries.get(key)
+            if value is None:
                 self.misses += 1
-            return self._entries.get(key)
+            else:
+                self.hits += 1
+            return value
 
     def put(self, key: Key, value: Value) -> None:
         """Keep a value; one that alone is over the capacity is not kept."""
-        weight = self._weigh(value)
         with self._lock:
-            self._remove(key)
-            if weight > self.capacity:
-                return
-            self._entries[key] = value
-            self._used += weight
-            while self._used > self.capacity:
-                self._remove(next(iter(self._entries)))
-
-    def clear(self) -> None:
-        """Forget everything."""
-        with self._lock:
-            self._entries.clear()
-            self._used = 0
-
-    def _remove(self, key: Key) -> None:
-        if key in self._entries:
-            self._used -= self._weigh(self._entries.pop(key))
+            self._entries.pop(key, None)
+            if self._entries.getsizeof(value) <= self.capacity:
+                self._entries[key] = value

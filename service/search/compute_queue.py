@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 _MAX_URGENT = 32
 
 
-class Lanes(Generic[Item, Result]):
+class ComputeQueue(Generic[Item, Result]):
     """Runs ``search`` on batches, and single calls, in one thread that ``prepare_thread`` sets up.
 
     Start it inside a running event loop, and close it before the loop ends.

@@ -26,7 +26,7 @@ from service.search import ranking
 from service.search.cache import LRUCache
 from service.search.hits import caption_hits, segment_hits
 from service.search.live_index import Generation, LiveIndex
-from service.search.qb_norm import normalise, usable
+from service.search.qb_norm import rescore, usable
 from service.search.query import (
     CaptionHit,
     QueryLimits,
@@ -234,7 +234,7 @@ class Engine:
             watch.lap("candidates")
             group = ranking.score_segments(self.encoder, reader, rows_QD[members], candidates, asked.rerank)
             if asked.normalise == "qb-norm":
-                group = normalise(group, usable(generation.bank, reader, self.encoder), asked.rerank)
+                group = rescore(group, usable(generation.bank, reader, self.encoder), asked.rerank)
             scored.update({q: (group, place) for place, q in enumerate(members)})
             watch.lap("rerank")
         hits = [

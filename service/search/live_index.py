@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING
 
 from service.errors import NotFound
 from service.search.cache import LRUCache
-from service.search.qb_norm import SHELF, bank_name
+from service.search.qb_norm import BankCache, bank_name
 
 if TYPE_CHECKING:
+    from indexer.errors import Damaged
+    from indexer.store.query_bank import StoredBank
     from indexer.store.reader import StoreReader
     from indexer.store.records import Video
 
@@ -42,9 +44,9 @@ class Generation:
     ``version`` changes whenever anything does that a search can answer.
     """
 
-    def __init__(self, reader: StoreReader) -> None:
+    def __init__(self, reader: StoreReader, bank: StoredBank | Damaged | None) -> None:
         self.reader = reader
-        self.bank = SHELF.bank_of(reader.path)
+        self.bank = bank
         self.version = reader.version + bank_name(self.bank)
         self.leases = 0
         self.retired = False
@@ -79,7 +81,8 @@ class LiveIndex:
         self._open = open_reader
         self._lock = Lock()
         self._reloading = Lock()
-        self._current = Generation(open_reader())
+        self._banks = BankCache()
+        self._current = self._generation(open_reader())
 
     @contextmanager
     def lease(self) -> Iterator[Generation]:
@@ -120,10 +123,13 @@ class LiveIndex:
         self._retire(self._current)
 
     def _exchange(self, reader: StoreReader) -> None:
-        generation = Generation(reader)
+        generation = self._generation(reader)
         with self._lock:
             old, self._current = self._current, generation
         self._retire(old)
+
+    def _generation(self, reader: StoreReader) -> Generation:
+        return Generation(reader, self._banks.bank_of(reader.path))
 
     def _retire(self, generation: Generation) -> None:
         with self._lock:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 _MAKE_ONE = "compute one with `emcl index bank --captions FILE`, reload the index, or leave `normalise` out"
 
 
-class BankShelf:
-    """The query banks of stores as they lie on disk; one is read again only when its file was replaced."""
+class BankCache:
+    """The query banks of stores on disk; a bank is read again only when its file was replaced."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -46,9 +46,6 @@ class BankShelf:
             if store not in self._kept or self._kept[store][0] != signature:
                 self._kept[store] = (signature, _read(store))
             return self._kept[store][1]
-
-
-SHELF = BankShelf()
 
 
 def _read(store: Path) -> StoredBank | Damaged:
@@ -79,7 +76,7 @@ def usable(bank: StoredBank | Damaged | None, reader: StoreReader, encoder: Enco
     return bank
 
 
-def normalise(scored: Scored, bank: StoredBank, kind: Rerank) -> Scored:
+def rescore(scored: Scored, bank: StoredBank, kind: Rerank) -> Scored:
     """Re-score candidates whose scores are of ``kind``; those of a query whose best is no hub stay as they are."""
     scores_QC = np.array(scored.scores_QC)
     for q, ids_C in enumerate(scored.candidates.ids_QC):

@@ -13,7 +13,7 @@ from indexer.store.writer import StoreWriter
 from model.emcl.em import FrozenMap
 from service.access.keys import KeyBook
 from service.jobs.commands import RUN
-from service.jobs.store import JobBook
+from service.jobs.store import JobStore
 
 pytestmark = pytest.mark.browser
 
@@ -37,10 +37,10 @@ def folder(tmp_path_factory, tiny_encoder):
     )
     with StoreWriter.open(made / "store", settings=settings) as writer:
         writer.publish(tiny_encoder, empty_map=FrozenMap.neutral(tiny_encoder.dim))
-    book = JobBook(made / "jobs")
-    job = book.create("train", {"config_file": "shapes.yaml"})
-    book.append_log(job.job_id, "reading clips\n")
-    run = book.job_folder(job.job_id) / RUN
+    job_store = JobStore(made / "jobs")
+    job = job_store.create("train", {"config_file": "shapes.yaml"})
+    job_store.append_log(job.job_id, "reading clips\n")
+    run = job_store.job_folder(job.job_id) / RUN
     run.mkdir(parents=True)
     (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*STEPS, *CHECKS]))
     (made / "job").write_text(job.job_id)
@@ -49,8 +49,8 @@ def folder(tmp_path_factory, tiny_encoder):
 
 @pytest.fixture(scope="module")
 def keys(folder):
-    book = KeyBook(folder / "keys.json")
-    return {scope: book.create(scope, scope)[1] for scope in ("search", "admin")}
+    job_store = KeyBook(folder / "keys.json")
+    return {scope: job_store.create(scope, scope)[1] for scope in ("search", "admin")}
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def test_a_job_shows_its_log_as_it_is_written_and_its_curves(page, server, keys,
     expect(page.locator(".chart svg").first).to_have_attribute("aria-label", "Loss over steps; at the end loss 0.103")
     expect(page.locator(".chart").nth(1)).to_contain_text("R@1 30 %")
     job = (folder / "job").read_text()
-    JobBook(folder / "jobs").append_log(job, "a line that was just written\n")
+    JobStore(folder / "jobs").append_log(job, "a line that was just written\n")
     expect(page.locator(".log")).to_contain_text("a line that was just written")
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator(".job-head .state")).to_have_text("cancelled")

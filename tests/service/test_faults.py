@@ -21,7 +21,7 @@ from indexer.store.verify import verify
 from indexer.store.writer import StoreWriter
 from model.demo.corpus import write_clip
 from model.demo.scene import make_scene
-from service.jobs.store import JobBook
+from service.jobs.store import JobStore
 
 ENDED = ("succeeded", "failed", "cancelled", "lost")
 TEN_YEARS = 10 * 365.25 * 86_400
@@ -174,9 +174,9 @@ def test_times_of_files_mean_nothing(clip_store, tiny_encoder, folder):
 
 
 @contextmanager
-def worker_on(book: JobBook) -> Iterator[subprocess.Popen[bytes]]:
+def worker_on(job_store: JobStore) -> Iterator[subprocess.Popen[bytes]]:
     """A worker process, killed at the end of it."""
-    with support.start_worker(book.folder) as worker:
+    with support.start_worker(job_store.folder) as worker:
         try:
             yield worker
         finally:
@@ -184,27 +184,29 @@ def worker_on(book: JobBook) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_a_worker_killed_again_and_again_loses_no_job(tmp_path: Path):
-    book = JobBook(tmp_path / "jobs")
+    job_store = JobStore(tmp_path / "jobs")
     chance = random.Random(5)
-    jobs = [ask(book, "quick") for _ in range(3)]
+    jobs = [ask(job_store, "quick") for _ in range(3)]
     for _ in range(KILLS):
-        jobs.append(ask(book, "quick"))  # however many the worker before managed, there is something to do for this one
-        finished = book.counts()["succeeded"]
-        with worker_on(book):
-            until(lambda: book.counts()["running"] or book.counts()["succeeded"] > finished)  # noqa: B023 - used up at once
+        jobs.append(
+            ask(job_store, "quick")
+        )  # however many the worker before managed, there is something to do for this one
+        finished = job_store.counts()["succeeded"]
+        with worker_on(job_store):
+            until(lambda: job_store.counts()["running"] or job_store.counts()["succeeded"] > finished)  # noqa: B023 - used up at once
             time.sleep(chance.uniform(0, 0.2))
-        book.find_lost()
-        assert len(book.list(limit=100)) == len(jobs)
+        job_store.find_lost()
+        assert len(job_store.list(limit=100)) == len(jobs)
 
     def all_done() -> bool:
-        book.find_lost()
-        for job in book.list(limit=100):
+        job_store.find_lost()
+        for job in job_store.list(limit=100):
             if job.state in ("lost", "failed"):
                 assert job.error
-                book.resume(job.job_id)
-        return book.counts()["succeeded"] == len(jobs)
+                job_store.resume(job.job_id)
+        return job_store.counts()["succeeded"] == len(jobs)
 
-    with worker_on(book):
+    with worker_on(job_store):
         until(all_done)
-    assert all(begun(book.job_folder(job)) >= 1 for job in jobs)
-    book.close()
+    assert all(begun(job_store.job_folder(job)) >= 1 for job in jobs)
+    job_store.close()

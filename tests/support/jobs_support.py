@@ -29,9 +29,9 @@ def until(condition: Callable[[], Any], *, seconds: float = PATIENCE_SECONDS) ->
     return found
 
 
-def ask(book: Any, behaviour: str, **parameters: Any) -> str:
-    """Write a job into the book; returns its id."""
-    return str(book.create(KIND, {"behaviour": behaviour, **parameters}, resumable=True).job_id)
+def ask(job_store: Any, behaviour: str, **parameters: Any) -> str:
+    """Write a job into the job store; returns its id."""
+    return str(job_store.create(KIND, {"behaviour": behaviour, **parameters}, resumable=True).job_id)
 
 
 def submit(client: Any, **body: Any) -> Any:
@@ -43,16 +43,16 @@ def submit(client: Any, **body: Any) -> Any:
 
 
 def start_worker(folder: Path, **options: Any) -> subprocess.Popen[bytes]:
-    """A worker process on the book in ``folder``."""
+    """A worker process on the job store in ``folder``."""
     given = json.dumps({"jobs_folder": str(folder), "job_grace_seconds": 0.5, **options})
     return subprocess.Popen([sys.executable, __file__, "worker", given], stdin=subprocess.PIPE)
 
 
-def fake_command(job: Any, book: Any, settings: Any) -> Any:
+def fake_command(job: Any, job_store: Any, settings: Any) -> Any:
     """The command of such a job."""
     from service.jobs.commands import Command, PhaseProgress
 
-    folder = book.job_folder(job.job_id).absolute()
+    folder = job_store.job_folder(job.job_id).absolute()
     return Command(
         program=(sys.executable, "-u", __file__),
         arguments=[job.parameters["behaviour"], str(folder)],
@@ -60,9 +60,9 @@ def fake_command(job: Any, book: Any, settings: Any) -> Any:
     )
 
 
-def fake_result(job: Any, book: Any, settings: Any, code: int) -> dict[str, Any]:
+def fake_result(job: Any, job_store: Any, settings: Any, code: int) -> dict[str, Any]:
     """The result of such a job: how often it was begun."""
-    return {"begun": begun(book.job_folder(job.job_id))}
+    return {"begun": begun(job_store.job_folder(job.job_id))}
 
 
 def begun(folder: Path) -> int:

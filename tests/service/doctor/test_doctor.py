@@ -12,9 +12,9 @@ import pytest
 from indexer.store.writer_lock import LOCK, LOCK_HOLDER, acquire_lock
 from service.cli import main
 from service.doctor import index_checks, machine_checks
-from service.doctor.checks import Check, Patient, examine, failed, line_of
+from service.doctor.checks import Check, Context, examine, failed, line_of
 from service.doctor.cli import all_examinations
-from service.jobs.store import JobBook
+from service.jobs.store import JobStore
 from service.settings import Settings, load_settings, variable_name
 
 
@@ -36,14 +36,14 @@ def clean_environment(monkeypatch):
 
 
 def look(check, settings):
-    (found,) = examine(Patient(settings=settings), [("it", check)])
+    (found,) = examine(Context(settings=settings), [("it", check)])
     if found.state != "ok":
         assert found.next_step, "what is not well needs a next step"
     return found
 
 
 def test_a_sound_installation_has_no_problem(settings):
-    checks = list(examine(Patient(settings=settings()), all_examinations()))
+    checks = list(examine(Context(settings=settings()), all_examinations()))
     assert [check for check in checks if check.state == "problem"] == []
     assert len({check.name for check in checks}) == len(checks) >= 16
     found = {check.name: check for check in checks}
@@ -60,7 +60,7 @@ def test_every_check_runs_when_half_of_it_is_broken(settings, tmp_path):
         redis_url="redis://:secret@127.0.0.1:1/0",
         require_keys=True,
     )
-    checks = {check.name: check for check in examine(Patient(settings=broken), all_examinations())}
+    checks = {check.name: check for check in examine(Context(settings=broken), all_examinations())}
     assert set(checks) == {name for name, _ in all_examinations()}
     for name in ("model", "index", "redis", "keys"):
         assert checks[name].state == "problem", name
@@ -73,10 +73,10 @@ def test_every_check_runs_when_half_of_it_is_broken(settings, tmp_path):
 
 
 def test_a_check_that_raises_is_a_problem_of_its_own():
-    def fails(patient):
+    def fails(context):
         raise OSError("disk on fire")
 
-    first, second = examine(Patient(settings=load_settings()), [("a", fails), ("b", machine_checks.check_python)])
+    first, second = examine(Context(settings=load_settings()), [("a", fails), ("b", machine_checks.check_python)])
     assert (first.state, first.name) == ("problem", "a")
     assert "disk on fire" in first.detail
     assert second.state == "ok"
@@ -96,9 +96,9 @@ def test_a_damaged_index_is_found(settings, clip_store, tmp_path):
 
 
 def test_another_model_than_the_index_was_built_with(settings, clip_store, tiny_encoder):
-    patient = Patient(settings=settings(model="demo"))
+    context = Context(settings=settings(model="demo"))
     looks = [("model", index_checks.check_model), ("index", index_checks.check_index)]
-    model, index, fingerprint = examine(patient, [*looks, ("fingerprint", index_checks.check_fingerprint)])
+    model, index, fingerprint = examine(context, [*looks, ("fingerprint", index_checks.check_fingerprint)])
     assert (model.state, index.state, fingerprint.state) == ("ok", "ok", "problem")
     assert tiny_encoder.fingerprint[:12] in fingerprint.detail
 
@@ -166,7 +166,7 @@ def test_keys_that_others_can_read(settings, tmp_path):
     ("limit", "policy", "state", "why"),
     [
         (2**28, "volatile-lru", "ok", ""),
-        (2**28, "allkeys-lru", "warning", "forget queued jobs"),
+        (2**28, "allkeys-lru", "ok", "allkeys-lru"),
         (2**28, "noeviction", "warning", "refuses to cache"),
         (0, "volatile-lru", "warning", "no limit"),
     ],
@@ -201,13 +201,13 @@ def test_who_writes_the_store(settings, clip_store, tmp_path):
 def test_jobs_that_nobody_runs(settings, monkeypatch):
     made = settings()
     assert "no job" in look(index_checks.check_jobs, made).detail
-    book = JobBook(made.jobs_folder)
-    book.create("index", {})
+    job_store = JobStore(made.jobs_folder)
+    job_store.create("index", {})
     assert look(index_checks.check_jobs, made).state == "ok"  # it has just come
     monkeypatch.setattr(index_checks, "WAITING_TOO_LONG_SECONDS", -1.0)
     found = look(index_checks.check_jobs, made)
     assert (found.state, found.next_step) == ("problem", "start a worker: emcl worker")
-    book.close()
+    job_store.close()
 
 
 def test_the_command_prints_a_line_each_or_json_and_its_exit_code(monkeypatch, capsys, settings, tmp_path):

@@ -167,7 +167,7 @@ def test_a_client_that_leaves_while_its_upload_is_decoded_ends_the_decoding(
         await asking
         while decoders():
             await asyncio.sleep(0.01)
-        while services.fence.outcomes["unprocessable"] + services.fence.outcomes["failed"] == 0:
+        while services.sandbox.outcomes["unprocessable"] + services.sandbox.outcomes["failed"] == 0:
             await asyncio.sleep(0.01)  # the thread is free again
 
     in_app(app, scenario)

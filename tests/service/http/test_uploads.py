@@ -27,8 +27,8 @@ from service.errors import (
     UnsupportedMedia,
 )
 from service.http.uploads import UploadReceiver
-from service.media import sandbox as fence_module
-from service.media.sandbox import Fence, FenceLimits
+from service.media import sandbox as sandbox_module
+from service.media.sandbox import Sandbox, SandboxLimits
 from service.search.engine import Engine
 from service.search.query import QueryLimits
 from service.settings import load_settings
@@ -93,37 +93,37 @@ REFUSED = {
 }
 
 
-# The fenced process.
+# The sandboxed process.
 
 
-def make_fence(**options):
-    return Fence(FenceLimits.from_settings(load_settings(options)))
+def make_sandbox(**options):
+    return Sandbox(SandboxLimits.from_settings(load_settings(options)))
 
 
-def decode(fence, content):
+def decode(sandbox, content):
     with tempfile.TemporaryFile() as file:
         file.write(content)
         file.seek(0)
-        return fence.decode(file, sampling=SAMPLING, image_size=32)
+        return sandbox.decode(file, sampling=SAMPLING, image_size=32)
 
 
-def test_the_fence_gives_what_decoding_here_gives(clip_store):
+def test_the_sandbox_gives_what_decoding_here_gives(clip_store):
     from model.clip.preprocess import resize_and_crop
     from model.video.sampling import decode as decode_here
 
     path = clip_store / "clips" / "clip_0.mp4"
-    fenced = decode(make_fence(), path.read_bytes())
+    sandboxed = decode(make_sandbox(), path.read_bytes())
     batch = decode_here(path, sampling=SAMPLING)
-    np.testing.assert_array_equal(fenced.frames_FSSC, resize_and_crop(batch.frames, 32))
-    np.testing.assert_array_equal(fenced.timestamps_seconds, batch.timestamps_seconds)
-    assert fenced.duration_seconds == batch.duration_seconds
+    np.testing.assert_array_equal(sandboxed.frames_FSSC, resize_and_crop(batch.frames, 32))
+    np.testing.assert_array_equal(sandboxed.timestamps_seconds, batch.timestamps_seconds)
+    assert sandboxed.duration_seconds == batch.duration_seconds
 
 
 @pytest.mark.parametrize("name", sorted(set(REFUSED) - {"empty"}))
-def test_the_fence_says_what_is_wrong_with_a_file(name):
+def test_the_sandbox_says_what_is_wrong_with_a_file(name):
     content, status = REFUSED[name]
     with pytest.raises((UnsupportedMedia, Unprocessable)) as refusal:
-        decode(make_fence(), content())
+        decode(make_sandbox(), content())
     assert refusal.value.status == status
     assert len(refusal.value.detail) > 10
 
@@ -137,47 +137,48 @@ def test_the_fence_says_what_is_wrong_with_a_file(name):
         ({"decode_wall_seconds": 0.02}, "longer than 0.02 seconds"),
     ],
 )
-def test_the_fence_refuses_what_is_over_a_limit(clip_store, options, complaint):
+def test_the_sandbox_refuses_what_is_over_a_limit(clip_store, options, complaint):
     with pytest.raises(TooLarge, match=complaint):
-        decode(make_fence(**options), (clip_store / "clips" / "clip_0.mp4").read_bytes())
+        decode(make_sandbox(**options), (clip_store / "clips" / "clip_0.mp4").read_bytes())
 
 
 def with_worker(monkeypatch, code):
-    monkeypatch.setattr(fence_module, "_WORKER", ("-c", code))
+    monkeypatch.setattr(sandbox_module, "_WORKER", ("-c", code))
 
 
 def test_a_decoder_that_spins_is_stopped(monkeypatch):
     with_worker(
         monkeypatch,
         "import json, sys\n"
-        "from service.media.sandbox_worker import _fence_in\n"
-        "_fence_in(json.loads(sys.argv[1]), 0)\n"
+        "from service.media.process_limits import limit_process\n"
+        "job = json.loads(sys.argv[1])\n"
+        "limit_process(cpu_seconds=job['cpu_seconds'], memory_bytes=job['memory_bytes'], file_bytes=0)\n"
         "while True: pass",
     )
     with pytest.raises(TooLarge, match="CPU seconds"):
-        decode(make_fence(decode_cpu_seconds=1, decode_wall_seconds=60), b"x")
+        decode(make_sandbox(decode_cpu_seconds=1, decode_wall_seconds=60), b"x")
     started = time.monotonic()
     with pytest.raises(TooLarge, match=r"longer than 0\.5 seconds"):
-        decode(make_fence(decode_wall_seconds=0.5), b"x")
+        decode(make_sandbox(decode_wall_seconds=0.5), b"x")
     assert time.monotonic() - started < 10
 
 
 def test_a_decoder_that_sleeps_after_its_answer_is_stopped(monkeypatch):
     with_worker(monkeypatch, "import os, time; os.close(1); os.close(2); time.sleep(60)")
     with pytest.raises(TooLarge, match="longer than"):
-        decode(make_fence(decode_wall_seconds=0.5), b"x")
+        decode(make_sandbox(decode_wall_seconds=0.5), b"x")
 
 
 def test_a_decoder_that_crashes_harms_nobody(monkeypatch):
     with_worker(monkeypatch, "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     with pytest.raises(Unprocessable, match="SIGSEGV"):
-        decode(make_fence(), b"x")
+        decode(make_sandbox(), b"x")
 
 
 def test_a_decoder_that_floods_is_cut_off(monkeypatch):
     with_worker(monkeypatch, "import os\nwhile True: os.write(1, bytes(65536))")
     with pytest.raises(Unprocessable, match="SIGKILL"):
-        decode(make_fence(), b"x")
+        decode(make_sandbox(), b"x")
 
 
 def test_an_answer_with_pickled_objects_is_not_read(monkeypatch):
@@ -188,30 +189,31 @@ def test_an_answer_with_pickled_objects_is_not_read(monkeypatch):
         "sys.stdout.buffer.write(b'{\"duration_seconds\": 1}\\n' + out.getvalue())",
     )
     with pytest.raises(ValueError, match="allow_pickle"):
-        decode(make_fence(), b"x")
+        decode(make_sandbox(), b"x")
 
 
 def test_a_decoder_that_cannot_start_is_our_fault(monkeypatch):
     with_worker(monkeypatch, "import no_such_module")
     with pytest.raises(RuntimeError, match="no_such_module"):
-        decode(make_fence(), b"x")
+        decode(make_sandbox(), b"x")
 
 
-def test_the_fence_has_no_environment_and_writes_no_file(monkeypatch, tmp_path):
+def test_the_sandbox_has_no_environment_and_writes_no_file(monkeypatch, tmp_path):
     monkeypatch.setenv("EMCL_SECRET", "value")
     with_worker(
         monkeypatch,
         "import json, os, sys\n"
-        "from service.media.sandbox_worker import _fence_in\n"
-        "_fence_in(json.loads(sys.argv[1]), 0)\n"
+        "from service.media.process_limits import limit_process\n"
+        "job = json.loads(sys.argv[1])\n"
+        "limit_process(cpu_seconds=job['cpu_seconds'], memory_bytes=job['memory_bytes'], file_bytes=0)\n"
         f"try: open({str(tmp_path / 'out')!r}, 'wb').write(b'x' * 100000); wrote = True\n"
         "except OSError: wrote = False\n"
         "print(json.dumps({'error': 'Seen', 'message': f'{wrote} {os.environ.get(\"EMCL_SECRET\")} {os.getcwd()}'}))",
     )
     seen = []
-    monkeypatch.setattr(fence_module.logger, "warning", lambda *args: seen.append(args))
+    monkeypatch.setattr(sandbox_module.logger, "warning", lambda *args: seen.append(args))
     with pytest.raises(Unprocessable):
-        decode(make_fence(), b"x")
+        decode(make_sandbox(), b"x")
     assert seen[0][2] == "False None /"
 
 
@@ -219,15 +221,15 @@ def test_memory_is_limited(clip_store):
     content = (clip_store / "clips" / "clip_0.mp4").read_bytes()
     code = (
         "import json, sys\n"
-        "from service.media.sandbox_worker import _fence_in\n"
-        "_fence_in({**json.loads(sys.argv[1]), 'memory_bytes': 300 << 20}, 0)\n"
+        "from service.media.process_limits import limit_process\n"
+        "limit_process(cpu_seconds=60, memory_bytes=300 << 20, file_bytes=0)\n"
         "try: bytearray(400 << 20)\n"
         "except MemoryError: print(json.dumps({'error': 'MemoryError', 'message': ''}))"
     )
     with pytest.MonkeyPatch.context() as patch:
         with_worker(patch, code)
         with pytest.raises(TooLarge, match="more memory"):
-            decode(make_fence(), content)
+            decode(make_sandbox(), content)
 
 
 # Receiving.

@@ -11,7 +11,7 @@ from jobs_support import submit, until
 from service_support import assert_problem, serving
 from training_support import training_job
 
-from service.jobs.store import JobBook
+from service.jobs.store import JobStore
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +35,12 @@ def other_index(tmp_path_factory, tiny_config, clip_store):
     return made
 
 
-def index_job(book, store):
+def index_job(job_store, store):
     """A job that made this index."""
-    job_id = book.create("index", {"store": "new", "model": "served", "paths": []}, resumable=True).job_id
-    shutil.copytree(store, book.job_folder(job_id) / "store")
-    book.start(job_id, pid=1, host="here")
-    book.succeed(job_id, {"complete": True})
+    job_id = job_store.create("index", {"store": "new", "model": "served", "paths": []}, resumable=True).job_id
+    shutil.copytree(store, job_store.job_folder(job_id) / "store")
+    job_store.start(job_id, pid=1, host="here")
+    job_store.succeed(job_id, {"complete": True})
     return job_id
 
 
@@ -49,8 +49,8 @@ def test_another_index_is_served_with_its_model_while_queries_go_on(
 ):
     options = {"model": str(tiny_checkpoint), "jobs_inputs": str(clip_store)}
     with serving(clip_store, tiny_encoder, tmp_path, **options) as client:
-        book = client.app.state.services.jobs.book
-        job_id = index_job(book, other_index / "store")
+        job_store = client.app.state.services.jobs.job_store
+        job_id = index_job(job_store, other_index / "store")
         before = client.get("/v1/index").json()
         answers, stop = [], threading.Event()
 
@@ -94,9 +94,9 @@ def test_another_index_is_served_with_its_model_while_queries_go_on(
 
 def test_an_index_that_cannot_be_served_changes_nothing(clip_store, tiny_encoder, tmp_path, other_index):
     with serving(clip_store, tiny_encoder, tmp_path) as client:
-        book = client.app.state.services.jobs.book
-        damaged, without_model = (index_job(book, other_index / "store") for _ in range(2))
-        for file in (book.job_folder(damaged) / "store").rglob("videos.faiss"):
+        job_store = client.app.state.services.jobs.job_store
+        damaged, without_model = (index_job(job_store, other_index / "store") for _ in range(2))
+        for file in (job_store.job_folder(damaged) / "store").rglob("videos.faiss"):
             file.write_bytes(b"damaged")
         assert_problem(client.post("/v1/index/reload", json={"index": damaged}), 409, mentions=damaged)
         moved = other_index / "other.safetensors"
@@ -111,9 +111,9 @@ def test_an_index_that_cannot_be_served_changes_nothing(clip_store, tiny_encoder
 
 def book_is_at_rest(folder):
     """Whether no process works on any job: the embedded worker has ended with the service."""
-    book = JobBook(folder)
-    counts = book.counts()
-    book.close()
+    job_store = JobStore(folder)
+    counts = job_store.counts()
+    job_store.close()
     return counts["running"] == counts["lost"] == 0
 
 

@@ -1,4 +1,4 @@
-"""Previews: made once behind a fence, with the times of the video, and bounded on the disk."""
+"""Previews: made once in a sandbox, with the times of the video, and bounded on the disk."""
 
 import os
 

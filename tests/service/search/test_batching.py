@@ -10,7 +10,7 @@ import pytest
 
 from service.errors import Overloaded
 from service.search.batching import Batcher
-from service.search.compute_queue import Lanes
+from service.search.compute_queue import ComputeQueue
 from service.settings import load_settings
 
 
@@ -285,20 +285,20 @@ def test_an_urgent_call_waits_for_no_queue():
         return items
 
     async def main():
-        lanes = Lanes(search, settings, lambda: None)
-        lanes.start()
-        searches = [asyncio.ensure_future(lanes.searches.submit(number)) for number in range(50)]
+        compute_queue = ComputeQueue(search, settings, lambda: None)
+        compute_queue.start()
+        searches = [asyncio.ensure_future(compute_queue.searches.submit(number)) for number in range(50)]
         calls = [
-            asyncio.ensure_future(lanes.calls.submit(lambda n=number: order.append(f"call {n}")))
+            asyncio.ensure_future(compute_queue.calls.submit(lambda n=number: order.append(f"call {n}")))
             for number in range(20)
         ]
-        while lanes.searches.queue_depth > 49:
+        while compute_queue.searches.queue_depth > 49:
             await asyncio.sleep(0.002)
-        urgent = asyncio.ensure_future(lanes.urgent.submit(lambda: order.append("urgent")))
+        urgent = asyncio.ensure_future(compute_queue.urgent.submit(lambda: order.append("urgent")))
         await asyncio.sleep(0.05)
         gate.set()
         await asyncio.gather(urgent, *searches, *calls)
-        await lanes.close()
+        await compute_queue.close()
 
     asyncio.run(asyncio.wait_for(main(), 30))
     assert order.index("urgent") <= 4  # behind what the thread had been handed, ahead of what was queued
@@ -309,28 +309,28 @@ def test_many_who_ask_for_the_same_urgent_call_share_it():
     calls = []
 
     async def main():
-        lanes = Lanes(lambda items: items, load_settings(), lambda: None)
-        lanes.start()
+        compute_queue = ComputeQueue(lambda items: items, load_settings(), lambda: None)
+        compute_queue.start()
 
         def probe():
             calls.append(1)
             time.sleep(0.05)
             return "ready"
 
-        asked = [asyncio.ensure_future(lanes.once(probe)) for _ in range(100)]
+        asked = [asyncio.ensure_future(compute_queue.once(probe)) for _ in range(100)]
         await asyncio.sleep(0)
         asked[0].cancel()  # who leaves takes nothing from the others
         answers = await asyncio.gather(*asked, return_exceptions=True)
         assert answers[1:] == ["ready"] * 99
-        assert await lanes.once(probe) == "ready"
+        assert await compute_queue.once(probe) == "ready"
 
         def fail():
             raise ValueError("broken")
 
         with pytest.raises(ValueError, match="broken"):
-            await lanes.once(fail)
-        assert await lanes.once(probe) == "ready"
-        await lanes.close()
+            await compute_queue.once(fail)
+        assert await compute_queue.once(probe) == "ready"
+        await compute_queue.close()
 
     asyncio.run(asyncio.wait_for(main(), 30))
     assert len(calls) == 3

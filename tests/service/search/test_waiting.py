@@ -7,7 +7,7 @@ import pytest
 from starlette.requests import ClientDisconnect, Request
 
 from service.http.disconnect import unless_gone
-from service.search.compute_queue import Lanes
+from service.search.compute_queue import ComputeQueue
 from service.settings import load_settings
 
 PATIENCE = 30
@@ -18,7 +18,7 @@ def test_a_thread_that_cannot_be_prepared_says_so_when_it_starts():
         raise RuntimeError("no such device")
 
     async def scenario():
-        queues = Lanes(lambda items: items, load_settings(), fail)
+        queues = ComputeQueue(lambda items: items, load_settings(), fail)
         with pytest.raises(RuntimeError, match="no such device"):
             queues.start()
         await queues.close()
@@ -29,7 +29,7 @@ def test_a_thread_that_cannot_be_prepared_says_so_when_it_starts():
 def test_all_queues_compute_in_the_thread_that_was_prepared():
     async def scenario():
         prepared = []
-        queues = Lanes(
+        queues = ComputeQueue(
             lambda items: [threading.get_ident()] * len(items),
             load_settings(),
             lambda: prepared.append(threading.get_ident()),
