@@ -1,7 +1,7 @@
 """The one command, ``emcl``: its own commands, and those of the model and the indexer.
 
 Heavy modules are imported inside the commands, so that ``--help`` answers at once. A ``ValueError`` or a file that
-cannot be read is the user's to mend: it is printed as one line, and the exit code is 1 (2 for wrong usage).
+cannot be read is an error of the user: it is printed as one line, and the exit code is 1 (2 for wrong usage).
 
 ``emcl keys``: make, list and revoke API keys. A running service notices at once.
 
@@ -175,7 +175,7 @@ def _run_server(settings: Settings) -> None:
     from service.http.protocol import Connections, allow_open_files
     from service.search.engine import build_engine
 
-    open_keys(settings)  # a missing key is told before the model loads
+    open_keys(settings)  # report a missing key before the model loads
     logger.info("loading the index %s and its model …", settings.store)
     engine = build_engine(settings)
     with engine.live.lease() as generation:

@@ -1,4 +1,4 @@
-"""The demo: clips that nobody has to download, indexed with the model that comes with the program.
+"""The demo: generated clips, indexed with the shipped model; nothing is downloaded.
 
 ``FOLDER/clips`` holds the generated corpus (the split ``test``, of which no combination was trained on) with its
 captions, ``FOLDER/store`` its index. Both are made once; what is there is used.
@@ -33,7 +33,7 @@ SHOWCASE = (
 def prepare(folder: Path, count: int, *, say: Callable[[str], None]) -> Path:
     """Make the clips and the index in ``folder``, unless they are there; returns the store.
 
-    ``say`` is told what is being done. Raises ``ValueError`` if the index cannot be made.
+    ``say`` is called with progress messages. Raises ``ValueError`` if the index cannot be made.
     """
     clips, store = folder / "clips", folder / "store"
     if _clips_in(clips) != count:

@@ -17,9 +17,9 @@
     └── Overloaded               503     overloaded          (carries Retry-After)
 
 They know nothing of HTTP frameworks, so that the engine can raise them; ``service.http.problems`` turns them into RFC
-9457 problem details, and the command line prints them. Anything else that is raised is a fault of ours: status 500.
+9457 problem details, and the command line prints them. Anything else that is raised is a bug: status 500.
 
-A full disk, told from other trouble, and what is answered then.
+It also recognises a full disk among other errors, and has the answer for it.
 """
 
 from __future__ import annotations

@@ -107,5 +107,5 @@ def _not_servable(named: str, error: Exception) -> Conflict:
     return Conflict(
         f"the index {named} cannot be served: {error}",
         expected="an index whose files are whole, and its model",
-        next_step="mend it as the detail says, or make it anew; the present index is served on",
+        next_step="fix it as the detail says, or build it again; the present index is still served",
     )

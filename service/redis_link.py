@@ -1,7 +1,7 @@
 """One bounded way to Redis: short timeouts, no retries, and a breaker that leaves a sick Redis alone.
 
 Nothing that Redis does may cost a search more than its timeout, or fail it. A call that cannot be answered gives
-``None``, which each user takes for "not known". After a few failures in a row nobody asks any more: one task asks in
+``None``, which each caller treats as "not known". After a few failures in a row calls are skipped: one task asks in
 the background until Redis answers again. The URL may hold a password: neither it nor an error that quotes it is logged.
 """
 
@@ -49,7 +49,7 @@ class RedisLink:
         self._in_a_row = 0
         self._last_failure = ""
         self._probe: asyncio.Task[None] | None = None
-        self._refusal_told = False
+        self._refusal_logged = False
         self.calls = 0
         self.errors = 0
         self.failures = 0
@@ -105,9 +105,9 @@ class RedisLink:
         self.errors += 1
         self._in_a_row = 0
         if not self._refusal_told:
-            self._refusal_told = True
+            self._refusal_logged = True
             word = str(error).split(" ", 1)[0][:40] if isinstance(error, ResponseError) else ""
-            logger.warning("redis at %s refuses calls (%s %s); told once", self.where, type(error).__name__, word)
+            logger.warning("redis at %s refuses calls (%s %s); logged once", self.where, type(error).__name__, word)
 
     def _failed(self, error: Exception) -> None:
         self.failures += 1
@@ -124,10 +124,10 @@ class RedisLink:
 
     async def _ask_until_answered(self, at_once: bool) -> None:
         assert self._client is not None
-        told = False
+        logged = False
         while not (at_once and await self._answers(self._client)):
-            if not told:
-                told = True
+            if not logged:
+                logged = True
                 logger.warning("redis at %s is unavailable (%s); going on without it", self.where, self._last_failure)
             await self._client.connection_pool.disconnect(inuse_connections=False)  # they may be half dead
             await asyncio.sleep(self._retry_seconds)

@@ -1,1 +1,1 @@
-"""Who may ask for what, and how often: keys, sessions, rate limits."""
+"""Access control: keys, scopes, sessions, rate limits."""

@@ -1,4 +1,4 @@
-"""Who asks, and may they? A key in a header or a session cookie becomes a ``KeyIdentity``; routes name their scope.
+"""Authentication and scopes. A key in a header or a session cookie becomes a ``KeyIdentity``; routes name their scope.
 
 Every request passes the ``Gate`` before its body is read (``service.http.middleware.CheckKeys``): with keys on, only
 open paths are answered without a valid key, so that a route whose author forgot it is closed, not open. ``require``
@@ -35,11 +35,11 @@ class Gate:
 
     @property
     def keys_required(self) -> bool:
-        """Whether only who has a key is answered."""
+        """Whether only requests with a key are answered."""
         return self.book is not None
 
     def identify(self, method: str, path: str, headers: Headers) -> KeyIdentity | None:
-        """Who asks; ``None`` where that does not matter.
+        """The identity of a request; ``None`` where it does not matter.
 
         Raises ``Unauthorised``, or ``Forbidden`` for a session's request that may come from another page.
         """
@@ -57,7 +57,7 @@ class Gate:
         if identity is not None:
             check_same_origin(method, headers)
         elif not is_open(path):
-            raise Unauthorised("this service answers only who has a key", expected="a key", next_step=_HOW)
+            raise Unauthorised("this service answers only requests with a key", expected="a key", next_step=_HOW)
         return identity
 
     async def limit(self, identity: KeyIdentity | None, path: str, client: str, *, upload: bool) -> None:
@@ -131,7 +131,7 @@ def open_keys(settings: Settings) -> KeyBook | None:
     if not book.has_valid():
         why = "" if settings.is_loopback else f"host {settings.host} can be reached from other machines, so "
         raise ValueError(
-            f"{why}only who has a key is answered, but {settings.keys_file} has no valid key; make one with "
+            f"{why}only requests with a key are answered, but {settings.keys_file} has no valid key; make one with "
             f"`emcl keys create --name NAME --scope search --keys-file {settings.keys_file}`"
             + ("" if settings.is_loopback else ", or use --host 127.0.0.1")
         )

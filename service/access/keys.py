@@ -1,4 +1,4 @@
-"""API keys: who may ask, and for what. Kept in one file that holds no key, only their hashes.
+"""API keys and their scopes, kept in one file that holds their hashes, not the keys.
 
 A key is ``emcl_ID_SECRET``: 12 hexadecimal digits that name it in public, and 64 that are 256 random bits. The file
 has the SHA-256 of the whole key. A slow hash (scrypt, Argon2) protects what a person chose, because that can be
@@ -49,7 +49,7 @@ def includes(held: Scope, wanted: Scope) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class KeyIdentity:
-    """Who asks: what a request carries on after its key was checked."""
+    """The identity that a request carries after its key was checked."""
 
     key_id: str
     name: str
@@ -102,7 +102,7 @@ class KeyBook:
         """Add a key; returns it and the token, which is nowhere else. Raises ``ValueError``."""
         if not _NAME.fullmatch(name):
             raise ValueError(
-                f"{name!r} is no name for a key; use up to 64 letters, digits, spaces and . _ @ + -, such as 'web-page'"
+                f"{name!r} is not a name for a key; use up to 64 letters, digits, spaces and ._@+-, like 'web-page'"
             )
         if scope not in SCOPES:
             raise ValueError(f"there is no scope {scope!r}; use one of {', '.join(SCOPES)}")
@@ -144,7 +144,7 @@ class KeyBook:
         return any(key.state(now) == "valid" for key in self._current().keys.values())
 
     def check(self, token: str) -> KeyIdentity | None:
-        """Who holds this token; ``None`` if it is no valid key.
+        """The identity of this token; ``None`` if it is not a valid key.
 
         Takes the same time whichever digit is wrong, and whether the key exists or not.
         """
@@ -234,6 +234,6 @@ def _read(path: Path) -> _Content:
         return _Content({key.key_id: key for key in keys}, bytes.fromhex(content["session_secret"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path} is no keys file of this version ({type(error).__name__}); restore it from a copy, or move it away "
-            "and make new keys with `emcl keys create`"
+            f"{path} is not a keys file of this version ({type(error).__name__}); restore it from a copy, or move it "
+            "away and make new keys with `emcl keys create`"
         ) from error

@@ -32,7 +32,7 @@ class Sessions:
         self._book = book
 
     def issue(self, identity: KeyIdentity) -> str:
-        """The value of a cookie for whoever has just shown this key."""
+        """The value of a session cookie for this key."""
         return self._signed(identity.key_id, int(time.time()) + self.seconds)
 
     def holder(self, headers: Headers) -> KeyIdentity | None:

@@ -1,7 +1,7 @@
 """``emcl doctor``: is everything there that the service needs, and what to do where it is not.
 
 Each check looks at one thing and says ``ok``, ``warning`` or ``problem``, what it found, and the next step. Checks
-share what is expensive (the loaded model, the open index) through a ``Patient``, and none keeps another from running:
+share what is expensive (the loaded model, the open index) through a ``Context``, and none keeps another from running:
 what raises is reported as a problem of that check, so that the command works on an installation that is half broken.
 """
 
@@ -89,11 +89,11 @@ def examine(context: Context, examinations: Iterable[tuple[str, Examination]]) -
             try:
                 found = look(context)
             except NotCheckedError as error:
-                found = warning(f"not checked: {error}", "mend that first")
+                found = warning(f"not checked: {error}", "fix that first")
             except ValueError as error:  # ours say what to do
-                found = problem(str(error), "mend that, then run this again")
+                found = problem(str(error), "fix that, then run this again")
             except Exception as error:  # whatever is broken: that is what we are here to report
-                found = problem(f"{type(error).__name__}: {error}", "mend what the message names, then run this again")
+                found = problem(f"{type(error).__name__}: {error}", "fix what the message names, then run this again")
             yield Check(**{**asdict(found), "name": name, "seconds": round(time.perf_counter() - started, 3)})
     finally:
         context.close()

@@ -121,7 +121,7 @@ def check_writer(context: Context) -> Check:
 
     lock, holder = context.settings.store / LOCK, context.settings.store / LOCK_HOLDER
     if not lock.exists() or not _is_held(lock):
-        return ok("nobody writes the store now")
+        return ok("no process is writing the store")
     try:
         named = json.loads(holder.read_text(encoding="utf-8"))
         who = f"process {named['pid']} on {named['host']} since {named['since']}"

@@ -140,7 +140,7 @@ def check_threads(context: Context) -> Check:
 
 
 def check_keys(context: Context) -> Check:
-    """The file of keys is readable by nobody else, and there is a key where one is needed."""
+    """Other users cannot read the keys file, and it holds a key if one is required."""
     from service.access.gate import open_keys
 
     settings = context.settings

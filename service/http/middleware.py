@@ -6,7 +6,7 @@ Plain ASGI, so that streams stay streams and a client that goes away is noticed.
 How much the service takes on at once: requests, and the bytes of bodies that are held for them.
 
 A request over the limit is refused before anything of it is read, so that ten thousand of them cost no more memory than
-the limit allows. Some places are kept for those who look after the service: probes, metrics, jobs and the index itself
+the limit allows. Some places are kept for operators: probes, metrics, jobs and the index itself
 are answered while everything else is full.
 """
 
@@ -179,7 +179,7 @@ class AnswerOnlyFor:
 
 
 class CrossOrigin(CORSMiddleware):
-    """Lets pages of ``origins`` use the API with a key in a header; a browser sends them no cookie of ours."""
+    """Lets pages of ``origins`` use the API with a key in a header; browsers send no session cookie with them."""
 
     def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
         super().__init__(
@@ -198,7 +198,7 @@ class CrossOrigin(CORSMiddleware):
         return from_error(
             BadRequest(
                 "this page may not send this request to this server",
-                expected="an origin that the server was told of, and the methods and headers that the API has",
+                expected="an origin that the server allows, and the methods and headers that the API has",
                 next_step="start the server with --cors-origins and the origin of the page",
             )
         )
@@ -273,7 +273,7 @@ class LimitRequests:
 
 
 class CheckKeys:
-    """Finds out who asks, and how often, before the body is read: ``request.state.key``, or 401 or 429.
+    """Checks the key and its rate before the body is read: ``request.state.key``, or 401 or 429.
 
     ``uploads`` are (method, path) of the routes whose requests count as uploads too.
     """

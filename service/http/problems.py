@@ -1,7 +1,7 @@
 """Every error answer of the service: RFC 9457 problem details.
 
 A body of ``application/problem+json`` with ``type`` (a link into ``/docs``), ``title``, ``status``, ``detail`` (what
-was wrong), ``expected`` and ``next_step``. Validation errors add ``errors``, one per wrong field. A fault of ours is
+was wrong), ``expected`` and ``next_step``. Validation errors add ``errors``, one per wrong field. A bug is
 answered with 500, an ``incident`` that the log has too, and nothing of what happened inside.
 """
 
@@ -84,7 +84,7 @@ def from_error(error: ServiceError) -> ProblemResponse:
 
 
 def from_fault(incident: str) -> ProblemResponse:
-    """The answer to a fault of ours; ``incident`` finds it in the log."""
+    """The answer to a bug; ``incident`` finds it in the log."""
     return ProblemResponse(
         500,
         slug="internal",
@@ -136,7 +136,7 @@ def register(app: FastAPI) -> None:
         logger.debug("%s %s: the client left", request.method, request.url.path)
         if observation := current():
             observation.problem = CLIENT_LEFT
-        return Response(status_code=400)  # nobody reads it
+        return Response(status_code=400)  # the client is gone
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> Response:

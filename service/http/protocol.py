@@ -79,9 +79,11 @@ class BoundedProtocol(H11Protocol):
             self._wait_for_head()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP."""
+        """Answer input that is not HTTP."""
         self._end_with(
-            BadRequest("this is no HTTP request", expected="HTTP/1.1", next_step="send a request as /docs describes it")
+            BadRequest(
+                "this is not an HTTP request", expected="HTTP/1.1", next_step="send a request as /docs describes it"
+            )
         )
 
     def _wait_for_head(self) -> None:
@@ -99,7 +101,7 @@ class BoundedProtocol(H11Protocol):
             self.transport.close()
 
     def _end_with(self, error: ServiceError) -> None:
-        """Answer by hand, for there is no request, and close."""
+        """Write an answer without a request, and close."""
         problem = from_error(error)
         headers = [*problem.raw_headers, (b"connection", b"close")]
         head = b"".join(name + b": " + value + b"\r\n" for name, value in headers)

@@ -1,6 +1,6 @@
 """From a job to the command line that does it, and from what that leaves behind to the job's result.
 
-The command is the one that a person would type. Everything it writes lies in the job's folder, but for an index job
+The command is the one that a person would type. Everything it writes goes to the job's folder, but for an index job
 that adds to a store. Running it again continues what an earlier attempt began.
 
 How far a job's process is, read from what it writes: progress lines, or a training run's log.

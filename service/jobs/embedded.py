@@ -44,7 +44,7 @@ class EmbeddedWorker:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "service.cli", "worker", "--embedded"],
                 stdin=subprocess.PIPE,
-                start_new_session=True,  # Ctrl-C is for us; we tell it ourselves
+                start_new_session=True,  # Ctrl-C is for the service, which stops the worker itself
                 env=environment_of(self._settings),
             )
             logger.info("worker started, process %d", self._process.pid)

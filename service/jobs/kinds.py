@@ -1,6 +1,6 @@
 """What a job may be asked for, by kind: the bodies of ``POST /v1/jobs``. Unknown fields are errors.
 
-Here is what can be told from the request alone; ``service.jobs.service`` checks it against folders and other jobs.
+These checks need the request alone; ``service.jobs.service`` checks it against folders and other jobs.
 Wherever a model is named: ``demo``, ``served`` (the one that the served index was built with), or the id of a
 ``train`` or ``calibrate`` job that succeeded.
 
@@ -135,7 +135,7 @@ class AllowedFolders:
     def find(self, name: str, *, field: str) -> Path:
         """The absolute path of a file or folder inside; a relative name is looked for in each folder in turn.
 
-        Raises ``Unprocessable``, with the same words for what lies outside and what does not exist.
+        Raises ``Unprocessable``, with the same message for paths outside and for paths that do not exist.
         """
         path = Path(name)
         if name and len(name) <= _LONGEST and not _FORBIDDEN.search(name) and ".." not in path.parts:
@@ -147,7 +147,7 @@ class AllowedFolders:
                 if found.is_relative_to(folder):
                     return found
         raise Unprocessable(
-            f"{field}: {name[:200]!r} is no file or folder that jobs may read",
+            f"{field}: {name[:200]!r} is not a file or folder that jobs may read",
             expected="a path inside a folder of --jobs-inputs (EMCL_JOBS_INPUTS), without `..`, wildcards and URLs"
             if self._folders
             else "no path, because --jobs-inputs (EMCL_JOBS_INPUTS) names no folder",

@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def watch(pipe: int) -> None:
-    """Wait until nobody holds the other end of the pipe, then kill the group, this process included."""
+    """Wait until the other end of the pipe is closed, then kill the group, this process included."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     nothing = os.open(os.devnull, os.O_RDWR)

@@ -1,4 +1,4 @@
-"""Evidence that somebody still works on a job: a lock on a file, which the kernel takes away from the dead.
+"""Evidence that a process still works on a job: a lock on a file, which the kernel releases when its holders end.
 
 No clock, no process number and no boot can deceive it: a lock that can be taken means that every process which held
 it has ended, be it in another container on the same volume. The runner's child processes inherit the lock, so that a
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 _ATTEMPTS = 200
-_PAUSE_SECONDS = 0.025  # who only looks holds the lock for microseconds; together 5 s
+_PAUSE_SECONDS = 0.025  # a process that only looks holds the lock for microseconds; together 5 s
 
 
 class AliveLock:
@@ -25,7 +25,7 @@ class AliveLock:
 
     @classmethod
     def take(cls, path: Path, *, while_: Callable[[], bool]) -> AliveLock | None:
-        """Take the lock, as long as ``while_`` is true; ``None`` if somebody works on the job."""
+        """Take the lock, as long as ``while_`` is true; ``None`` if a process works on the job."""
         for _ in range(_ATTEMPTS):
             if not while_():
                 return None
@@ -37,7 +37,7 @@ class AliveLock:
 
     @classmethod
     def look(cls, path: Path) -> AliveLock | None:
-        """Take the lock without waiting; ``None`` if somebody has it."""
+        """Take the lock without waiting; ``None`` if it is held."""
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

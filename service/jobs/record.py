@@ -23,7 +23,7 @@ JOB_ID = r"^[0-9a-f]{16}$"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobProgress:
-    """How far a job is: ``done`` of ``total`` units; ``total`` is 0 while nobody knows it."""
+    """How far a job is: ``done`` of ``total`` units; ``total`` is 0 while it is unknown."""
 
     done: int = 0
     total: int = 0
@@ -35,7 +35,7 @@ class Job:
     """One job. Times are seconds since 1970 and for people alone: nothing is decided by them.
 
     ``attempts`` counts how often it was started; ``stopping`` says that somebody asked for it to be cancelled.
-    ``key_name`` is who asked for it, ``None`` where there are no keys.
+    ``key_name`` names the key that submitted it, ``None`` without keys.
     """
 
     job_id: str

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 Reason = Literal["cancelled", "timeout", "worker stopped"]
 
 POLL_SECONDS = 0.1
-STORE_SECONDS = 0.5  # how often the job store is asked whether to stop, and told the progress
+STORE_SECONDS = 0.5  # how often progress is stored and a request to stop is looked for
 _TAIL_BYTES = 4000
 
 
@@ -109,7 +109,7 @@ class JobRunner:
         return None
 
     def _look(self, job: Job, command: Command) -> bool:
-        """Tell the job store the progress; returns whether somebody asked for the job to be cancelled."""
+        """Store the progress; returns whether the job is to be cancelled."""
         try:
             if (progress := command.progress.latest()) is not None:
                 self.job_store.progress(job.job_id, progress.done, progress.total, progress.note)

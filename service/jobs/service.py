@@ -117,7 +117,7 @@ class JobService:
 
     @property
     def served_job(self) -> str | None:
-        """The index job whose store is served; ``None`` if it is no job's."""
+        """The index job whose store is served; ``None`` if no job made it."""
         store, jobs = self.store.resolve(), self.job_store.folder.resolve()
         return store.parent.name if store.name == STORE and store.parent.parent == jobs else None
 
@@ -218,7 +218,7 @@ def _depth(value: Any) -> int:
 
 def _wrong_config(problems: str) -> Unprocessable:
     return Unprocessable(
-        f"this is no valid training configuration: {problems}",
+        f"this is not a valid training configuration: {problems}",
         expected="a configuration as configs/demo.yaml has one",
         next_step="correct what the detail names",
     )

@@ -1,12 +1,10 @@
-"""The job store: a SQLite file that is the truth, and a folder for each job with its log and outputs.
+"""The job store: a SQLite file of all jobs, and a folder for each job with its log and outputs.
 
     FOLDER/jobs.db        every job with its state
     FOLDER/<job id>/      log.txt, alive (the lock that proves it runs), and what the job writes
 
-Safe for several threads and processes. What ``create`` returned is on the disk. Who starts a job holds its lock
-(``service.jobs.liveness``) until it ends; a running job whose lock is free is lost, whatever the clocks say.
-
-The SQLite file of the job store: its format, how it is opened, and how a row becomes a ``Job``.
+Safe for several threads and processes. What ``create`` returned is on the disk. The process that starts a job holds its
+lock (``service.jobs.liveness``) until it ends; a running job whose lock is free is lost, whatever the clocks say.
 """
 
 from __future__ import annotations
@@ -128,7 +126,7 @@ class JobStore:
         resumable: bool = False,
         files: Mapping[str, bytes] | None = None,
     ) -> Job:
-        """Write down a new job, queued, with ``files`` in its folder.
+        """Store a new job, queued, with ``files`` in its folder.
 
         ``resumable`` ones can be run again after they failed, were cancelled or lost.
         """
@@ -224,7 +222,7 @@ class JobStore:
         return self._held[job_id].descriptor
 
     def progress(self, job_id: str, done: int, total: int, note: str = "") -> None:
-        """Say how far a running job is."""
+        """Store the progress of a running job."""
         self._change(job_id, "done = ?, total = ?, note = ?", (done, total, note[:500]), only="state = 'running'")
 
     def succeed(self, job_id: str, result: Mapping[str, Any]) -> None:
@@ -245,7 +243,7 @@ class JobStore:
         self.let_go(job_id)
 
     def cancel(self, job_id: str) -> Job:
-        """Cancel a queued job at once; ask whoever runs it to stop a running one. Raises ``Conflict`` if it ended."""
+        """Cancel a queued job at once; ask the worker of a running one to stop it. Raises ``Conflict`` if it ended."""
         self._change(
             job_id,
             "state = 'cancelled', ended = ?, error = 'cancelled before it started'",

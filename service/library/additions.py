@@ -110,7 +110,7 @@ class AdditionWork:
                     raise
 
     def _commit(self, accepted: Accepted, work: Callable[[StoreWriter], None]) -> None:
-        """Have the writer do it, when nobody else writes any more."""
+        """Have the writer do it, once no other process writes."""
         while True:
             try:
                 return self._writer.run(work).result()
@@ -312,14 +312,14 @@ class Additions:
         return dropped
 
     def _begin_when_free(self) -> None:
-        told = False
+        logged = False
         while not self._stopping.is_set():
             try:
                 self._begin()
             except Overloaded as error:
-                if not told:
+                if not logged:
                     logger.warning("%s; until it ends, this one only searches", error.detail)
-                told = True
+                logged = True
                 self._stopping.wait(WAIT_SECONDS)
             else:
                 return

@@ -4,7 +4,7 @@
     STORE/media/<sha256>.json        what was asked for with it, until it is indexed
     STORE/media.lock                 held by the one service that takes videos in for this store
 
-A video is accepted when both files are on the disk. Whatever else lies there when a service starts was never
+A video is accepted when both files are on the disk. Any other file there when a service starts was never
 acknowledged, or is what a deletion that was cut short left behind, and is removed.
 """
 
@@ -40,7 +40,7 @@ _RECORD = ".json"
 
 @dataclass(frozen=True, kw_only=True)
 class Accepted:
-    """A video that was acknowledged. ``path`` is where its bytes lie."""
+    """A video that was acknowledged. ``path`` is the file with its bytes."""
 
     video_id: str
     path: str
@@ -114,7 +114,7 @@ class UploadStore:
         return Received(path=path, video_id=digest.hexdigest(), size_bytes=size)
 
     def place_of(self, received: Received) -> Path:
-        """Where an accepted video's bytes will lie; the ending is told by how they begin."""
+        """The path of an accepted video's bytes; their first bytes decide the ending."""
         return self.folder / f"{received.video_id}{_ENDINGS.get(media_type(received.path), '.bin')}"
 
     def accept(self, received: Received, accepted: Accepted) -> None:

@@ -2,7 +2,7 @@
 
 In: functions of an open ``StoreWriter``, from any thread. Out: their results as futures, set when what they committed
 is durable *and* is being served. The store's lock is held only while there is something to do, so that ``emcl index``
-and index jobs get their turn; while they hold it, work is refused with who it is.
+and index jobs get their turn; while they hold it, work is refused, naming the holder.
 
 When the overlay has grown over its bound, a new generation is published in a second thread. It reads the catalogue
 through a connection of its own while this thread goes on writing; what is written meanwhile is its overlay.

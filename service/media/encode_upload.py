@@ -135,7 +135,7 @@ class QueuedEncoder:
         return self._when_its_turn(lambda: self._encoder.pool(features_BFD, mask_BF))
 
     def encode_texts(self, texts: Sequence[str]) -> Floats:
-        """Raw text features ``(N, D)``; no text waits for no turn."""
+        """Raw text features ``(N, D)``; without texts there is nothing to wait for."""
         if not texts:
             return np.zeros((0, self.dim), dtype=np.float32)
         return self._when_its_turn(lambda: self._encoder.encode_texts(texts))
@@ -152,7 +152,7 @@ def encode_video(
 ) -> EncodedVideo:
     """Decode and encode all windows of a video, as ``emcl index`` does with a file.
 
-    ``progress`` is told how many windows are done, of how many; what it raises ends the work. Raises as
+    ``progress`` is called with the number of windows done and in all; what it raises ends the work. Raises as
     ``Sandbox.decode`` does for a file that cannot be used.
     """
     plan = DecodeSettings(

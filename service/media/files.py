@@ -36,7 +36,7 @@ _BY_SUFFIX = {
 
 
 def find_file(video: Video) -> Path:
-    """A place where the video's file still lies, unchanged in size. Raises ``Gone``."""
+    """A path where the video's file still exists, unchanged in size. Raises ``Gone``."""
     files = [Path(name) for name in video.paths if protocol_of(name) is None and shard_of(name) is None]
     for path in files:
         if path.is_file() and path.stat().st_size == video.size_bytes:
@@ -127,7 +127,7 @@ class Thumbnails:
         self.batcher.start()
 
     async def close(self) -> None:
-        """Stop; who waits gets ``Overloaded``."""
+        """Stop; waiting callers get ``Overloaded``."""
         await self.batcher.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
 

@@ -84,7 +84,7 @@ class Previews:
         self.batcher.start()
 
     async def close(self) -> None:
-        """Stop; who waits gets ``Overloaded``, and what is being made is given up."""
+        """Stop; waiting callers get ``Overloaded``, and the preview that is being made is given up."""
         if self._process is not None:
             self._process.kill()
         await self.batcher.close()

@@ -119,7 +119,7 @@ class Sandbox:
     ) -> UploadedFrames:
         """Decode the sampled frames of ``file``, cut to ``image_size``. It must be a real file, standing at its start.
 
-        Whoever holds the ``kill_switch`` can end it from another thread; it then raises ``Unprocessable``.
+        ``kill_switch`` ends it from another thread; it then raises ``Unprocessable``.
 
         Raises ``UnsupportedMedia`` (not a video), ``Unprocessable`` (no video stream, no frame, or the decoder failed
         on it) or ``TooLarge`` (over a limit), and ``RuntimeError`` if the process itself could not be run.
@@ -174,7 +174,7 @@ class Sandbox:
         raise RuntimeError(f"the decoding process ended with code {code}: {complaint}")
 
     def job(self, sampling: SamplingConfig, size: int) -> dict[str, Any]:
-        """What the decoding process is told: how to sample, and the limits."""
+        """The job of the decoding process: how to sample, and the limits."""
         return {"sampling": sampling.model_dump(), "image_size": size, **self._limits()}
 
     def _limits(self) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def _answer_windows(job: dict[str, Any], video: bytes, answer: IO[bytes]) -> Non
             )
         except VideoError as error:
             if number == 0 or isinstance(error, OverLimit):
-                raise  # as in indexing: a video whose beginning cannot be read is no video
+                raise  # as in indexing: a video whose beginning cannot be read is refused
             segments.append({"number": number, "reason": str(error)[:500]})
             continue
         segments.append({"number": number, "skipped_packets": batch.skipped_packets})

@@ -82,7 +82,7 @@ def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
 
 
 class _ToStandardError(logging.StreamHandler[Any]):
-    """Writes to what ``sys.stderr`` is at that moment."""
+    """Writes to the present ``sys.stderr``."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)

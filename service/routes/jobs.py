@@ -29,7 +29,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[require("admi
 
 
 def _job_service(request: Request) -> JobService:
-    # Not the dependency of other routes: who follows a job for hours must not keep an index that is no longer served.
+    # Not ``ServicesDep``: a client that follows a job for hours must not keep an index open that is no longer served.
     jobs: JobService = request.app.state.services.jobs
     return jobs
 

@@ -51,7 +51,7 @@ def check_caption(limits: QueryLimits, text: str) -> str:
 
 
 def _is_unicode(text: str) -> bool:
-    """JSON can write half of a surrogate pair, which is no character, and SQLite ends a text at a NUL."""
+    """JSON can write half of a surrogate pair, which is not a character, and SQLite ends a text at a NUL."""
     return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 

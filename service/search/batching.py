@@ -1,8 +1,8 @@
 """Dynamic batching: queries that arrive together are computed together.
 
 In: single items from any number of coroutines. Out: each item's own result. While a batch is being computed the next
-one gathers. An item that comes while nothing is computed starts at once if the batch before it was of one item: who is
-alone waits for nobody. Otherwise others are likely to be on their way, and it waits for as many as there were then, at
+one gathers. An item that comes while nothing is computed starts at once if the batch before it was of one item: a lone
+query is never delayed. Otherwise others are likely to be on their way, and it waits for as many as there were then, at
 most ``max_wait_seconds``. The queue is bounded: when it is full, ``submit`` raises ``Overloaded`` at once. An item
 whose caller was cancelled while it waited is never computed, nor is one that has waited ``timeout_seconds``: its caller
 gets ``Overloaded`` at that moment.
@@ -106,7 +106,7 @@ class Batcher(Generic[Item, Result]):
         self._worker = asyncio.get_running_loop().create_task(self._work(), name=f"batcher {self._name}")
 
     async def close(self) -> None:
-        """Stop; whoever still waits for a result gets ``Overloaded``."""
+        """Stop; callers that still wait for a result get ``Overloaded``."""
         if self._worker is not None:
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)
@@ -221,19 +221,19 @@ class Batcher(Generic[Item, Result]):
         ended: asyncio.Future[BaseException | None],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        """Compute a batch. Its callers are told by the first thing the loop does then, not by a chain of futures."""
+        """Compute a batch. One callback on the loop settles all its futures."""
         try:
             results = self._run([waiting.item for waiting in batch])
             assert len(results) == len(batch), f"{self._name}: {len(batch)} items gave {len(results)} results"
         except BaseException as error:  # whatever it is, somebody waits for an outcome
-            tell = partial(_settle, ended, result=error)
+            settle = partial(_settle, ended, result=error)
         else:
-            tell = partial(_settle_all, batch, results, ended)
-        with suppress(RuntimeError):  # the loop has ended, and with it whoever waited
-            loop.call_soon_threadsafe(tell)
+            settle = partial(_settle_all, batch, results, ended)
+        with suppress(RuntimeError):  # the loop has ended, and its callers with it
+            loop.call_soon_threadsafe(settle)
 
     async def _isolate(self, batch: list[_Waiting[Item, Result]], error: BaseException) -> None:
-        """Compute a failed batch again one by one, so that an error reaches only the caller who caused it."""
+        """Compute a failed batch again one by one, so that an error reaches only the caller that caused it."""
         if len(batch) == 1:
             _settle(batch[0].future, error=error)
             return

@@ -1,4 +1,4 @@
-"""Where computing waits for its turn: three queues before one thread.
+"""The compute queue: three queues before the one thread that computes.
 
 Searches are gathered into batches. Other calls of the engine (uploads, single stages) are taken one by one. Urgent ones
 (the ready check, what operators ask) have a queue of their own, so that they wait for what is being computed, never for
@@ -81,11 +81,11 @@ class ComputeQueue(Generic[Item, Result]):
         await asyncio.to_thread(self._executor.shutdown)
 
     async def once(self, call: Callable[[], T]) -> T:
-        """Run an urgent call that gives everybody the same: who asks while it runs gets its result too.
+        """Run an urgent call with the same result for all callers; callers that come while it runs share its result.
 
-        So that the ready check, which is open to everybody, cannot be used to keep the thread busy with many of them.
+        So the readiness check, which needs no key, cannot be used to keep the thread busy.
         """
         if self._ready is None or self._ready.done():
             self._ready = asyncio.ensure_future(self.urgent.submit(call))
-            self._ready.add_done_callback(lambda done: done.cancelled() or done.exception())  # its askers may be gone
+            self._ready.add_done_callback(lambda done: done.cancelled() or done.exception())  # its callers may be gone
         return cast(T, await asyncio.shield(self._ready))

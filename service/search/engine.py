@@ -61,8 +61,8 @@ NO_IDS: tuple[int, ...] = ()
 class Engine:
     """Answers queries over the index that ``open_reader`` opens, with the model that the index was built with.
 
-    Safe to call from several threads. Queries are checked against ``limits`` by ``check_`` methods of ``limits``, by
-    whoever accepts them, before they come here.
+    Safe to call from several threads. Callers check queries with the ``check_`` methods of ``limits``
+    before they call.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Engine:
             raise Conflict(
                 f"the newest generation cannot be served: {error}",
                 expected="a generation of the model that is loaded, with all its files",
-                next_step="mend it as the detail says and reload again; the present generation is served on",
+                next_step="fix it as the detail says and reload again; the present generation is still served",
             ) from error
 
     def refresh(self) -> None:

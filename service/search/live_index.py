@@ -107,7 +107,7 @@ class LiveIndex:
     def refresh(self) -> bool:
         """Serve everything that is committed by now; whether that was anything new. Raises as ``reload`` does.
 
-        When it returns, every later query sees what was committed before it was called, whoever wrote it.
+        When it returns, every later query sees what was committed before it was called, whichever process wrote it.
         """
         with self._reloading, self.lease() as current:
             reader = current.reader.refreshed()
@@ -168,7 +168,7 @@ class Watcher:
             try:
                 self._live.refresh()
             except (ValueError, OSError) as error:
-                if str(error) != self.trouble:  # told once, not every few seconds
+                if str(error) != self.trouble:  # logged once, not every few seconds
                     logger.warning("the newest state of the index cannot be served: %s", error)
                 self.trouble = str(error)
             else:

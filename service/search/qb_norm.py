@@ -35,7 +35,7 @@ class BankCache:
         self._kept: dict[Path, tuple[tuple[int, int, int], StoredBank | Damaged]] = {}
 
     def bank_of(self, store: Path) -> StoredBank | Damaged | None:
-        """The bank, None where there is none, or what is wrong with it, which is no reason not to open the index."""
+        """The bank, or None if there is none; a damaged one is returned as its error: the index opens all the same."""
         with self._lock:
             try:
                 found = (store / QUERY_BANK).stat()
@@ -77,7 +77,7 @@ def usable(bank: StoredBank | Damaged | None, reader: StoreReader, encoder: Enco
 
 
 def rescore(scored: Scored, bank: StoredBank, kind: Rerank) -> Scored:
-    """Re-score candidates whose scores are of ``kind``; those of a query whose best is no hub stay as they are."""
+    """Re-score candidates whose scores are of ``kind``; queries whose best candidate is not a hub keep theirs."""
     scores_QC = np.array(scored.scores_QC)
     for q, ids_C in enumerate(scored.candidates.ids_QC):
         if (ids_C >= 0).any():

@@ -249,7 +249,7 @@ class QueryLimits:
 
 
 def _check_unicode(text: str) -> None:
-    """JSON can write half of a surrogate pair, which is no character."""
+    """JSON can write half of a surrogate pair, which is not a character."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

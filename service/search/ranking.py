@@ -1,8 +1,8 @@
 """The two stages on arrays: candidates from the index, and their scores by the model.
 
 Candidates are kept in ascending order of id, padded with -1 at the end, so that nothing depends on the order in which
-the index returned them. Scores that agree to ``SCORE_DIGITS`` decimals count as equal and are ordered by id: below that
-lies what floating-point sums may differ by when a batch has another size.
+the index returned them. Scores that agree to ``SCORE_DIGITS`` decimals count as equal and are ordered by id: smaller
+differences may come from floating-point sums in batches of another size.
 
 Legend: Q queries, C candidates, F frames, D channels. All features are raw, as the encoder returns them.
 """

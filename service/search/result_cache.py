@@ -3,11 +3,11 @@
 In: the queries of one request. Out: what is known of them. A result is known by a digest of all that decides it: the
 program's version, the model's fingerprint and configuration, what computes it (runtime and precision), the version of
 the index, and every parameter of the query. A text embedding is known by all of these that shape it. So nothing of
-another model, another generation or another setting can be found, however old what lies in Redis is.
+another model, another generation or another setting can be found, however old the values in Redis are.
 
 What comes from Redis is trusted as far as its bytes prove: each value repeats the digest it is kept under and carries a
-checksum, so that a value that was damaged, cut or moved to another key counts as unknown. (Whoever may write to Redis
-can still forge a value: keep it private.) Values are bounded in size when written and when read.
+checksum, so that a value that was damaged, cut or moved to another key counts as unknown. (A client
+that may write to Redis can still forge a value: keep it private.) Values are bounded when written and when read.
 """
 
 from __future__ import annotations

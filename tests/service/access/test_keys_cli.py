@@ -153,9 +153,9 @@ def test_a_damaged_file_is_told_and_lets_nobody_in(path, content):
     book = KeyBook(path)
     token = book.create("a", "search")[1]
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="is no keys file"):
+    with pytest.raises(ValueError, match="is not a keys file"):
         book.check(token)
-    with pytest.raises(ValueError, match="is no keys file"):
+    with pytest.raises(ValueError, match="is not a keys file"):
         KeyBook(path).create("b", "search")
     assert path.read_bytes() == content
 
