@@ -1,17 +1,6 @@
-"""Commands of the model: ``train``, ``evaluate``, ``synthesize``, ``import-checkpoint``. Mounted by ``service.cli``.
+"""Commands of the model, mounted by ``service.cli``: train, evaluate, study, export and import models; data sets.
 
-Heavy modules are imported inside the commands, so that ``--help`` answers at once. Errors of the user are raised as
-``ValueError`` or ``OSError``, which ``service.cli`` prints as one line.
-
-Commands that study a checkpoint on labelled videos: ``calibrate``, ``sweep``, ``report``. Mounted by ``model.cli``.
-
-Heavy modules are imported inside the commands. Errors of the user are ``ValueError`` or ``OSError``.
-
-``emcl export``: a faster runtime for a model, judged before it may be used. Mounted by ``model.cli``.
-
-Commands for data sets: ``emcl data check``, ``emcl data compress``. Mounted by ``model.cli``.
-
-Heavy modules are imported inside the commands, so that ``--help`` answers at once. Errors of the user are raised as
+Heavy modules are imported inside the commands, so that ``--help`` answers at once. User errors are raised as
 ``ValueError`` or ``OSError``, which ``service.cli`` prints as one line.
 """
 

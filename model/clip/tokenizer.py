@@ -4,10 +4,9 @@ In: texts. Out: ``ids_BL`` (int64, padded with 0) and ``mask_BL`` (bool, True fo
 is open_clip's. Architectures with a tokenizer of their own (SigLIP, multilingual CLIPs) use that, always padded to
 their context length.
 
-Which texts are encoded together: those of about the same length, so that none pays for another's padding.
-
-In: lengths in tokens. Out: groups of places. The text tower's work grows with the padded number of tokens, and a small
-batch wastes some of the processor; buckets of four tokens are between the two (measured by ``benchmarks/encoders.py``).
+``text_buckets`` groups texts of similar length, so that short texts are not padded to long ones. The text tower's work
+grows with the padded number of tokens, and small batches use the processor poorly; buckets of four tokens balance the
+two (measured by ``benchmarks/encoders.py``).
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ _BYTE_PIECES = 512  # 256 bytes, each inside a word and at its end
 _CACHED_TEXTS = 1 << 14  # one training set's captions or a day's popular queries; about 5 MB
 
 _CACHED_WORDS = 1 << 16  # open_clip never forgets a word, so its cache is emptied at this size
+BUCKET_TOKENS = 4
 
 
 class Tokenizer(Protocol):
@@ -162,9 +162,6 @@ def _special_cache() -> dict[str, str]:
 
 def _as_list(texts: Sequence[str]) -> list[str]:
     return [texts] if isinstance(texts, str) else list(texts)
-
-
-BUCKET_TOKENS = 4
 
 
 def text_buckets(lengths: Sequence[int], *, most: int) -> Iterator[list[int]]:

@@ -1,16 +1,11 @@
 """Pooling frames into one vector: plain for stage 1, text-conditioned for reranking (EMCL-Net, reference §2.3).
 
 In: frame features, raw (not normalised), with a mask that is True for real frames. Out: pooled vectors and weights.
-Shape suffixes: Q queries, N candidates, F frames, D channels, B videos.
+``pool_stored_videos`` is ``pool_videos`` for features in the shards' half precision, with the same result: half as many
+bytes are gathered and, to a GPU, transferred. On a CPU they are widened block by block, so that the float32 copy, which
+is read twice (for the weights and for the sum), stays in the cache.
 
-Text-conditioned pooling of frame features as they are stored: half precision in, float32 out, in one pass.
-
-``model.emcl.pooling`` is the definition, and on float32 features this gives its numbers. Features come in the shards'
-half precision, so that half as many bytes are gathered and, to a GPU, transferred. On a CPU they are widened a block of
-candidates at a time: the float32 copy is read twice, for the weights and for the sum, while it is still in the cache,
-and never travels to memory.
-
-Shape suffixes: Q queries, N candidates, F frames, D channels, M candidates of a block.
+Shape suffixes: Q queries, N candidates, F frames, D channels, B videos, M candidates of a block.
 """
 
 from __future__ import annotations
@@ -19,6 +14,9 @@ import torch
 from torch import Tensor
 
 from model.config import PoolingConfig
+
+_BLOCK_ELEMENTS = 1 << 20
+"""Features of one block: 4 MiB in float32. Half and twice as many were as fast; far more no longer fit into caches."""
 
 
 def mean_pool(features_BFD: Tensor, mask_BF: Tensor) -> Tensor:
@@ -57,10 +55,6 @@ def pool_by_captions(
     logits_QNF = captions_QND @ features_QFD.mT
     weights_QNF = frame_weights(logits_QNF, mask_QF[:, None].expand_as(logits_QNF), config)
     return weights_QNF @ features_QFD, weights_QNF
-
-
-_BLOCK_ELEMENTS = 1 << 20
-"""Features of one block: 4 MiB in float32. Half and twice as many were as fast; far more no longer fit into caches."""
 
 
 def pool_stored_videos(

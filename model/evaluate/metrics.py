@@ -1,25 +1,23 @@
 """Retrieval metrics: ranks, recall, median and mean rank, standard errors; one or several sentences for a video.
 
-In: a similarity matrix whose rows are queries, and where each query's match stands. Out: ranks and figures in percent.
+In: a similarity matrix whose rows are queries, and the column of each query's match. Out: ranks and figures in percent.
 Agrees with the reference (EMCL-Net ``metrics.py``) wherever no two similarities tie. Ties take the average rank,
 where the reference counts every tied place; the median of an even number lies between the two in the middle; a NaN is
-an error, where the reference drops the query. Its own rules are in ``model.evaluate.metrics``, under that
-name.
+an error, where the reference drops the query.
 
-Legend: Q queries, N items, T sentences, V videos.
-
-The released code's own metric rules (EMCL-Net ``metrics.py``, ``main_retrieval.py``), mistakes included.
-
-Only for comparing with its numbers: ``emcl evaluate --metric-rules reference`` and the golden tests. What differs from
-``model.evaluate.metrics`` (numbers of the reference's pitfalls in brackets):
+The second half holds the released code's own rules (``metrics.py``, ``main_retrieval.py``), mistakes included, only for
+comparing with its numbers: ``emcl evaluate --metric-rules reference`` and the golden tests. The differences (numbers of
+the reference's pitfalls in brackets):
 
 * one sentence per video: every place that ties with the match counts as a rank of its own, so that there are more
   ranks than queries and recalls are shares of the larger number (6);
 * several sentences: the median rank of sentences is the lower one of the two in the middle (17), and tied sentences
-  rank in the order in which they stand;
-* MSVD: its loader's cut points stand one sentence early, so that the last sentence of a video counts for the next
+  rank in their given order;
+* MSVD: its loader's cut points are one sentence early, so that the last sentence of a video counts for the next
   video and the final sentence is dropped (7). That a video with a single sentence is also shown with the frames of the
   one before it is not reproduced: it happens while features are gathered.
+
+Shape suffixes: Q queries, N items, T sentences, V videos.
 """
 
 from __future__ import annotations

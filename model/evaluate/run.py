@@ -1,14 +1,9 @@
-"""Offline evaluation: every caption and every video of a set ranked, both directions, under a named protocol.
+"""``emcl evaluate``: open a set, encode it, rank every caption and video under a named protocol, write the reports.
 
-In: a loaded model and an encoded corpus. Out: one row of metrics per way of ranking, and what a reader must know to
-compare them with others' figures. The parts: ``model.evaluate.corpus`` (encoding), ``model.evaluate.rank`` (scores),
-``model.evaluate.protocols`` (which ways there are), ``model.evaluate.measure`` (from scores to metrics),
-``model.evaluate.table`` (tables, JSON). Their names are importable from here.
-
-What ``emcl evaluate`` does: open a set, encode it, measure it under a protocol, write the reports.
-
-In: the command's options. Out: the text for the terminal, and files. Errors of the user are ``ValueError`` or
-``OSError``.
+In: the command's options, or a loaded model and an encoded corpus (``evaluate_features``). Out: one row of metrics per
+way of ranking, with the facts that a comparison with other figures needs. The parts: ``model.evaluate.corpus``
+(encoding), ``rank`` (scores), ``protocols`` (which ways there are), ``measure`` (from scores to metrics) and ``table``
+(tables, JSON); their names are importable from here.
 """
 
 from __future__ import annotations

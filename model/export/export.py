@@ -1,14 +1,13 @@
-"""Exports of the towers for onnxruntime: traced, written, judged by the guard, put in force.
+"""Exports of the towers for onnxruntime: trace, write, compare with fp32 (the guard), activate.
 
 In: a checkpoint as ``load_encoder`` names it. Out: files in an ``ExportStore``, or a report that says why not. The
 image and the text tower are exported, each for any number of inputs and texts of any length; temporal aggregation,
 pooling and EMCL stay with PyTorch.
 
-What the guard compares on: generated scenes, or videos and captions of the user's own.
-
-Generated scenes are the demo corpus: for the demo model they are what it was trained for, for another CLIP they are
-simple pictures and sentences, which show whether a runtime computes the same, less whether it ranks the user's videos
-as well. So an int8 export for real use should be judged by ``--samples``.
+The guard compares on generated scenes, or on the user's own videos and captions (``--samples``). Generated scenes are
+the demo corpus. The demo model was trained on it; for another CLIP they are simple pictures and sentences, which show
+whether a runtime computes the same, but hardly whether it ranks the user's videos as well. Judge an int8 export for
+production with ``--samples``.
 """
 
 from __future__ import annotations
@@ -44,6 +43,8 @@ OPSET = 17  # the first with layer normalisation as one operation
 MAX_TOWER_BYTES = 2_000_000_000  # protocol buffers end at 2 GiB
 
 _QUANTISED = ["MatMul", "Gemm"]  # convolutions and tables stay as they are: bytes make those slower, or far coarser
+GENERATED_FRAMES = 4  # of each scene: enough to see it move, few enough for a real CLIP on one core
+_DRAWN_SIZE = 128
 
 
 def export(encoder: Encoder, store: ExportStore, kind: ExportKind, samples: Samples) -> GuardReport:
@@ -186,11 +187,6 @@ def _quiet() -> Iterator[None]:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n", 1)[0] or type(error).__name__
-
-
-GENERATED_FRAMES = 4  # of each scene: enough to see it move, few enough for a real CLIP on one core
-
-_DRAWN_SIZE = 128
 
 
 def generated_samples(count: int, *, image_size: int, seed: int = 1) -> Samples:

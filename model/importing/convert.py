@@ -1,11 +1,10 @@
-"""Checkpoints of others: EMCL-Net, CLIP4Clip and CLIP files in, a checkpoint of this program out.
+"""Import EMCL-Net, CLIP4Clip and CLIP files as checkpoints of this program.
 
 In: a file of the authors' EMCL-Net, of CLIP4Clip (meanP, seqLSTM, seqTransf), one of OpenAI's CLIP archives, or a CLIP
-state dict in OpenAI's names. Out: NAME.safetensors and NAME.json, in float32, and a report. The towers' sizes come from
-the tensors' shapes; which aggregation of frames, from their names. Nothing is left out in silence: a name that finds no
-place here, and a parameter here that finds no tensor, is an error unless it is known to be of no use.
-
-What an import did, for people and for programs: where every name went, and which settings were chosen.
+state dict in OpenAI's names. Out: NAME.safetensors and NAME.json, in float32, and an ``ImportReport``: where every name
+went, and which settings were chosen. Tower sizes come from the tensors' shapes, the aggregation of frames from their
+names. Nothing is dropped silently: a tensor without a place here, or a parameter here without a tensor, is an error
+unless it is known to be unused.
 """
 
 from __future__ import annotations
@@ -37,6 +36,22 @@ from model.importing.architecture import infer_architecture
 from model.net import EMCLNet
 
 Kind = Literal["emcl-net", "clip4clip", "clip"]
+CLIP_VOCABULARY = 49408
+_TOWERS, _BLOCKS, _POSITIONS, _LSTM = "clip.", "transformerClip.", "frame_position_embeddings.", "lstm_visual."
+_CROSS = ("cross.", "similarity_dense.")  # CLIP4Clip's tightTransf, which it builds beside the other heads as well
+_NAMES = {
+    _TOWERS: "clip.model.",
+    _BLOCKS: "temporal.blocks.",
+    _POSITIONS: "temporal.positions.",
+    _LSTM: "temporal.lstm.",
+}
+_OPENAI_MARKERS = (
+    "input_resolution",
+    "context_length",
+    "vocab_size",
+)  # scalars beside the weights in OpenAI's archives
+_HARMLESS = (*_OPENAI_MARKERS, "attn_mask")  # constants that the architecture says already
+_EMCL_STATE = "emcl.state"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,30 +99,6 @@ def _temporal_text(temporal: TemporalConfig) -> str:
     if temporal.kind == "transformer":
         return f"transformer of {temporal.layers} layers, {temporal.max_positions} positions"
     return "LSTM" if temporal.kind == "lstm" else "averaged"
-
-
-CLIP_VOCABULARY = 49408
-
-_TOWERS, _BLOCKS, _POSITIONS, _LSTM = "clip.", "transformerClip.", "frame_position_embeddings.", "lstm_visual."
-
-_CROSS = ("cross.", "similarity_dense.")  # CLIP4Clip's tightTransf, which it builds beside the other heads as well
-
-_NAMES = {
-    _TOWERS: "clip.model.",
-    _BLOCKS: "temporal.blocks.",
-    _POSITIONS: "temporal.positions.",
-    _LSTM: "temporal.lstm.",
-}
-
-_OPENAI_MARKERS = (
-    "input_resolution",
-    "context_length",
-    "vocab_size",
-)  # scalars beside the weights in OpenAI's archives
-
-_HARMLESS = (*_OPENAI_MARKERS, "attn_mask")  # constants that the architecture says already
-
-_EMCL_STATE = "emcl.state"
 
 
 class ImportingError(WeightsError):

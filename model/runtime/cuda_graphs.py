@@ -1,10 +1,12 @@
 """Scoring on a CUDA device: one transfer from pinned memory, then one graph of all kernels, for many queries at once.
 
+Not run on a GPU yet: the tests replace the capture on a CPU; tests marked ``gpu`` cover the rest.
+
 In: the arrays that ``Encoder.score_videos`` gets, features in half precision as they are stored. Out: its arrays. The
 pass is some hundred small kernels, whose launches one by one cost more than their work; a CUDA graph launches them
 together. A graph and its buffers belong to one shape, so the number of queries is padded to a power of two (queries are
-independent of each other, so what fills the rest changes nothing), the shapes used last are kept, and one that is asked
-for the first time is computed without a graph, for it may never come again.
+independent, so the padding changes nothing). The most recently used shapes are kept; a shape seen for the first time is
+computed without a graph, since it may not recur.
 
 Shape suffixes: Q queries, N candidates, F frames, D channels.
 """

@@ -1,18 +1,15 @@
-"""``emcl calibrate``: which settings of EMCL and of the search rank best on labelled validation pairs?
+"""``emcl calibrate``: find the settings of EMCL and of the search that rank best on labelled validation pairs.
 
-In: an encoded validation corpus and a grid. Out: the best setting by mean reciprocal rank over both ways, and how it
-compares with the ranking without EMCL (``beta`` 0), video by video.
+In: an encoded validation corpus and a grid. Out: the best setting by mean reciprocal rank over both directions, and how
+it compares with the ranking without EMCL (``beta`` 0), video by video; as a table with a verdict, a mapping for JSON,
+and a record that ``store_choice`` writes into a checkpoint.
 
-The best of eighty settings is lucky by construction. So the comparison that counts is held out: videos are cut into
+The best of eighty settings is lucky by construction, so the comparison that counts is held out: videos are cut into
 folds, each fold is ranked by the setting that is best on the *others*, and the sign test and the bootstrap intervals
-are over these rankings. Beside it stand the uncorrected sign test of every setting and Holm's correction of it.
+are over these rankings. The report also has the uncorrected sign test of every setting and Holm's correction of it.
 
 The number of candidates is chosen first, without EMCL, so that it favours no setting; the temperature of dual softmax
 last, with the chosen setting.
-
-What ``emcl calibrate`` tells: a table and a verdict for people, a mapping for JSON, a record for the checkpoint.
-
-Writing a choice into a checkpoint, and saying what it means for indexes that were made with it.
 """
 
 from __future__ import annotations
@@ -39,6 +36,8 @@ SIGNIFICANCE = 0.05
 # Mean reciprocal ranks closer than this are a tie, and what the checkpoint has already stays: how many candidates a
 # few hundred validation clips need says little about the corpus that will be searched.
 _SAME_RECIPROCAL = 0.001
+_LINES = 5  # best and worst settings that are printed
+_HEAD = ["ranking", "R@1 t→v", "R@1 v→t", "MRR", "wins", "losses", "p", "p (Holm)"]
 
 
 class Grid(Config):
@@ -259,11 +258,6 @@ def _choose_temperature(
 def _best_or_own(figures: dict[Any, float], own: float) -> float:
     best = max(figures, key=lambda value: figures[value])
     return float(own if figures[best] - figures[own] <= _SAME_RECIPROCAL else best)
-
-
-_LINES = 5  # best and worst settings that are printed
-
-_HEAD = ["ranking", "R@1 t→v", "R@1 v→t", "MRR", "wins", "losses", "p", "p (Holm)"]
 
 
 def table(found: Calibration) -> str:

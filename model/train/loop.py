@@ -1,13 +1,12 @@
-"""The loop of a training: steps, log, validation, checkpoints, and the finished model. Use ``model.train.run.train``.
+"""The training loop: steps, log, validation, checkpoints, and the finished model. Use ``model.train.run.train``.
 
-With several processes each one takes every step; the first alone logs, validates and saves, while the others wait.
+With several processes each one takes every step; only the first logs, validates and saves, while the others wait.
 
-What a training changes in the layers of a net before it starts: gradient checkpointing, and BatchNorm's mode.
-
-BatchNorm by batch statistics makes each clip's features depend on all that are encoded with it. With chunks or with
-several processes those would be the chunk or the share, other numbers than of the whole batch, and the running
-statistics would move once per chunk. So that is refused; ``batch_norm: running`` uses the running statistics as they
-are, as fine-tuning does, and then chunks and processes are exact.
+Before the loop starts, ``prepare_layers`` switches on gradient checkpointing and checks BatchNorm. BatchNorm by batch
+statistics makes each clip's features depend on all clips encoded with it. With chunks or several processes those would
+be the chunk or the share instead of the whole batch, and the running statistics would move once per chunk, so this is
+refused. ``batch_norm: running`` uses the running statistics unchanged, as fine-tuning does; chunks and processes are
+then exact.
 """
 
 from __future__ import annotations
@@ -38,6 +37,8 @@ from model.train.step import Stepper, StepResult, arithmetic
 from model.train.validate import validate
 
 logger = logging.getLogger(__name__)
+
+_AGREEMENT_EVERY = 100  # steps after which the processes compare their weights, as they do before each checkpoint
 
 
 def prepare_layers(net: EMCLNet, config: TrainConfig, processes: int) -> None:
@@ -79,9 +80,6 @@ def _checkpoint_blocks(net: EMCLNet) -> None:
     blocks = getattr(net.temporal, "blocks", None)
     if blocks is not None:
         blocks.grad_checkpointing = True
-
-
-_AGREEMENT_EVERY = 100  # steps after which the processes compare their weights, as they do before each checkpoint
 
 
 class Trainer:

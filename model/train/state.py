@@ -1,4 +1,4 @@
-"""Checkpoints of a run: everything that is needed to continue it as if it had never stopped.
+"""Checkpoints of a run, with everything needed to continue it exactly, and the moving average of the weights.
 
     OUTPUT/checkpoints/step-0000500/   model.safetensors · model.json     the net, with its EMCL state
                                        optimiser.safetensors              the optimiser's tensors, KEY/PARAMETER
@@ -6,13 +6,7 @@
                                        progress.json                      gradient scaler, best validation
 
 A checkpoint is written into a hidden folder that is renamed when it is complete, so a kill at any moment leaves the
-last whole one. Nothing is pickled. Batches and random numbers are functions of the step, so neither is stored.
-
-An exponential moving average of a net's weights, to validate with and to ship.
-
-Parameters and floating buffers (BatchNorm's statistics) are averaged; the EMCL state, which is a moving average
-already, and counters are taken as they are. The decay starts low, ``min(decay, (1 + n) / (10 + n))`` after n updates,
-so that the random start is forgotten; n is the number of steps, which makes a resumed average the same to the bit.
+last complete one. Nothing is pickled. Batches and random numbers are functions of the step, so neither is stored.
 """
 
 from __future__ import annotations
@@ -34,10 +28,17 @@ from model.durable import sync_file
 from model.net import EMCLNet
 
 _EMCL_STATE = "emcl."
+_PREFIX = "step-"
 
 
 class WeightAverage:
-    """The average of ``net``'s weights over its steps."""
+    """An exponential moving average of ``net``'s weights, used for validation and the finished model.
+
+    Parameters and floating buffers (BatchNorm's statistics) are averaged; the EMCL state, itself a moving average, and
+    counters are taken unchanged. The decay after step n is ``min(decay, (1 + n) / (10 + n))``, so that the random start
+    is forgotten, and a resumed average equals an uninterrupted one bit for bit. ``torch.optim.swa_utils.AveragedModel``
+    does not fit: it copies the whole net, and averages either all buffers or none.
+    """
 
     def __init__(self, net: nn.Module, decay: float) -> None:
         self.net = net
@@ -54,7 +55,7 @@ class WeightAverage:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Give the net its averaged weights within the block, and its own again after it, to the bit."""
+        """Give the net its averaged weights within the block, and restore its own bit for bit afterwards."""
         current = _averaged(self.net)
         own = {name: tensor.detach().clone() for name, tensor in current.items()}
         try:
@@ -64,7 +65,7 @@ class WeightAverage:
             _copy(current, own)
 
     def load(self, values: Mapping[str, Tensor]) -> None:
-        """Go on from saved ``values``. Raises ``ValueError`` if they are of another net."""
+        """Continue from saved ``values``. Raises ``ValueError`` if they are of another net."""
         if values.keys() != self.values.keys():
             odd = sorted(values.keys() ^ self.values.keys())
             raise ValueError(f"the saved average of the weights is of another net; it differs in {', '.join(odd[:5])}")
@@ -83,9 +84,6 @@ def _averaged(net: nn.Module) -> dict[str, Tensor]:
 def _copy(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     for name, target in targets.items():
         target.copy_(values[name])
-
-
-_PREFIX = "step-"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,24 +1,21 @@
-"""One optimisation step of a training, of one process or of several that share the batch.
+"""One optimisation step of a training and its loss, in one process or in several that share the batch.
 
-In: this process's share of a batch. Out: moved weights, and a ``StepResult``. The loss is that of the whole gathered
+In: this process's share of a batch. Out: updated weights, and a ``StepResult``. The loss is that of the whole gathered
 batch, and the gradients are its exact gradients, whatever the number of processes or chunks:
 
     encode the share (model.train.grad_cache) → gather all features → loss, the same on every process
     → gradient at this share's features → back through the encoders → sum over the processes → clip → optimiser
 
-Gradients of what only the loss reads (the logit scale) arise on every process alike; each contributes its W-th part.
+Gradients of parameters that only the loss reads (the logit scale) arise on every process alike, so each process
+contributes 1/W of them.
+
+The loss is symmetric InfoNCE over the cosines of the batch (EMCL-Net, reference §2.3 and §2.4): text i and video i are
+a pair, the target of their row and column. All others are negatives, except pairs known to belong together: two
+captions of one video, or two videos with one caption (``model.heads.losses.known_pairs``). These are left out of the
+softmax's denominator, neither pulled nor pushed. The reference treats them as negatives (reference §2.4), and so does
+this loss without the items' identities.
 
 Shape suffixes: B clips of the global batch, S clips of this process, F frames, D channels.
-
-The training loss: symmetric InfoNCE over the cosines of a batch (EMCL-Net, reference §2.3 and §2.4).
-
-In: features of the *whole* batch; with several processes they are gathered first, so that every process sees the same
-matrix. Out: a scalar. Text i and video i are a pair, the target of their row and column.
-
-All others in the batch are negatives, but for those that are known to belong together as well (``known_pairs``): two
-captions of one video, or two videos with one caption, are not each other's negatives. They are left out of the sums
-below the fraction, neither pulled nor pushed. The reference takes them for negatives (reference §2.4), and so does this
-loss if it is not told the items' identities.
 """
 
 from __future__ import annotations
@@ -46,6 +43,11 @@ from model.train.state import TrainState
 if TYPE_CHECKING:
     from model.net import EMCLNet
 
+MAX_LOG_SCALE = math.log(100)  # CLIP's bound on the logit scale, kept by the reference
+# fp16: the scaler starts at 2^16 and halves at each skipped step; after as many it has nothing left to give.
+MAX_SKIPPED_IN_A_ROW = 24
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def contrastive_loss(
     net: EMCLNet,
@@ -65,14 +67,6 @@ def contrastive_loss(
     similarity_BB = net.score_matrix(text_BD, features_BFD, mask_BF, rerank="emcl" if joint_emcl else "none")
     known_BB = None if identities_B2 is None else known_pairs(identities_B2)
     return symmetric_info_nce(similarity_BB, net.clip.logit_scale, known_BB)
-
-
-MAX_LOG_SCALE = math.log(100)  # CLIP's bound on the logit scale, kept by the reference
-
-# fp16: the scaler starts at 2^16 and halves at each skipped step; after as many it has nothing left to give.
-MAX_SKIPPED_IN_A_ROW = 24
-
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TrainingDivergedError(ValueError):
