@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from indexer.locations import Location
 from indexer.store.config import ModelSpec, StoreSettings
-from indexer.store.records import Location
 from indexer.store.vectors import RowMapper
 from indexer.store.writer import EncodedSegment, EncodedVideo, StoreWriter
 from model.config import SamplingConfig

@@ -37,7 +37,7 @@ from model.clip.towers import Precision
 from model.config import SamplingConfig
 
 if TYPE_CHECKING:
-    from indexer.store.records import Location
+    from indexer.locations import Location
     from model.encoder import Encoder
 
 DEMO_CLIPS, LARGE_CLIPS, LARGE_SECONDS = 160, 16, 10

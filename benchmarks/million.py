@@ -92,7 +92,8 @@ def fill(folder: Path, segments: int) -> dict[str, Any]:
 
 
 def _write_videos(writer: Any, pooled_ND: Any, start: int, places: list[Any], rng: np.random.Generator) -> None:
-    from indexer.store.records import Location, SegmentRow, VideoRow
+    from indexer.locations import Location
+    from indexer.store.records import SegmentRow, VideoRow
     from indexer.store.shards import FRAMES as KIND
     from indexer.store.shards import POOLED, to_half
 

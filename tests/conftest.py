@@ -86,8 +86,8 @@ def clip_store(tmp_path_factory, tiny_encoder):
     """Six generated clips in ``clips/``, indexed in ``store/`` with the tiny model: two captions and two tags each."""
     import hashlib
 
+    from indexer.locations import Location
     from indexer.store.config import ModelSpec, StoreSettings
-    from indexer.store.records import Location
     from indexer.store.writer import EncodedSegment, EncodedVideo, StoreWriter
     from model.clip.preprocess import resize_and_crop
     from model.demo.captions import captions_of

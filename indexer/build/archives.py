@@ -15,11 +15,10 @@ from pathlib import Path, PurePosixPath
 from indexer.build.decode_pool import ReaderSettings
 from indexer.build.encode import FeatureEncoder, VideoEncoding, encode_captions
 from indexer.build.progress import Bar, Progress
+from indexer.locations import SEPARATOR, Location, shard_of
 from indexer.sources.discover import PackedSource
 from indexer.sources.download_buffer import SourceResult, Staging
-from indexer.sources.tar import SEPARATOR, shard_of
 from indexer.sources.url import RemoteFiles
-from indexer.store.records import Location
 from indexer.store.writer import StoreWriter
 from model.durable import sync_file, sync_folder
 

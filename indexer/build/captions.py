@@ -6,11 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from indexer.locations import Location, shard_of
 from indexer.sources.captions import CaptionEntry, Resolved, VideoNames, read_sidecars, resolve
 from indexer.sources.discover import Discovery
 from indexer.sources.partition import elsewhere, is_elsewhere
-from indexer.sources.tar import shard_of
-from indexer.store.records import Location
 
 
 @dataclass(frozen=True, kw_only=True)

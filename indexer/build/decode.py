@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.errors import SourceError
-from indexer.store.records import Location
+from indexer.locations import Location
 from model.config import SamplingConfig
 
 SHORTEST_TAIL = 0.25

@@ -20,7 +20,7 @@ from typing import Final
 from pebble import ProcessExpired, ProcessPool
 
 from indexer.build.decode import DecodedSegment, DecodeSettings, OpenedVideo, decode_segment, open_video, start_worker
-from indexer.store.records import Location
+from indexer.locations import Location
 
 logger = logging.getLogger(__name__)
 

@@ -25,8 +25,8 @@ import numpy.typing as npt
 
 from indexer.build.decode import DecodedSegment, OpenedVideo
 from indexer.build.decode_pool import Feed, Reader, ReaderSettings, ReadResult
+from indexer.locations import Location
 from indexer.store.generation import RowMapper
-from indexer.store.records import Location
 from indexer.store.writer import EncodedSegment, EncodedVideo, StoreWriter
 
 SEGMENT_BATCH = 8

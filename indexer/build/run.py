@@ -20,13 +20,13 @@ from indexer.build.decode_pool import DECODE_TIMEOUT_SECONDS, ReaderSettings
 from indexer.build.encode import FeatureEncoder, VideoEncoding, encode_captions
 from indexer.build.progress import Progress
 from indexer.errors import Damaged, IndexFactoryError, ModelMismatch, NotAStore
+from indexer.locations import Location
 from indexer.sources.captions import Resolved, read_caption_file
 from indexer.sources.discover import Discovery, discover, hash_files, missing
 from indexer.sources.partition import WHOLE, Partition, split
 from indexer.sources.url import FETCH_TIMEOUT_SECONDS, RemoteFiles
 from indexer.store import generation
 from indexer.store.config import Manifest, StoreSettings
-from indexer.store.records import Location
 from indexer.store.writer import StoreWriter
 
 LOCATION_BATCH = 256

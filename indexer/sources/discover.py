@@ -21,10 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from indexer.errors import SourceError
-from indexer.sources.tar import SUFFIX as TAR_SUFFIX
-from indexer.sources.tar import shard_of
-from indexer.sources.url import RemoteFiles, protocol_of
-from indexer.store.records import Location
+from indexer.locations import TAR_SUFFIX, Location, protocol_of, shard_of
+from indexer.sources.url import RemoteFiles
 from model.durable import sha256_of_file
 
 VIDEO_SUFFIXES = frozenset(

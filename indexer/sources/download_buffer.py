@@ -24,20 +24,10 @@ from types import TracebackType
 from typing import IO
 
 from indexer.errors import SourceError, StoreError
+from indexer.locations import Location, SourceRow, member_path, possible_sources, shard_of
 from indexer.sources.discover import VIDEO_SUFFIXES, PackedSource
-from indexer.sources.tar import (
-    LARGEST_TEXT_BYTES,
-    Labels,
-    Readable,
-    TarMember,
-    key_of,
-    member_path,
-    possible_sources,
-    read_members,
-    shard_of,
-)
+from indexer.sources.tar import LARGEST_TEXT_BYTES, Labels, Readable, TarMember, key_of, read_members
 from indexer.sources.url import UNKNOWN, RemoteFiles, RemoteInfo, version_number
-from indexer.store.records import Location, SourceRow
 
 STAGED_FILES = 256
 """Most copies at a time: far more than are decoded, few enough to be read again after a kill."""

@@ -12,7 +12,6 @@ only regular members are read, and what could make reading them costly (long hea
 from __future__ import annotations
 
 import json
-import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,10 +19,9 @@ from pathlib import PurePosixPath
 from typing import IO, Any, Protocol, Self
 
 from indexer.errors import SourceError
+from indexer.locations import SEPARATOR
 from indexer.sources.captions import strings_of
 
-SUFFIX = ".tar"
-SEPARATOR = "!"
 LARGEST_HEADER_BYTES = 1 << 16
 LARGEST_TEXT_BYTES = 1 << 20
 MOST_HEADERS_AT_ONCE = 16
@@ -31,12 +29,6 @@ MOST_HEADERS_AT_ONCE = 16
 
 _LONG_HEADERS = frozenset(
     (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
-)
-_PROTOCOL = "[a-z0-9+-]+://"
-# A query ends at the next separator, and only URLs have one: in a path a question mark is part of a name.
-_MEMBER = re.compile(
-    rf"({_PROTOCOL}[^?]+?{re.escape(SUFFIX)}(?:\?[^{SEPARATOR}]*)?|(?!{_PROTOCOL}).+?{re.escape(SUFFIX)}){SEPARATOR}",
-    re.IGNORECASE | re.DOTALL,
 )
 
 
@@ -115,24 +107,6 @@ def key_of(name: str) -> str:
     """``dir/clip.left`` → ``dir/clip``: all before the first dot of the last part."""
     folder, slash, base = name.rpartition("/")
     return folder + slash + base.partition(".")[0]
-
-
-def member_path(shard: str, member: str) -> str:
-    """What a member is called in a store: ``SHARD!MEMBER``."""
-    return f"{shard}{SEPARATOR}{member}"
-
-
-def shard_of(path: str) -> str | None:
-    """The shard of ``SHARD!MEMBER``; None for what is no member."""
-    found = _MEMBER.match(path)
-    return None if found is None else found[1]
-
-
-def possible_sources(path: str) -> Iterator[str]:
-    """What a place may belong to: itself, and all of its beginnings that a ``!`` follows, as names may hold one."""
-    yield path
-    for found in re.finditer(SEPARATOR, path):
-        yield path[: found.start()]
 
 
 class _MemberFile:

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import IO, Any, TypeVar
 
 from indexer.errors import SourceError
+from indexer.locations import protocol_of
 
 _LASTING_STATUS = range(400, 500)
 
@@ -100,12 +101,6 @@ class RemoteInfo:
 
     size_bytes: int
     version: int
-
-
-def protocol_of(text: str) -> str | None:
-    """The protocol of a URL; None for a path."""
-    protocol, separator, _ = text.partition("://")
-    return protocol.lower() if separator and protocol.replace("+", "").replace("-", "").isalnum() else None
 
 
 def check_url(url: str, allowed: Iterable[str]) -> None:

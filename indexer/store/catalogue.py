@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 from indexer.errors import NotAStore, SourceError
-from indexer.sources.tar import possible_sources
+from indexer.locations import Location, SourceRow, possible_sources
 from indexer.store.config import StoreSettings
-from indexer.store.records import CaptionRow, Location, SegmentRow, SourceRow, VideoRow, VideoState
+from indexer.store.records import CaptionRow, SegmentRow, VideoRow, VideoState
 from indexer.store.schema import check_format, database_uri, migrate
 from indexer.store.shards import CAPTIONS, FRAMES, POOLED, Place
 

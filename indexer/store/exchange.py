@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.errors import SourceError
+from indexer.locations import Location
 from indexer.store.reader import StoreReader
-from indexer.store.records import Location
 from indexer.store.writer import EncodedSegment, EncodedVideo, StoreWriter
 from model.durable import sha256_of_file
 

@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from indexer.errors import Damaged, NotAStore, SettingsConflict, StoreError
+from indexer.locations import Location
 from indexer.store import generation
 from indexer.store.catalogue import CatalogueReader
 from indexer.store.config import StoreSettings
-from indexer.store.records import Location
 from indexer.store.shards import CAPTIONS, FRAMES, POOLED, SHARD_KINDS, Array, Place, ShardReader
 from indexer.store.writer import EncodedSegment, EncodedVideo, StoreWriter
 from model.durable import TEMPORARY_PREFIX, sync_file, sync_folder

@@ -26,11 +26,12 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.errors import Damaged, FeatureError, NotAStore
+from indexer.locations import Location, SourceRow
 from indexer.sources.download_buffer import FOLDER as STAGING
 from indexer.store import generation
 from indexer.store.catalogue import Catalogue, CatalogueReader
 from indexer.store.config import Manifest, StoreSettings, refuse_differences
-from indexer.store.records import CaptionRow, Location, SegmentRow, SourceRow, VideoRow
+from indexer.store.records import CaptionRow, SegmentRow, VideoRow
 from indexer.store.shards import CAPTIONS, FRAMES, POOLED, SHARD_BYTES, SHARD_KINDS, ShardWriter, to_half
 from indexer.store.writer_lock import LOCK_HOLDER, acquire_lock
 

@@ -122,7 +122,7 @@ class AdditionWork:
                     raise
 
     def _store(self, writer: StoreWriter, accepted: Accepted, video: EncodedVideo, texts_ND: Floats) -> None:
-        from indexer.store.records import Location
+        from indexer.locations import Location
 
         if not self._is_wanted(accepted.video_id):
             raise AdditionCancelled  # deleted in the meantime

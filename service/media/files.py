@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from indexer.sources.tar import shard_of
-from indexer.sources.url import protocol_of
+from indexer.locations import protocol_of, shard_of
 from model.video.sampling import VideoError
 from service.errors import Gone, RangeNotSatisfiable, ServiceError, Unprocessable
 from service.media.pictures import picture_of

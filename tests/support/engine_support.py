@@ -3,8 +3,8 @@
 import numpy as np
 from service_support import random_video
 
+from indexer.locations import Location
 from indexer.store.config import ModelSpec, StoreSettings
-from indexer.store.records import Location
 from indexer.store.writer import StoreWriter
 from service.search.query import QueryLimits, Ranking, UploadQuery
 

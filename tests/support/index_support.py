@@ -21,8 +21,8 @@ from indexer.build.decode import DecodeSettings
 from indexer.build.decode_pool import Reader, ReaderSettings
 from indexer.build.progress import Progress
 from indexer.build.run import BuildRequest, build
+from indexer.locations import Location
 from indexer.store.config import ModelSpec, StoreSettings
-from indexer.store.records import Location
 from indexer.store.writer import EncodedSegment, EncodedVideo, StoreWriter
 from model.config import SamplingConfig
 

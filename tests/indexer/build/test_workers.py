@@ -20,8 +20,8 @@ from indexer.build import decode
 from indexer.build.decode import DecodeSettings
 from indexer.build.decode_pool import Reader, ReaderSettings, ReadResult
 from indexer.errors import SourceError
+from indexer.locations import Location
 from indexer.store.reader import StoreReader
-from indexer.store.records import Location
 from indexer.store.verify import verify
 from model.config import SamplingConfig
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from indexer.errors import SourceError
+from indexer.locations import Location
 from indexer.sources import discover as sources
 from indexer.sources.discover import discover, hash_files, missing
-from indexer.store.records import Location
 
 
 def touch(path: Path, content: bytes = b"x") -> Path:

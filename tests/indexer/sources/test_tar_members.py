@@ -10,8 +10,8 @@ from index_support import FakeEncoder, make_clip
 from source_support import Served, index, serving, videos_of, write_shard
 
 from indexer.build.archives import PackedOptions
+from indexer.locations import possible_sources, shard_of
 from indexer.sources import download_buffer
-from indexer.sources.tar import possible_sources, shard_of
 from indexer.store.catalogue import CatalogueReader
 from indexer.store.writer import StoreWriter
 

@@ -18,11 +18,12 @@ from typer.testing import CliRunner
 from indexer.build.archives import PackedOptions
 from indexer.cli import app
 from indexer.errors import SourceError, StoreError
+from indexer.locations import protocol_of
 from indexer.sources import download_buffer
 from indexer.sources import url as sources_url
 from indexer.sources.discover import PackedSource
 from indexer.sources.download_buffer import Staging
-from indexer.sources.url import RemoteFiles, check_url, protocol_of
+from indexer.sources.url import RemoteFiles, check_url
 from indexer.store.verify import verify
 
 HTTP = frozenset({"http"})

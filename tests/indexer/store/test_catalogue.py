@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from indexer.errors import NewerFormat, NotAStore, SourceError
+from indexer.locations import Location
 from indexer.store import schema
 from indexer.store.catalogue import Catalogue, read_settings
-from indexer.store.records import CaptionRow, Location, SegmentRow, VideoRow
+from indexer.store.records import CaptionRow, SegmentRow, VideoRow
 from indexer.store.shards import Place
 
 

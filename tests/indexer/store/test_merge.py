@@ -18,10 +18,10 @@ from store_steps import keep_media, make_inputs
 from indexer.build.progress import Progress
 from indexer.build.run import BuildRequest, build
 from indexer.errors import Damaged, NotAStore, SettingsConflict, StoreError
+from indexer.locations import Location
 from indexer.sources.partition import Partition
 from indexer.store.merge import MergeReport, merge, read_merge_settings
 from indexer.store.reader import StoreReader
-from indexer.store.records import Location
 from indexer.store.verify import verify
 from indexer.store.writer import StoreWriter
 from model.config import SamplingConfig

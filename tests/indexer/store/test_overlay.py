@@ -15,9 +15,9 @@ import pytest
 from index_support import DIM, FakeEncoder, fill, location_of, settings
 
 from indexer.errors import Damaged
+from indexer.locations import Location
 from indexer.store import generation, overlay, schema
 from indexer.store.reader import StoreReader
-from indexer.store.records import Location
 from indexer.store.shards import HEADER_BYTES
 from indexer.store.verify import verify
 from indexer.store.writer import StoreWriter

@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 
 from indexer.cli import app as index_app
 from indexer.errors import Damaged
+from indexer.locations import Location
 from indexer.store import query_bank as bank_module
 from indexer.store.config import ModelSpec, StoreSettings
 from indexer.store.query_bank import KINDS, QUERY_BANK, compute_bank, read_bank, write_bank
 from indexer.store.reader import StoreReader
-from indexer.store.records import Location
 from indexer.store.writer import StoreWriter
 from model.config import EMCLConfig
 from model.evaluate.corpus import with_emcl

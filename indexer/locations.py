@@ -1,0 +1,72 @@
+"""Where a video lies: in a file, behind a URL, or as a member of a tar shard (``SHARD!MEMBER``)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+TAR_SUFFIX = ".tar"
+SEPARATOR = "!"
+
+_PROTOCOL = "[a-z0-9+-]+://"
+_TAR = re.escape(TAR_SUFFIX)
+# A query ends at the next separator, and only URLs have one: in a path a question mark is part of a name.
+_MEMBER = re.compile(
+    rf"({_PROTOCOL}[^?]+?{_TAR}(?:\?[^{SEPARATOR}]*)?|(?!{_PROTOCOL}).+?{_TAR}){SEPARATOR}",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Location:
+    """A place where a video's bytes were found, with what ``stat`` said then.
+
+    ``path`` is a file, a URL, or ``SHARD!MEMBER`` for a member of a tar file. For URLs and members ``modified_ns`` is a
+    version: a number that changes with the content, or -1 if the source reports none. ``file`` is a local copy that is
+    readable during this run; it is not recorded.
+    """
+
+    path: str
+    video_id: str
+    size_bytes: int
+    modified_ns: int
+    file: str | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceRow:
+    """A tar shard or a URL that was read, to its end if ``complete``; ``reason`` says what could not be used of it.
+
+    ``size_bytes`` is -1 where the file system does not report it; ``version`` is as in ``Location.modified_ns``.
+    """
+
+    name: str
+    size_bytes: int
+    version: int
+    complete: bool
+    reason: str | None
+
+
+def protocol_of(text: str) -> str | None:
+    """The protocol of a URL; None for a path."""
+    protocol, separator, _ = text.partition("://")
+    return protocol.lower() if separator and protocol.replace("+", "").replace("-", "").isalnum() else None
+
+
+def member_path(shard: str, member: str) -> str:
+    """The name of a member in a store: ``SHARD!MEMBER``."""
+    return f"{shard}{SEPARATOR}{member}"
+
+
+def shard_of(path: str) -> str | None:
+    """The shard of ``SHARD!MEMBER``; None for a path that is not a member."""
+    found = _MEMBER.match(path)
+    return None if found is None else found[1]
+
+
+def possible_sources(path: str) -> Iterator[str]:
+    """The sources a place may belong to: itself, and each prefix that ends before a ``!``, as names may contain one."""
+    yield path
+    for found in re.finditer(SEPARATOR, path):
+        yield path[: found.start()]
