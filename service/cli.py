@@ -147,6 +147,14 @@ def main() -> None:
     except BrokenPipeError:  # what we write to, `head` perhaps, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except ModuleNotFoundError as error:
+        if error.name != "faiss":
+            raise
+        extras = "pip install 'emcl-search[cpu]', or 'emcl-search[gpu]' for CUDA, never both"
+        typer.echo(
+            f"error: FAISS is not installed, and searching and indexing need it; install an extra: {extras}", err=True
+        )
+        sys.exit(1)
     except (ValueError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)

@@ -1,6 +1,7 @@
 """The command line: quick to answer, options named as settings, errors in one line, a server that starts and stops."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -151,3 +152,13 @@ def test_the_demo_is_prepared_once(run, clip_store, tmp_path):
     code, text, err = run("search", "a circle", "--store", folder / "store", "--json")
     assert code == 0, err
     assert len(json.loads(text)["hits"]) == 10
+
+
+def test_without_faiss_the_error_names_the_extras(clip_store, tmp_path):
+    (tmp_path / "faiss.py").write_text("raise ModuleNotFoundError(\"No module named 'faiss'\", name='faiss')\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
+    command = [sys.executable, "-m", "service.cli", "search", "a", "--store", str(clip_store / "store")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "emcl-search[cpu]" in done.stderr
+    assert "Traceback" not in done.stderr
