@@ -184,7 +184,7 @@ def test_the_memory_policy_of_redis(settings, monkeypatch, limit, policy, state,
 def test_who_writes_the_store(settings, clip_store, tmp_path):
     store = tmp_path / "store"
     shutil.copytree(clip_store / "store", store)
-    assert "nobody" in look(index_checks.check_writer, settings(store=store)).detail
+    assert "no process" in look(index_checks.check_writer, settings(store=store)).detail
     lock = acquire_lock(store)
     try:
         found = look(index_checks.check_writer, settings(store=store))

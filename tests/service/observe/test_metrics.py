@@ -128,14 +128,14 @@ def test_caches_count_hits_and_misses(client):
 
 def test_a_part_that_cannot_be_read_is_reported_and_hides_no_other(client, monkeypatch, caplog):
     def fail():
-        raise OSError("the book is gone")
+        raise OSError("the job store is gone")
 
-    monkeypatch.setattr(client.app.state.services.jobs.book, "counts", fail)
+    monkeypatch.setattr(client.app.state.services.jobs.job_store, "counts", fail)
     metrics = scrape(client)
     assert value(metrics, "emcl_collector_up", part="jobs") == 0
     assert value(metrics, "emcl_collector_up", part="index") == 1
     assert value(metrics, "emcl_index_rows", kind="videos") == 6
-    assert "the book is gone" in caplog.text
+    assert "the job store is gone" in caplog.text
 
 
 def test_two_applications_share_no_numbers(client, clip_store, tiny_encoder, tmp_path):

@@ -10,8 +10,6 @@ import pytest
 
 from service.errors import Overloaded
 from service.search.batching import Batcher
-from service.search.compute_queue import ComputeQueue
-from service.settings import load_settings
 
 
 class Recorder:
@@ -270,67 +268,3 @@ def test_a_batcher_that_is_closed_leaves_no_timer():
         assert batcher._expiry is None or batcher._expiry.cancelled()
 
     run_with_batcher(scenario, timeout_seconds=100)
-
-
-# Lanes.
-
-
-def test_an_urgent_call_waits_for_no_queue():
-    settings = load_settings({"max_batch": 1, "max_wait_ms": 0})
-    gate, order = threading.Event(), []
-
-    def search(items):
-        assert gate.wait(20)
-        order.extend(items)
-        return items
-
-    async def main():
-        compute_queue = ComputeQueue(search, settings, lambda: None)
-        compute_queue.start()
-        searches = [asyncio.ensure_future(compute_queue.searches.submit(number)) for number in range(50)]
-        calls = [
-            asyncio.ensure_future(compute_queue.calls.submit(lambda n=number: order.append(f"call {n}")))
-            for number in range(20)
-        ]
-        while compute_queue.searches.queue_depth > 49:
-            await asyncio.sleep(0.002)
-        urgent = asyncio.ensure_future(compute_queue.urgent.submit(lambda: order.append("urgent")))
-        await asyncio.sleep(0.05)
-        gate.set()
-        await asyncio.gather(urgent, *searches, *calls)
-        await compute_queue.close()
-
-    asyncio.run(asyncio.wait_for(main(), 30))
-    assert order.index("urgent") <= 4  # behind what the thread had been handed, ahead of what was queued
-    assert len(order) == 71
-
-
-def test_many_who_ask_for_the_same_urgent_call_share_it():
-    calls = []
-
-    async def main():
-        compute_queue = ComputeQueue(lambda items: items, load_settings(), lambda: None)
-        compute_queue.start()
-
-        def probe():
-            calls.append(1)
-            time.sleep(0.05)
-            return "ready"
-
-        asked = [asyncio.ensure_future(compute_queue.once(probe)) for _ in range(100)]
-        await asyncio.sleep(0)
-        asked[0].cancel()  # who leaves takes nothing from the others
-        answers = await asyncio.gather(*asked, return_exceptions=True)
-        assert answers[1:] == ["ready"] * 99
-        assert await compute_queue.once(probe) == "ready"
-
-        def fail():
-            raise ValueError("broken")
-
-        with pytest.raises(ValueError, match="broken"):
-            await compute_queue.once(fail)
-        assert await compute_queue.once(probe) == "ready"
-        await compute_queue.close()
-
-    asyncio.run(asyncio.wait_for(main(), 30))
-    assert len(calls) == 3

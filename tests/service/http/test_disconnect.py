@@ -1,48 +1,13 @@
-"""Waiting for what a thread computes: the thread itself, and clients that do not wait until the end."""
+"""Work for a request ends when its client disconnects, and only then."""
 
 import asyncio
-import threading
 
 import pytest
 from starlette.requests import ClientDisconnect, Request
 
 from service.http.disconnect import unless_gone
-from service.search.compute_queue import ComputeQueue
-from service.settings import load_settings
 
 PATIENCE = 30
-
-
-def test_a_thread_that_cannot_be_prepared_says_so_when_it_starts():
-    def fail():
-        raise RuntimeError("no such device")
-
-    async def scenario():
-        queues = ComputeQueue(lambda items: items, load_settings(), fail)
-        with pytest.raises(RuntimeError, match="no such device"):
-            queues.start()
-        await queues.close()
-
-    run(scenario)
-
-
-def test_all_queues_compute_in_the_thread_that_was_prepared():
-    async def scenario():
-        prepared = []
-        queues = ComputeQueue(
-            lambda items: [threading.get_ident()] * len(items),
-            load_settings(),
-            lambda: prepared.append(threading.get_ident()),
-        )
-        queues.start()
-        try:
-            used = {await queues.searches.submit(1), await queues.calls.submit(threading.get_ident)}
-            return prepared, used | {await queues.once(threading.get_ident)}
-        finally:
-            await queues.close()
-
-    prepared, used = run(scenario)
-    assert used == set(prepared) != {threading.get_ident()}
 
 
 def request_of(gone):
