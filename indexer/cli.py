@@ -1,15 +1,7 @@
-"""``emcl index``: build, add, remove, list, verify, rebuild.
+"""The commands of ``emcl index`` and ``emcl store``.
 
 Exit codes: 0 all done; 1 an error that is printed; 2 wrong usage; 3 done, but some files or captions could not be used
 (they are listed); 130 interrupted, what was done is kept. Heavy modules are imported inside the commands.
-
-``emcl index create``: a store without videos, for a service that takes them in. Mounted by ``indexer.cli``.
-
-``emcl index merge`` and ``compact``: stores put together, and space given back. Mounted by ``indexer.cli``.
-
-``emcl index bank``: the query bank by which searches can be normalised against hubs. Mounted by ``indexer.cli``.
-
-What the commands of ``emcl index`` print.
 """
 
 from __future__ import annotations

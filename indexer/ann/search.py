@@ -5,19 +5,13 @@ A ``Searcher`` takes positions that may be answers, not ids, and gives positions
 and ``OneByOne`` for every other kind: FAISS computes coarse distances, transforms and look-up tables for a call as a
 whole, with roundings that depend on its queries, so each query is a call of its own.
 
-Legend: Q queries, N vectors, w neighbours wanted.
+IVF indices also choose how many lists to search. A search looks at ``nprobe`` of them, and with a filter at more, in
+the proportion in which fewer vectors may be answers. If those lists hold fewer allowed vectors than a search without a
+filter would see, the allowed vectors are far from the query and list distances predict little: the search goes on, up
+to all lists, until it has seen as many as usual, times the square of what was missing. (Measured with clusters and a
+filter that keeps the furthest: the proportion alone finds at most 40 % where 98 % is found without a filter.)
 
-How many inverted lists a search looks at: more of them where few vectors may be answers.
-
-A search looks at ``nprobe`` of the lists, so at a share of the vectors. With a filter it looks at more lists in the
-proportion in which fewer vectors may be answers. If these hold fewer of them than it usually sees of all, what may be
-an answer lies elsewhere than what is near, and near lists say little of where the best of it is: then it goes on, up to
-all lists, until it has seen as many as usual, times the square of what was lacking.
-
-Measured with clusters and a filter that leaves what is furthest: with the proportion alone at most 40 % is found where
-98 % is found without a filter.
-
-Legend: Q queries, N vectors, L lists, p lists looked at.
+Legend: Q queries, N vectors, L lists, p lists looked at, w neighbours wanted.
 """
 
 from __future__ import annotations

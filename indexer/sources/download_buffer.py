@@ -1,12 +1,10 @@
-"""Videos that are no files (members of tar shards, URLs), brought to the disk one by one ahead of their decoding.
+"""Download buffer: copies members of tar shards and remote videos to the disk ahead of decoding.
 
-In: shards and URLs. Out: a location for each video that is to be decoded, with a temporary copy that is removed when
-the video is done. Threads read ahead until ``STAGED_BYTES`` lie there; each source is read from its first byte to its
-last, once. What is known already is passed over, without reading anything where a whole source is unchanged.
+In: shards and URLs. Out: a location for each video to decode, with a temporary copy that is removed when the video is
+done. Threads read ahead until ``STAGED_BYTES`` are on the disk; each source is read once, from its first byte to its
+last. Known videos are skipped, and an unchanged source is not read at all.
 
-Whatever is wrong with a source or a member is noted with its reason and stops nothing else; a full disk stops the run.
-
-How far the threads that stage videos may run ahead, and how they end.
+An error in a source or a member is recorded with its reason and the others continue; a full disk stops the run.
 """
 
 from __future__ import annotations

@@ -1,12 +1,10 @@
-"""Reading what is named by a URL, through fsspec, and only by protocols that were allowed by name.
+"""Reads remote files by URL through fsspec, over explicitly allowed protocols only.
 
-Nothing is fetched that the operator of the command did not allow with ``--allow-protocol``; a redirection to another
-protocol is refused. The service never gets here: the paths that its clients name cannot be URLs.
+Nothing is fetched over a protocol that was not allowed with ``--allow-protocol``; a redirect to another protocol is
+refused. The service does not use this module: its clients cannot name URLs as paths.
 
-Whatever goes wrong while reading is tried again a few times, from the byte that was reached. An answer that ends before
-its length, or that comes slower than ``SLOWEST_BYTES_PER_SECOND``, is an error.
-
-What the exceptions of file systems mean: whether trying again helps, and how to say what went wrong.
+A failed read is retried a few times from the byte it reached, unless the error is permanent (``is_lasting``). A
+response that is shorter than its length or slower than ``SLOWEST_BYTES_PER_SECOND`` is an error.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ _WORTH_TRYING_STATUS = (408, 425, 429)
 
 
 def is_lasting(error: BaseException) -> bool:
-    """Whether trying again is of no use."""
+    """Whether the error is permanent, so that a retry cannot help."""
     status = _status(error)
     if status is not None:
         return status in _LASTING_STATUS and status not in _WORTH_TRYING_STATUS
@@ -50,7 +48,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def reason_of(error: BaseException) -> str:
-    """What to tell."""
+    """The reason for an error, for people to read."""
     cause = error.__cause__
     if isinstance(error, FileNotFoundError) and cause is not None:
         return reason_of(cause)

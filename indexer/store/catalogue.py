@@ -4,9 +4,8 @@ Written by one process (``indexer.store.writer.StoreWriter``), in WAL mode, each
 also bumps ``revision`` and logs which videos and captions it touched. A generation carries a copy of it
 (``indexer.store.snapshot``); what was committed since that copy, readers take from here (``indexer.store.overlay``).
 
-What a store holds, as its catalogue says: every question that one can ask it, and no way to change anything.
-
-Questions that only ``emcl index verify`` puts to the catalogue.
+``CatalogueReader`` only reads, ``Catalogue`` also changes. The functions at the end are the checks of ``emcl index
+verify``.
 """
 
 from __future__ import annotations
@@ -376,8 +375,8 @@ class Catalogue(CatalogueReader):
         Not a change of what the catalogue says, so no revision; not worth a transaction of its own kind either.
         """
         self.connection.execute("BEGIN IMMEDIATE")
-        for table in ("changed_videos", "changed_captions"):
-            self.connection.execute(f"DELETE FROM {table} WHERE revision <= ?", (until,))  # noqa: S608
+        self.connection.execute("DELETE FROM changed_videos WHERE revision <= ?", (until,))
+        self.connection.execute("DELETE FROM changed_captions WHERE revision <= ?", (until,))
         self.connection.execute("UPDATE change_log SET since = max(since, ?)", (until,))
         self.connection.execute("COMMIT")
 
@@ -393,11 +392,12 @@ def _segment_values(video_id: str, segment: SegmentRow) -> tuple[object, ...]:
     return (video_id, *window, times, *places)
 
 
-_PLACES = {
+PLACES = {
     FRAMES.name: "SELECT segment_id, shard, row, frames, crc32 FROM segments ORDER BY shard, row",
     POOLED.name: "SELECT segment_id, pooled_shard, pooled_row, 1, pooled_crc32 FROM segments ORDER BY 2, 3",
     CAPTIONS.name: "SELECT caption_id, shard, row, 1, crc32 FROM captions ORDER BY shard, row",
 }
+"""By kind of shard: id, shard, first row, rows and checksum of everything that is stored, in the order of the files."""
 
 _FIRST_VERSIONS = {"titles": 2, "sources": 3}  # of the catalogue; a copy that an earlier one made has no such table
 
@@ -423,7 +423,7 @@ _UNCHANGED_ROWS = {
 
 def places(catalogue: CatalogueReader, kind: str) -> Iterator[tuple[str, Place]]:
     """Where each row of one kind of shard lies, with a name for what it is, in the order of the files."""
-    for number, shard, row, rows, crc32 in catalogue.connection.execute(_PLACES[kind]):
+    for number, shard, row, rows, crc32 in catalogue.connection.execute(PLACES[kind]):
         what = f"{'caption' if kind == CAPTIONS.name else 'segment'} {number}"
         yield what, Place(shard=shard, row=row, rows=rows, crc32=crc32)
 

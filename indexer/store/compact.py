@@ -16,30 +16,26 @@ from dataclasses import dataclass
 
 from indexer.errors import Damaged, StoreError
 from indexer.store import generation
-from indexer.store.catalogue import Catalogue, CatalogueReader
+from indexer.store.catalogue import PLACES, Catalogue, CatalogueReader
 from indexer.store.shards import CAPTIONS, FRAMES, HEADER_BYTES, POOLED, SHARD_KINDS, ShardKind, ShardReader
 from indexer.store.writer import StoreWriter
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Columns:
-    """Where the catalogue says in which rows of a kind of shard something lies."""
-
-    table: str
-    key: str
-    shard: str
-    row: str
-    rows: str
-    crc32: str
-
-
-_COLUMNS = {
-    FRAMES.name: _Columns(table="segments", key="segment_id", shard="shard", row="row", rows="frames", crc32="crc32"),
-    POOLED.name: _Columns(
-        table="segments", key="segment_id", shard="pooled_shard", row="pooled_row", rows="1", crc32="pooled_crc32"
-    ),
-    CAPTIONS.name: _Columns(table="captions", key="caption_id", shard="shard", row="row", rows="1", crc32="crc32"),
+_LIVE_ROWS = {
+    FRAMES.name: "SELECT shard, sum(frames) FROM segments GROUP BY shard",
+    POOLED.name: "SELECT pooled_shard, count(*) FROM segments GROUP BY pooled_shard",
+    CAPTIONS.name: "SELECT shard, count(*) FROM captions GROUP BY shard",
 }
+_NEW_PLACES = {
+    FRAMES.name: "UPDATE segments SET shard = m.shard, row = m.row"
+    " FROM temp.moved m WHERE m.kind = 'frames' AND m.id = segments.segment_id",
+    POOLED.name: "UPDATE segments SET pooled_shard = m.shard, pooled_row = m.row"
+    " FROM temp.moved m WHERE m.kind = 'pooled' AND m.id = segments.segment_id",
+    CAPTIONS.name: "UPDATE captions SET shard = m.shard, row = m.row"
+    " FROM temp.moved m WHERE m.kind = 'captions' AND m.id = captions.caption_id",
+}
+_MOVED = """
+CREATE TEMP TABLE moved (kind TEXT, id INTEGER, shard INTEGER, row INTEGER, PRIMARY KEY (kind, id)) WITHOUT ROWID
+"""
 
 _MOVED_AT_ONCE = 4096
 
@@ -67,6 +63,8 @@ def compact(writer: StoreWriter, on_row: Callable[[], None] = lambda: None) -> C
         raise StoreError(f"{_no_space(writer)}: {needed} bytes are needed, {free} are free")
     before = {kind.name: writer.catalogue.shard_rows(kind.name) for kind in SHARD_KINDS}
     with _undone(writer, before):
+        writer.catalogue.connection.execute("DROP TABLE IF EXISTS temp.moved")
+        writer.catalogue.connection.execute(_MOVED)
         for kind in SHARD_KINDS:
             if loose[kind.name]:
                 _copy(writer, kind, set(loose[kind.name]), on_row)
@@ -102,39 +100,31 @@ def waiting_bytes(writer: StoreWriter) -> int:
 
 def loose_shards(catalogue: CatalogueReader, kind: ShardKind) -> dict[int, tuple[int, int]]:
     """Shards with rows that nothing names: committed rows, and those of them that something names."""
-    columns = _COLUMNS[kind.name]
-    query = f"SELECT {columns.shard}, sum({columns.rows}) FROM {columns.table} GROUP BY 1"  # noqa: S608 - constants
-    live = dict(catalogue.connection.execute(query).fetchall())
+    live = dict(catalogue.connection.execute(_LIVE_ROWS[kind.name]).fetchall())
     committed = catalogue.shard_rows(kind.name)
     return {n: (rows, live.get(n, 0)) for n, rows in committed.items() if rows > live.get(n, 0)}
 
 
 def _copy(writer: StoreWriter, kind: ShardKind, shards: set[int], on_row: Callable[[], None]) -> None:
     """Append the rows in use to new shards, and note in a temporary table where each now lies."""
-    database, columns = writer.catalogue.connection, _COLUMNS[kind.name]
-    target = writer.shards[kind.name]
+    database, target = writer.catalogue.connection, writer.shards[kind.name]
     target.begin_new_shard()
-    database.execute(f"DROP TABLE IF EXISTS temp.moved_{kind.name}")
-    database.execute(f"CREATE TEMP TABLE moved_{kind.name} (id INTEGER PRIMARY KEY, shard INTEGER, row INTEGER)")
     committed = {n: rows for n, rows in writer.catalogue.shard_rows(kind.name).items() if n in shards}
-    query = (
-        f"SELECT {columns.key}, {columns.shard}, {columns.row}, {columns.rows}, {columns.crc32} FROM {columns.table}"  # noqa: S608
-        f" ORDER BY {columns.shard}, {columns.row}"
-    )
-    moved: list[tuple[int, int, int]] = []
-    insert = f"INSERT INTO temp.moved_{kind.name} VALUES (?, ?, ?)"  # noqa: S608 - constants
+    moved: list[tuple[str, int, int, int]] = []
+    insert = "INSERT INTO temp.moved VALUES (?, ?, ?, ?)"
     with closing(ShardReader(writer.path / generation.FEATURES, kind, writer.settings.dim, committed)) as reader:
-        for number, shard, row, rows, crc32 in database.execute(query):
+        for number, shard, row, rows, crc32 in database.execute(PLACES[kind.name]):
             if shard not in shards:
                 continue
             block = reader.rows(shard, row, rows)
             if len(block) != rows or zlib.crc32(block.tobytes()) != crc32:
+                what = "caption" if kind == CAPTIONS else "segment"
                 raise Damaged(
-                    f"{columns.key.removesuffix('_id')} {number}: its features in {kind.file_name(shard)} are not what "
-                    "was written, so nothing was compacted; `emcl index verify` says how to mend it"
+                    f"{what} {number}: its features in {kind.file_name(shard)} are not what "
+                    "was written, so nothing was compacted; `emcl index verify` says how to repair it"
                 )
             place = target.append(block)
-            moved.append((number, place.shard, place.row))
+            moved.append((kind.name, number, place.shard, place.row))
             if len(moved) >= _MOVED_AT_ONCE:
                 database.executemany(insert, moved)
                 moved = []
@@ -148,17 +138,12 @@ def _commit(writer: StoreWriter, loose: dict[str, set[int]]) -> None:
     catalogue, database = writer.catalogue, writer.catalogue.connection
     with catalogue.transaction(), _unlogged(catalogue):
         for kind, shards in loose.items():
-            columns = _COLUMNS[kind]
-            database.execute(
-                f"UPDATE {columns.table} SET {columns.shard} = m.shard, {columns.row} = m.row"  # noqa: S608
-                f" FROM temp.moved_{kind} m WHERE m.id = {columns.table}.{columns.key}"
-            )
+            database.execute(_NEW_PLACES[kind])
             catalogue.forget_shards(kind, shards)
             for shard in shards:
                 del writer.shards[kind].rows[shard]
             catalogue.set_shard_rows({kind: writer.shards[kind].rows})
-    for kind in loose:
-        database.execute(f"DROP TABLE temp.moved_{kind}")
+    database.execute("DROP TABLE temp.moved")
 
 
 @contextmanager

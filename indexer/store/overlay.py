@@ -35,6 +35,10 @@ _CHANGED = """
 INSERT INTO changed_videos SELECT video_id, revision FROM store.changed_videos WHERE revision > :base;
 INSERT INTO changed_captions SELECT caption_id, revision FROM store.changed_captions WHERE revision > :base
 """
+_CHANGED_CAPTIONS = """
+INSERT INTO captions SELECT * FROM store.captions WHERE video_id IN (SELECT video_id FROM changed_videos);
+INSERT INTO captions SELECT * FROM store.captions WHERE caption_id IN (SELECT caption_id FROM changed_captions)
+"""
 _NEW_SEGMENTS = """
 SELECT segment_id, row, pooled_row, shard, pooled_shard, frames FROM segments s
 WHERE NOT EXISTS (SELECT 1 FROM base.segments b WHERE b.segment_id = s.segment_id) ORDER BY segment_id
@@ -116,7 +120,7 @@ def derive(catalogue: Path, base: Path, base_revision: int, known: int | None = 
     except sqlite3.DatabaseError as error:
         raise Damaged(
             f"{catalogue} cannot be read ({error}), so what was added or deleted since the last publication is not "
-            "known; `emcl index verify` says how to mend it"
+            "known; `emcl index verify` says how to repair it"
         ) from error
 
 
@@ -172,7 +176,7 @@ def _derive(database: sqlite3.Connection, base_revision: int, path: Path) -> Ove
     if revision < base_revision:
         raise Damaged(
             f"{path} is at revision {revision}, but revision {base_revision} was published; "
-            "`emcl index verify` says how to mend it"
+            "`emcl index verify` says how to repair it"
         )
     if revision == base_revision:
         return empty(revision)
@@ -208,9 +212,8 @@ def _copy_changed(database: sqlite3.Connection, version: int) -> None:
                 f"INSERT INTO {table} SELECT * FROM store.{table}"  # noqa: S608
                 " WHERE video_id IN (SELECT video_id FROM changed_videos)"
             )
-    for key, table in (("video_id", "changed_videos"), ("caption_id", "changed_captions")):
-        changed = f"SELECT {key} FROM {table}"  # noqa: S608
-        database.execute(f"INSERT INTO captions SELECT * FROM store.captions WHERE {key} IN ({changed})")  # noqa: S608
+    for statement in _CHANGED_CAPTIONS.split(";"):  # not executescript: that would end the transaction
+        database.execute(statement)
 
 
 def _gains(database: sqlite3.Connection, overlay: Overlay) -> Counts:

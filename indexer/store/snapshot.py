@@ -43,6 +43,12 @@ _KEPT = {
     "captions": _UNCHANGED + " AND caption_id NOT IN (SELECT caption_id FROM overlay.changed_captions)"  # noqa: S608
 }
 _LAYERS = (("main", "v.video_id NOT IN (SELECT video_id FROM overlay.changed_videos)"), ("overlay", "1"))
+_CAPTION_PAGE = """
+SELECT caption_id, video_id, text FROM searchable_captions ORDER BY caption_id LIMIT ? OFFSET ?
+"""
+_CAPTION_PAGE_OF_VIDEO = """
+SELECT caption_id, video_id, text FROM searchable_captions WHERE video_id = ? ORDER BY caption_id LIMIT ? OFFSET ?
+"""
 _SEGMENT_WINDOWS = "segment_id, video_id, number, start_seconds, end_seconds, timestamps_seconds"
 # The first catalogues had no titles.
 _NO_TITLES = "CREATE TEMP TABLE titles (video_id TEXT PRIMARY KEY, title TEXT NOT NULL)"
@@ -143,9 +149,10 @@ class Snapshot:
 
     def list_captions(self, offset: int, limit: int, video_id: str | None) -> list[Caption]:
         """A page of the searchable captions in the order of their ids, of one video or of all."""
-        where, values = ("", ()) if video_id is None else ("WHERE video_id = ?", (video_id,))
-        query = f"SELECT caption_id, video_id, text FROM searchable_captions {where} ORDER BY caption_id"  # noqa: S608
-        rows = self._rows(f"{query} LIMIT ? OFFSET ?", (*values, limit, offset))
+        if video_id is None:
+            rows = self._rows(_CAPTION_PAGE, (limit, offset))
+        else:
+            rows = self._rows(_CAPTION_PAGE_OF_VIDEO, (video_id, limit, offset))
         return [Caption(caption_id=c, video_id=v, text=t) for c, v, t in rows]
 
     def count_captions(self, video_id: str) -> int:

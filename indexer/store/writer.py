@@ -4,10 +4,8 @@ The order that nothing may break: rows are appended to the shards and brought to
 transaction names them, then (later) a generation is published. Whatever a killed run leaves outside that order is cut
 off or deleted when the next writer opens the store.
 
-Shard files that nothing names any more: neither the catalogue nor any generation that is kept.
-
-There are some after ``emcl index compact``, once the last generation from before it has gone. A reader that still has
-such a file mapped goes on reading it.
+After ``emcl index compact``, once the last generation from before it is gone, some shard files are named neither by the
+catalogue nor by a generation; the writer deletes them too. A reader that still maps such a file can go on reading it.
 """
 
 from __future__ import annotations
