@@ -416,12 +416,22 @@ def train(
 @app.command()
 def evaluate(
     data: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             help="JSON lines of {video, captions}, a folder with such a captions.jsonl, or the configuration of a data "
             "set (YAML or JSON, see configs/msrvtt.yaml)."
         ),
-    ],
+    ] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of --data: features that any baseline computed, .npz or .safetensors (see docs/heads.md)."
+        ),
+    ] = None,
+    head: Annotated[
+        Literal["pooled", "frames", "tokens", "experts", "mixture"] | None,
+        typer.Option(help="With --features: the kind of a file that does not state it."),
+    ] = None,
     split: Annotated[Literal["train", "val", "test"], typer.Option(help="Which split of a data set.")] = "test",
     allow_missing: Annotated[
         bool, typer.Option(help="Measure although videos are missing; the report counts them.")
@@ -434,12 +444,20 @@ def evaluate(
     ] = "demo",
     pretrained: Annotated[str | None, typer.Option(help="Tag or weights file of an open_clip model.")] = None,
     protocol: Annotated[
-        Literal["per-query", "reference", "frozen"],
+        Literal["per-query", "reference", "frozen", "blocks", "whole"],
         typer.Option(
             help="per-query ranks as the service does; reference runs the EM pass over blocks of 32 texts and 32 "
-            "videos, as the released code; frozen is stage 1 alone."
+            "videos, as the released code; frozen is stage 1 alone. With --features also blocks of --block-size, and "
+            "whole, one pass over everything."
         ),
     ] = "per-query",
+    block_size: Annotated[int, typer.Option(min=1, help="Texts and videos of a block (--protocol blocks).")] = 32,
+    aligned: Annotated[
+        bool,
+        typer.Option(
+            "--aligned", help="Blocks of matching pairs, as MMT's released evaluation; it leaks who belongs together."
+        ),
+    ] = False,
     metric_rules: Annotated[
         Literal["corrected", "reference"],
         typer.Option(help="reference counts ties, medians and MSVD's cut points as the released code, mistakes too."),
@@ -456,7 +474,7 @@ def evaluate(
         str | None,
         typer.Option(
             help="Also measure QB-Norm, its bank being the captions of this file (JSON lines, or .txt), or of the "
-            "'train' split of the data set."
+            "'train' split of the data set. With --features: a features file, whose videos are the bank for texts."
         ),
     ] = None,
     query_bank_size: Annotated[int, typer.Option(min=1, help="Most captions of the bank, drawn at random.")] = 5000,
@@ -480,6 +498,31 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure retrieval in both directions under a protocol, with and without EMCL."""
+    if (data is None) == (features is None):
+        raise typer.BadParameter("give either --data or --features")
+    if features is not None:
+        from model.evaluate.features import FeaturesRequest
+        from model.evaluate.features import run as run_features
+
+        asked = FeaturesRequest(
+            features=features,
+            head=head,
+            protocol=protocol,
+            block=block_size,
+            aligned=aligned,
+            candidates=candidates,
+            rules=metric_rules,
+            bank=None if query_bank is None else Path(query_bank),
+            bank_beta=query_bank_beta,
+            bank_top=query_bank_top,
+            json_file=json_file,
+            markdown_file=markdown_file,
+        )
+        typer.echo(run_features(asked))
+        return
+    if protocol in ("blocks", "whole") or head is not None or aligned or block_size != 32:
+        raise ValueError("--protocol blocks or whole, --head, --block-size and --aligned need --features")
+    assert data is not None
     from model.evaluate.run import BankOptions, EvaluateRequest, run
 
     bank = None
@@ -501,7 +544,7 @@ def evaluate(
         runtime=runtime,
         precision=precision,
         exports=exports,
-        protocol=protocol,
+        protocol=protocol,  # type: ignore[arg-type]
         candidates=candidates,
         rules=metric_rules,
         bank=bank,
@@ -509,6 +552,40 @@ def evaluate(
         markdown_file=markdown_file,
     )
     typer.echo(run(request))
+
+
+features_app = typer.Typer(help="Features as files: of this program's models, for others' tools.", no_args_is_help=True)
+app.add_typer(features_app, name="features")
+
+
+@features_app.command("export")
+def export_features(
+    data: Annotated[Path, typer.Option(help="As for `emcl evaluate`.")],
+    output: Annotated[Path, typer.Option(help="The file to write: .npz or .safetensors.")],
+    split: Annotated[Literal["train", "val", "test"], typer.Option(help="Which split of a data set.")] = "test",
+    head: Annotated[
+        Literal["frames", "pooled"],
+        typer.Option(help="frames: what reranking sees, for the same figures; pooled: stage 1's vectors."),
+    ] = "frames",
+    model: Annotated[str, typer.Option(help="'demo', a checkpoint's path, or an open_clip name.")] = "demo",
+    pretrained: Annotated[str | None, typer.Option(help="Tag or weights file of an open_clip model.")] = None,
+    allow_missing: Annotated[bool, typer.Option(help="Export although videos are missing.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda[:N].")] = "auto",
+) -> None:
+    """Encode a data set and write its features, which `emcl evaluate --features` measures without the videos."""
+    from model.evaluate.features import ExportRequest, export
+
+    request = ExportRequest(
+        data=data,
+        output=output,
+        split=split,
+        head=head,
+        model=model,
+        pretrained=pretrained,
+        allow_missing=allow_missing,
+        device=device,
+    )
+    typer.echo(export(request))
 
 
 @app.command()

@@ -7,9 +7,10 @@ several threads. Shape suffixes as in ``model.net``; S is the image size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import torch
@@ -22,8 +23,8 @@ from model.checkpoint import load_checkpoint, read_metadata
 from model.clip.compat import import_open_clip
 from model.clip.tokenizer import Tokenizer, build_tokenizer, rounded_up, text_buckets
 from model.config import ClipConfig, EMCLConfig, ModelConfig, TemporalConfig
-from model.emcl.em import FrozenMap
-from model.net import EMCLNet, Rerank, build_net
+from model.emcl.em import EMCL, FrozenMap
+from model.net import EMCLNet, Rerank, ScoringNet, build_net
 from model.runtime.choose import PrecisionWish, RuntimeChoice, RuntimeWish
 from model.runtime.cuda_graphs import GraphScorer
 from model.runtime.install import install_runtime
@@ -51,8 +52,116 @@ class ScoreArrays:
     frame_weights_QNF: Floats
 
 
-class Encoder:
-    """A loaded model: encodes texts and frames, fits and applies frozen maps, scores candidates."""
+class Scorer:
+    """Scores features on a device: fits and applies frozen maps, pools, scores candidates. Needs no towers."""
+
+    def __init__(self, net: ScoringNet, *, fingerprint: str, device: torch.device, runtime: RuntimeChoice) -> None:
+        self.net = net.eval()
+        self.fingerprint = fingerprint
+        self.device = device
+        self.runtime = runtime
+        self._graphs = GraphScorer(self.net, device) if device.type == "cuda" else None
+
+    def with_emcl(self, config: EMCLConfig) -> Self:
+        """Return the same model with another EMCL; its own state is kept if the configuration is its own."""
+        if config == self.config.emcl:
+            return self
+        net = copy(self.net)
+        # A module keeps its parts in this dictionary: without a copy of it the assignment would change both nets.
+        net._modules = dict(self.net._modules)
+        net.config = self.config.model_copy(update={"emcl": config})
+        net.emcl = EMCL(self.dim, config).to(self.device)
+        other = copy(self)
+        other.net = net.eval()
+        other._graphs = GraphScorer(net, self.device) if self._graphs is not None else None
+        return other
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's configuration."""
+        return self.net.config
+
+    @property
+    def dim(self) -> int:
+        """D, the size of every feature."""
+        return self.net.embed_dim
+
+    @torch.inference_mode()
+    def pool(self, features_BFD: NDArray[Any], mask_BF: Bools) -> Floats:
+        """Stage-1 video vectors (B, D): masked mean of frame features, not normalised."""
+        return self.net.pool(self._floats(features_BFD), self._tensor(mask_BF)).cpu().numpy()
+
+    @torch.inference_mode()
+    def fit_frozen_map(self, rows_ND: NDArray[Any]) -> FrozenMap:
+        """Fit the frozen EMCL map on a reference corpus of pooled videos and captions (N, D)."""
+        frozen = self.net.emcl.freeze(self._floats(rows_ND))
+        return FrozenMap.from_arrays(frozen.to_arrays())  # on the CPU, whatever the device
+
+    @torch.inference_mode()
+    def map_rows(self, frozen_map: FrozenMap, rows_ND: NDArray[Any]) -> Floats:
+        """Apply a frozen map to rows (N, D) of any norm; returns L2-normalised rows, ready for FAISS."""
+        return frozen_map.apply(torch.from_numpy(np.array(rows_ND, dtype=np.float32))).numpy()
+
+    @torch.inference_mode()
+    def score_videos(
+        self,
+        text_QD: NDArray[Any],
+        features_QNFD: NDArray[Any],
+        mask_QNF: Bools,
+        candidate_mask_QN: Bools | None = None,
+        rerank: Rerank = "emcl",
+    ) -> ScoreArrays:
+        """Score each text against its own N candidate videos; see ``ScoringNet.score_videos``."""
+        chunks = []
+        for rows in row_blocks(features_QNFD.shape, SCORE_ELEMENTS):
+            if self._graphs is not None and features_QNFD.size:
+                there_QN = None if candidate_mask_QN is None else candidate_mask_QN[rows]
+                chunks.append(self._graphs.score(text_QD[rows], features_QNFD[rows], mask_QNF[rows], there_QN, rerank))
+                continue
+            scores = self.net.score_videos(
+                self._floats(text_QD[rows]),
+                self._tensor(features_QNFD[rows]),
+                self._tensor(mask_QNF[rows]),
+                None if candidate_mask_QN is None else self._tensor(candidate_mask_QN[rows]),
+                rerank,
+            )
+            chunks.append((scores.scores_QN.cpu().numpy(), scores.frame_weights_QNF.cpu().numpy()))
+        return _join(chunks, features_QNFD.shape[:3])
+
+    @torch.inference_mode()
+    def score_captions(
+        self,
+        features_QFD: NDArray[Any],
+        mask_QF: Bools,
+        captions_QND: NDArray[Any],
+        candidate_mask_QN: Bools | None = None,
+        rerank: Rerank = "emcl",
+    ) -> ScoreArrays:
+        """Score each video against its own N candidate captions; see ``ScoringNet.score_captions``."""
+        chunks = []
+        for rows in row_blocks(captions_QND.shape, SCORE_ELEMENTS):
+            scores = self.net.score_captions(
+                self._floats(features_QFD[rows]),
+                self._tensor(mask_QF[rows]),
+                self._floats(captions_QND[rows]),
+                None if candidate_mask_QN is None else self._tensor(candidate_mask_QN[rows]),
+                rerank,
+            )
+            chunks.append((scores.scores_QN.cpu().numpy(), scores.frame_weights_QNF.cpu().numpy()))
+        return _join(chunks, (*captions_QND.shape[:2], mask_QF.shape[1]))
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        # torch refuses to wrap arrays that are read-only, as memory-mapped ones are.
+        return torch.from_numpy(np.require(array, requirements=["C", "W"])).to(self.device)
+
+    def _floats(self, array: NDArray[Any]) -> Tensor:
+        return self._tensor(array).float()
+
+
+class Encoder(Scorer):
+    """A loaded model: a scorer that also encodes texts and frames."""
+
+    net: EMCLNet
 
     def __init__(
         self,
@@ -64,22 +173,9 @@ class Encoder:
         runtime: RuntimeChoice | None = None,
     ) -> None:
         """``fingerprint`` is the checkpoint's, whatever ``runtime`` computes the towers of ``net``."""
-        self.net = net.eval()
+        runtime = runtime or RuntimeChoice(runtime="torch", precision=net.clip.precision, reason="by default")
+        super().__init__(net, fingerprint=fingerprint, device=device, runtime=runtime)
         self.tokenizer = tokenizer
-        self.fingerprint = fingerprint
-        self.device = device
-        self.runtime = runtime or RuntimeChoice(runtime="torch", precision=net.clip.precision, reason="by default")
-        self._graphs = GraphScorer(self.net, device) if device.type == "cuda" else None
-
-    @property
-    def config(self) -> ModelConfig:
-        """The model's configuration."""
-        return self.net.config
-
-    @property
-    def dim(self) -> int:
-        """D, the size of every feature."""
-        return self.net.embed_dim
 
     @property
     def image_size(self) -> int:
@@ -120,77 +216,6 @@ class Encoder:
             )
         frames_BFCHW = self._tensor(frames_BFSSC).permute(0, 1, 4, 2, 3)
         return self.net.encode_video(frames_BFCHW, self._tensor(mask_BF)).cpu().numpy()
-
-    @torch.inference_mode()
-    def pool(self, features_BFD: NDArray[Any], mask_BF: Bools) -> Floats:
-        """Stage-1 video vectors (B, D): masked mean of frame features, not normalised."""
-        return self.net.pool(self._floats(features_BFD), self._tensor(mask_BF)).cpu().numpy()
-
-    @torch.inference_mode()
-    def fit_frozen_map(self, rows_ND: NDArray[Any]) -> FrozenMap:
-        """Fit the frozen EMCL map on a reference corpus of pooled videos and captions (N, D)."""
-        frozen = self.net.emcl.freeze(self._floats(rows_ND))
-        return FrozenMap.from_arrays(frozen.to_arrays())  # on the CPU, whatever the device
-
-    @torch.inference_mode()
-    def map_rows(self, frozen_map: FrozenMap, rows_ND: NDArray[Any]) -> Floats:
-        """Apply a frozen map to rows (N, D) of any norm; returns L2-normalised rows, ready for FAISS."""
-        return frozen_map.apply(torch.from_numpy(np.array(rows_ND, dtype=np.float32))).numpy()
-
-    @torch.inference_mode()
-    def score_videos(
-        self,
-        text_QD: NDArray[Any],
-        features_QNFD: NDArray[Any],
-        mask_QNF: Bools,
-        candidate_mask_QN: Bools | None = None,
-        rerank: Rerank = "emcl",
-    ) -> ScoreArrays:
-        """Score each text against its own N candidate videos; see ``EMCLNet.score_videos``."""
-        chunks = []
-        for rows in row_blocks(features_QNFD.shape, SCORE_ELEMENTS):
-            if self._graphs is not None and features_QNFD.size:
-                there_QN = None if candidate_mask_QN is None else candidate_mask_QN[rows]
-                chunks.append(self._graphs.score(text_QD[rows], features_QNFD[rows], mask_QNF[rows], there_QN, rerank))
-                continue
-            scores = self.net.score_videos(
-                self._floats(text_QD[rows]),
-                self._tensor(features_QNFD[rows]),
-                self._tensor(mask_QNF[rows]),
-                None if candidate_mask_QN is None else self._tensor(candidate_mask_QN[rows]),
-                rerank,
-            )
-            chunks.append((scores.scores_QN.cpu().numpy(), scores.frame_weights_QNF.cpu().numpy()))
-        return _join(chunks, features_QNFD.shape[:3])
-
-    @torch.inference_mode()
-    def score_captions(
-        self,
-        features_QFD: NDArray[Any],
-        mask_QF: Bools,
-        captions_QND: NDArray[Any],
-        candidate_mask_QN: Bools | None = None,
-        rerank: Rerank = "emcl",
-    ) -> ScoreArrays:
-        """Score each video against its own N candidate captions; see ``EMCLNet.score_captions``."""
-        chunks = []
-        for rows in row_blocks(captions_QND.shape, SCORE_ELEMENTS):
-            scores = self.net.score_captions(
-                self._floats(features_QFD[rows]),
-                self._tensor(mask_QF[rows]),
-                self._floats(captions_QND[rows]),
-                None if candidate_mask_QN is None else self._tensor(candidate_mask_QN[rows]),
-                rerank,
-            )
-            chunks.append((scores.scores_QN.cpu().numpy(), scores.frame_weights_QNF.cpu().numpy()))
-        return _join(chunks, (*captions_QND.shape[:2], mask_QF.shape[1]))
-
-    def _tensor(self, array: NDArray[Any]) -> Tensor:
-        # torch refuses to wrap arrays that are read-only, as memory-mapped ones are.
-        return torch.from_numpy(np.require(array, requirements=["C", "W"])).to(self.device)
-
-    def _floats(self, array: NDArray[Any]) -> Tensor:
-        return self._tensor(array).float()
 
 
 def _join(chunks: list[tuple[Floats, Floats]], shape_QNF: tuple[int, ...]) -> ScoreArrays:

@@ -35,25 +35,18 @@ class Scores:
     frame_weights_QNF: Tensor
 
 
-class EMCLNet(nn.Module):
-    """The whole model around given CLIP towers."""
+class ScoringNet(nn.Module):
+    """What scores features, whatever computed them: text-conditioned pooling, the EM pass, cosine. ``dim`` is D."""
 
-    image_mean: Tensor
-    image_std: Tensor
-
-    def __init__(self, config: ModelConfig, clip: ClipTowers) -> None:
+    def __init__(self, config: ModelConfig, dim: int) -> None:
         super().__init__()
         self.config = config
-        self.clip = clip
-        self.temporal = build_temporal(config.temporal, clip)
-        self.emcl = EMCL(clip.embed_dim, config.emcl)
-        self.register_buffer("image_mean", torch.tensor(clip.image_mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("image_std", torch.tensor(clip.image_std).view(3, 1, 1), persistent=False)
+        self.emcl = EMCL(dim, config.emcl)
 
     @property
     def embed_dim(self) -> int:
         """D, the size of text and frame features."""
-        return self.clip.embed_dim
+        return self.emcl.dim
 
     def set_emcl(self, config: EMCLConfig) -> None:
         """Score with another strength, kernel width or number of iterations; the state stays.
@@ -68,36 +61,6 @@ class EMCLNet(nn.Module):
             )
         self.config = self.config.model_copy(update={"emcl": config})
         self.emcl.config = config
-
-    def encode_text(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """Text features (B, D), float32, raw, of token ids (B, L) with a mask that is True for real tokens."""
-        return self.clip.encode_text(ids_BL, mask_BL).float()
-
-    def encode_video(self, frames_BFCHW: Tensor, mask_BF: Tensor) -> Tensor:
-        """Frame features (B, F, D), float32, raw, zero on padding (except with the reference's mask ``after``).
-
-        ``frames_BFCHW`` is uint8 in [0, 255], or floating and then already normalised with ``image_mean`` and
-        ``image_std``. ``mask_BF`` is True for real frames, which come first. Raises ``ValueError`` for a video
-        without a real frame.
-        """
-        mask_BF = mask_BF.bool()
-        if not bool(mask_BF.any(dim=1).all()):
-            raise ValueError("a video in this batch has no real frame in its mask; drop it before encoding")
-        features_BFD: Tensor = self.temporal(self._encode_frames(frames_BFCHW, mask_BF), mask_BF).float()
-        return features_BFD if self.config.pooling.mask == "after" else features_BFD * mask_BF[..., None]
-
-    def _encode_frames(self, frames_BFCHW: Tensor, mask_BF: Tensor) -> Tensor:
-        if self.config.pooling.mask == "after":  # padding has features here, of zeros in normalised space
-            pixels = self._normalise(frames_BFCHW.flatten(0, 1)) * mask_BF.flatten()[:, None, None, None]
-            return self.clip.encode_image(pixels).float().view(*mask_BF.shape, -1)
-        real_RD = self.clip.encode_image(self._normalise(frames_BFCHW[mask_BF])).float()
-        features_BFD = real_RD.new_zeros(*mask_BF.shape, real_RD.shape[-1])
-        return features_BFD.masked_scatter(mask_BF[..., None], real_RD)
-
-    def _normalise(self, pixels_NCHW: Tensor) -> Tensor:
-        if pixels_NCHW.dtype != torch.uint8:
-            return pixels_NCHW
-        return (pixels_NCHW.float() / 255.0 - self.image_mean) / self.image_std
 
     def pool(self, features_BFD: Tensor, mask_BF: Tensor) -> Tensor:
         """Stage-1 video vectors (B, D): masked mean of frame features, not normalised."""
@@ -186,6 +149,50 @@ class EMCLNet(nn.Module):
     def _pool_all(self, logits_TVF: Tensor, features_VFD: Tensor, mask_VF: Tensor) -> Tensor:
         weights_TVF = frame_weights(logits_TVF, mask_VF[None].expand_as(logits_TVF), self.config.pooling)
         return torch.einsum("tvf,vfd->tvd", weights_TVF, features_VFD)
+
+
+class EMCLNet(ScoringNet):
+    """The whole model around given CLIP towers."""
+
+    image_mean: Tensor
+    image_std: Tensor
+
+    def __init__(self, config: ModelConfig, clip: ClipTowers) -> None:
+        super().__init__(config, clip.embed_dim)
+        self.clip = clip
+        self.temporal = build_temporal(config.temporal, clip)
+        self.register_buffer("image_mean", torch.tensor(clip.image_mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("image_std", torch.tensor(clip.image_std).view(3, 1, 1), persistent=False)
+
+    def encode_text(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        """Text features (B, D), float32, raw, of token ids (B, L) with a mask that is True for real tokens."""
+        return self.clip.encode_text(ids_BL, mask_BL).float()
+
+    def encode_video(self, frames_BFCHW: Tensor, mask_BF: Tensor) -> Tensor:
+        """Frame features (B, F, D), float32, raw, zero on padding (except with the reference's mask ``after``).
+
+        ``frames_BFCHW`` is uint8 in [0, 255], or floating and then already normalised with ``image_mean`` and
+        ``image_std``. ``mask_BF`` is True for real frames, which come first. Raises ``ValueError`` for a video
+        without a real frame.
+        """
+        mask_BF = mask_BF.bool()
+        if not bool(mask_BF.any(dim=1).all()):
+            raise ValueError("a video in this batch has no real frame in its mask; drop it before encoding")
+        features_BFD: Tensor = self.temporal(self._encode_frames(frames_BFCHW, mask_BF), mask_BF).float()
+        return features_BFD if self.config.pooling.mask == "after" else features_BFD * mask_BF[..., None]
+
+    def _encode_frames(self, frames_BFCHW: Tensor, mask_BF: Tensor) -> Tensor:
+        if self.config.pooling.mask == "after":  # padding has features here, of zeros in normalised space
+            pixels = self._normalise(frames_BFCHW.flatten(0, 1)) * mask_BF.flatten()[:, None, None, None]
+            return self.clip.encode_image(pixels).float().view(*mask_BF.shape, -1)
+        real_RD = self.clip.encode_image(self._normalise(frames_BFCHW[mask_BF])).float()
+        features_BFD = real_RD.new_zeros(*mask_BF.shape, real_RD.shape[-1])
+        return features_BFD.masked_scatter(mask_BF[..., None], real_RD)
+
+    def _normalise(self, pixels_NCHW: Tensor) -> Tensor:
+        if pixels_NCHW.dtype != torch.uint8:
+            return pixels_NCHW
+        return (pixels_NCHW.float() / 255.0 - self.image_mean) / self.image_std
 
 
 def _is_emcl(rerank: Rerank) -> bool:

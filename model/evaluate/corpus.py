@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from copy import copy
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,7 @@ from model.config import EMCLConfig
 from model.data.base import frames_for, stack_clips
 from model.data.clips import Clip, load_frames
 from model.data.video_text import VideoTextSet
-from model.emcl.em import EMCL
-from model.encoder import Encoder
+from model.encoder import Encoder, Scorer
 
 Floats = NDArray[np.float32]
 
@@ -73,18 +72,12 @@ def encode_corpus(encoder: Encoder, clips: Sequence[Clip], *, decode_threads: in
     )
 
 
-def with_emcl(encoder: Encoder, config: EMCLConfig) -> Encoder:
+ScorerT = TypeVar("ScorerT", bound=Scorer)
+
+
+def with_emcl(scorer: ScorerT, config: EMCLConfig) -> ScorerT:
     """Return the same model with another EMCL; its own state is kept if the configuration is its own."""
-    if config == encoder.config.emcl:
-        return encoder
-    net = copy(encoder.net)
-    # A module keeps its parts in this dictionary: without a copy of it the assignment would change both nets.
-    net._modules = dict(encoder.net._modules)
-    net.config = encoder.config.model_copy(update={"emcl": config})
-    net.emcl = EMCL(encoder.dim, config).to(encoder.device)
-    return Encoder(
-        net, encoder.tokenizer, fingerprint=encoder.fingerprint, device=encoder.device, runtime=encoder.runtime
-    )
+    return scorer.with_emcl(config)
 
 
 def emcl_variants(own: EMCLConfig) -> list[EMCLConfig]:

@@ -36,6 +36,20 @@ MetricRules = Literal["corrected", "reference", "reference-msvd"]
 _BANK_TEXTS_AT_ONCE = 256
 
 
+class Pairing(Protocol):
+    """Which texts belong to which videos: a ``Corpus``, or exported features."""
+
+    @property
+    def video_of_text_T(self) -> NDArray[np.intp]:  # noqa: N802
+        """The video of each text, rising."""
+        ...
+
+    @property
+    def multi_sentence(self) -> bool:
+        """Whether some video has several texts."""
+        ...
+
+
 class Rescorer(Protocol):
     """Re-scores rows of a matrix; see ``model.evaluate.hubness``."""
 
@@ -99,7 +113,7 @@ def fit_bank(way: Way, bank: BankRows, videos: int) -> BankNorm:
 def measure(
     name: str,
     ranked: Ranked,
-    corpus: Corpus,
+    corpus: Pairing,
     *,
     transductive: bool = False,
     behind: Ranked | None = None,
@@ -158,7 +172,7 @@ class _Side:
         return np.concatenate([block_QN for _, block_QN in self.blocks()])
 
 
-def _reference_videos(scores_TV: Scores, corpus: Corpus, rules: MetricRules) -> RetrievalMetrics:
+def _reference_videos(scores_TV: Scores, corpus: Pairing, rules: MetricRules) -> RetrievalMetrics:
     _refuse_nan(scores_TV)
     owner_T: Owners = corpus.video_of_text_T
     if not corpus.multi_sentence:
@@ -168,7 +182,7 @@ def _reference_videos(scores_TV: Scores, corpus: Corpus, rules: MetricRules) -> 
     return metrics.multi_sentence_metrics(scores_TV, owner_T)
 
 
-def _reference_texts(scores_VT: Scores, corpus: Corpus, rules: MetricRules) -> RetrievalMetrics:
+def _reference_texts(scores_VT: Scores, corpus: Pairing, rules: MetricRules) -> RetrievalMetrics:
     _refuse_nan(scores_VT)
     owner_T: Owners = corpus.video_of_text_T
     if rules == "reference-msvd" and corpus.multi_sentence:

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Literal, get_args
 
 from model.config import EMCLConfig
-from model.encoder import Encoder
+from model.encoder import Scorer
 from model.evaluate.corpus import Corpus, Floats, emcl_variants, with_emcl
 from model.evaluate.rank import (
     Ranked,
@@ -48,7 +48,7 @@ class Way:
     score_texts: Callable[[Floats], Scores]
 
 
-def ways_of(encoder: Encoder, corpus: Corpus, protocol: Protocol, *, candidates: int) -> Iterator[Way]:
+def ways_of(encoder: Scorer, corpus: Corpus, protocol: Protocol, *, candidates: int) -> Iterator[Way]:
     """Yield the ways of a protocol, one at a time, so that never more than one holds its matrices."""
     plain = StageOne(encoder, corpus, frozen_map=False)
     yield _symmetric("stage 1, no map", plain.score, corpus)
@@ -67,7 +67,7 @@ def named(config: EMCLConfig) -> str:
     return f"EMCL {config.mode}, beta {config.beta:g}"
 
 
-def _reference_ways(encoder: Encoder, corpus: Corpus) -> Iterator[Way]:
+def _reference_ways(encoder: Scorer, corpus: Corpus) -> Iterator[Way]:
     def without_emcl(text_QD: Floats) -> Scores:
         return pool_and_score(encoder, text_QD, corpus.features_VFD, corpus.mask_VF)
 
@@ -76,7 +76,7 @@ def _reference_ways(encoder: Encoder, corpus: Corpus) -> Iterator[Way]:
         yield _symmetric(named(config), partial(score_in_blocks, with_emcl(encoder, config), corpus), corpus)
 
 
-def _per_query_ways(encoder: Encoder, corpus: Corpus, candidates: int) -> Iterator[Way]:
+def _per_query_ways(encoder: Scorer, corpus: Corpus, candidates: int) -> Iterator[Way]:
     stage = StageOne(encoder, corpus, frozen_map=True)
     first = _symmetric("stage 1, frozen map", stage.score, corpus)
     yield first
@@ -94,7 +94,7 @@ def _per_query_ways(encoder: Encoder, corpus: Corpus, candidates: int) -> Iterat
         yield _em_per_query(with_emcl(encoder, config), corpus, candidates)
 
 
-def _em_per_query(encoder: Encoder, corpus: Corpus, candidates: int) -> Way:
+def _em_per_query(encoder: Scorer, corpus: Corpus, candidates: int) -> Way:
     stage = StageOne(encoder, corpus, frozen_map=True)
     similarity_TV = stage.score(corpus.text_TD)
     first = Ranked(text_to_video_TV=similarity_TV, video_to_text_VT=similarity_TV.T)

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from model.arrays import row_blocks, unit_rows
-from model.encoder import Encoder
+from model.encoder import Scorer
 from model.evaluate.corpus import Corpus, Floats
 from model.evaluate.hubness import DUAL_SOFTMAX_TEMPERATURE, dual_softmax
 from model.evaluate.metrics import matrix_blocks
@@ -46,7 +46,7 @@ class Ranked:
 class StageOne:
     """Cosines of pooled vectors and captions, under a frozen EMCL map or as they are."""
 
-    def __init__(self, encoder: Encoder, corpus: Corpus, *, frozen_map: bool) -> None:
+    def __init__(self, encoder: Scorer, corpus: Corpus, *, frozen_map: bool) -> None:
         """Fit the map on the corpus's videos and captions, as in an index."""
         pooled_VD = encoder.pool(corpus.features_VFD, corpus.mask_VF)
         self._encoder = encoder
@@ -61,18 +61,18 @@ class StageOne:
         return unit_rows(rows_ND) if self._map is None else self._encoder.map_rows(self._map, rows_ND)
 
 
-def stage_one(encoder: Encoder, corpus: Corpus, *, frozen_map: bool) -> Ranked:
+def stage_one(encoder: Scorer, corpus: Corpus, *, frozen_map: bool) -> Ranked:
     """Rank by cosines of pooled vectors and captions, under the frozen map fitted on all of them or as they are."""
     similarity_TV = StageOne(encoder, corpus, frozen_map=frozen_map).score(corpus.text_TD)
     return Ranked(text_to_video_TV=similarity_TV, video_to_text_VT=similarity_TV.T)
 
 
-def rank_by_map(encoder: Encoder, corpus: Corpus, query_QD: Floats) -> Scores:
+def rank_by_map(encoder: Scorer, corpus: Corpus, query_QD: Floats) -> Scores:
     """Stage 1 for any texts (Q, V): the frozen map is that of the corpus's videos and captions, as in an index."""
     return StageOne(encoder, corpus, frozen_map=True).score(query_QD)
 
 
-def rerank(encoder: Encoder, corpus: Corpus, first: Ranked, *, candidates: int, how: Rerank) -> Ranked:
+def rerank(encoder: Scorer, corpus: Corpus, first: Ranked, *, candidates: int, how: Rerank) -> Ranked:
     """Rerank the best ``candidates`` of stage 1 for every query; the rest is -inf."""
     return Ranked(
         text_to_video_TV=rerank_videos(
@@ -83,7 +83,7 @@ def rerank(encoder: Encoder, corpus: Corpus, first: Ranked, *, candidates: int, 
 
 
 def rerank_videos(
-    encoder: Encoder, corpus: Corpus, query_QD: Floats, first_QV: Scores, *, candidates: int, how: Rerank
+    encoder: Scorer, corpus: Corpus, query_QD: Floats, first_QV: Scores, *, candidates: int, how: Rerank
 ) -> Scores:
     """Rerank the best ``candidates`` videos of stage 1 for any texts (Q, V); the rest is -inf."""
     stored_VFD = corpus.features_VFD.astype(np.float16)
@@ -98,7 +98,7 @@ def rerank_videos(
     return scores_QV
 
 
-def _rerank_captions(encoder: Encoder, corpus: Corpus, first_VT: Scores, *, candidates: int, how: Rerank) -> Scores:
+def _rerank_captions(encoder: Scorer, corpus: Corpus, first_VT: Scores, *, candidates: int, how: Rerank) -> Scores:
     if how == "none" and candidates >= first_VT.shape[1]:
         return pool_and_score(encoder, corpus.text_TD, corpus.features_VFD, corpus.mask_VF).T
     scores_VT = np.full(first_VT.shape, -np.inf, np.float32)
@@ -111,7 +111,7 @@ def _rerank_captions(encoder: Encoder, corpus: Corpus, first_VT: Scores, *, cand
     return scores_VT
 
 
-def pool_and_score(encoder: Encoder, text_TD: Floats, features_VFD: NDArray[Any], mask_VF: NDArray[np.bool_]) -> Floats:
+def pool_and_score(encoder: Scorer, text_TD: Floats, features_VFD: NDArray[Any], mask_VF: NDArray[np.bool_]) -> Floats:
     """Cosines (T, V) after text-conditioned pooling, without the EM pass, of all pairs; see ``score_all_pairs``."""
     text = torch.from_numpy(np.ascontiguousarray(text_TD)).to(encoder.device)
     features, mask = torch.from_numpy(features_VFD), torch.from_numpy(mask_VF)
@@ -119,7 +119,7 @@ def pool_and_score(encoder: Encoder, text_TD: Floats, features_VFD: NDArray[Any]
 
 
 @torch.inference_mode()
-def score_in_blocks(encoder: Encoder, corpus: Corpus, text_TD: Floats, *, block: int = REFERENCE_BLOCK) -> Floats:
+def score_in_blocks(encoder: Scorer, corpus: Corpus, text_TD: Floats, *, block: int = REFERENCE_BLOCK) -> Floats:
     """Cosines (T, V) as the released evaluation computes them: an EM pass for every ``block`` texts x videos.
 
     The last blocks of a row and a column are smaller; the EM state is frozen. Mask and temperature of the pooling are

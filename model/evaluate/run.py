@@ -17,7 +17,7 @@ from typing import Any, Literal
 from model.config import EMCLConfig, ModelConfig
 from model.data.sources import open_for_evaluation
 from model.data.video_text import Split, VideoTextSet
-from model.encoder import Encoder, load_encoder
+from model.encoder import Encoder, Scorer, load_encoder
 from model.evaluate.corpus import Corpus, Floats, emcl_variants, encode_corpus, with_emcl
 from model.evaluate.hubness import QB_NORM_BETA, QB_NORM_TOP
 from model.evaluate.measure import BankRows, MetricRules, Row, measure, rows_of
@@ -81,10 +81,15 @@ class EvaluationSettings:
     bank: QueryBank | None = None
 
 
-def evaluate_rows(encoder: Encoder, corpus: Corpus, settings: EvaluationSettings) -> Iterator[Row]:
-    """Measure every way of ranking of a protocol: plain, with dual softmax, and with QB-Norm if there is a bank."""
+def evaluate_rows(encoder: Scorer, corpus: Corpus, settings: EvaluationSettings) -> Iterator[Row]:
+    """Measure every way of ranking of a protocol: plain, with dual softmax, and with QB-Norm if there is a bank.
+
+    A bank needs an ``Encoder``, which encodes its texts.
+    """
     bank = None
     if settings.bank is not None:
+        if not isinstance(encoder, Encoder):
+            raise ValueError("a query bank of texts needs the model that encodes them, not its exported features")
         text_BD = encoder.encode_texts(settings.bank.texts)
         bank = BankRows(text_BD=text_BD, beta=settings.bank.beta, top=settings.bank.top)
     temperature = encoder.config.search.dual_softmax_temperature

@@ -27,7 +27,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from model.net import EMCLNet, Rerank, Scores
+    from model.net import Rerank, Scores, ScoringNet
 
     Floats = NDArray[np.float32]
     Replay = Callable[[], Scores]
@@ -65,9 +65,11 @@ class _Shape:
 
 
 class GraphScorer:
-    """``EMCLNet.score_videos`` by captured graphs. Safe to call from several threads, one at a time computes."""
+    """``ScoringNet.score_videos`` by captured graphs. Safe to call from several threads, one at a time computes."""
 
-    def __init__(self, net: EMCLNet, device: torch.device, capture: Callable[[Replay], Replay] | None = None) -> None:
+    def __init__(
+        self, net: ScoringNet, device: torch.device, capture: Callable[[Replay], Replay] | None = None
+    ) -> None:
         """``capture`` turns a call into one that replays it into the same outputs; default: a CUDA graph."""
         self._net = net
         self._device = device
