@@ -69,6 +69,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         responses=_ERRORS,
+        generate_unique_id_function=lambda route: route.name,  # generated clients call their methods so
     )
     for part in (search, videos, previews, captions, index, jobs, clip_retrieval, metrics, session, pages):
         app.include_router(part.router)

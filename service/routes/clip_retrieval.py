@@ -111,7 +111,7 @@ def _json_body(model: type[BaseModel]) -> dict[str, Any]:
 
 
 @router.get("/indices-list", summary="clip-retrieval: names of indices")
-async def indices_list() -> list[str]:
+async def clip_retrieval_indices() -> list[str]:
     """The one index, by the name that `indice_name` takes."""
     return [INDEX_NAME]
 
@@ -122,7 +122,7 @@ async def indices_list() -> list[str]:
     response_model_exclude_none=True,
     openapi_extra=_json_body(KnnRequest),
 )
-async def knn_service(request: Request, response: Response, services: ServicesDep) -> list[KnnHit]:
+async def clip_retrieval_knn(request: Request, response: Response, services: ServicesDep) -> list[KnnHit]:
     """Segments for a text or an embedding, as clip-retrieval's `ClipClient` asks for them."""
     asked = await _parse(request, KnnRequest)
     _check(asked)
@@ -135,7 +135,7 @@ async def knn_service(request: Request, response: Response, services: ServicesDe
 
 
 @router.post("/metadata", summary="clip-retrieval: describe results", openapi_extra=_json_body(MetadataRequest))
-async def metadata(request: Request, services: ServicesDep) -> list[MetadataEntry]:
+async def clip_retrieval_metadata(request: Request, services: ServicesDep) -> list[MetadataEntry]:
     """What is known of the segments with these ids."""
     asked = await _parse(request, MetadataRequest)
     _check_index(asked.indice_name)

@@ -21,13 +21,13 @@ router = APIRouter()
 
 
 @router.get("/v1/index", tags=["index"], summary="Describe the index", dependencies=[require("search")])
-async def describe(services: ServicesDep) -> IndexAnswer:
+async def describe_index(services: ServicesDep) -> IndexAnswer:
     """The generation that is served, the model, how much there is, and the limits of queries and uploads."""
     return _describe(services)
 
 
 @router.post("/v1/index/reload", tags=["index"], summary="Serve the newest generation", dependencies=[require("admin")])
-async def reload(request: Request, services: ServicesDep, asked: ReloadRequest | None = None) -> IndexAnswer:
+async def reload_index(request: Request, services: ServicesDep, asked: ReloadRequest | None = None) -> IndexAnswer:
     """Open the generation that was published last; queries under way end on the one that they began with.
 
     With `index`, serve another index, with the model that it was built with, until the service ends: the one that an
@@ -45,13 +45,13 @@ async def reload(request: Request, services: ServicesDep, asked: ReloadRequest |
 
 
 @router.get("/health/live", tags=["health"], summary="Does the process answer?")
-async def live() -> LiveAnswer:
+async def check_live() -> LiveAnswer:
     """Always true when it is answered."""
     return LiveAnswer(live=True)
 
 
 @router.get("/health/ready", tags=["health"], summary="Does search work?")
-async def ready(request: Request, services: ServicesDep) -> ReadyAnswer:
+async def check_ready(request: Request, services: ServicesDep) -> ReadyAnswer:
     """Sends one query through encoding, search and reranking, nothing of it cached; 503 if too much waits before it."""
     result = await unless_gone(request, services.probe())
     return ReadyAnswer(

@@ -39,7 +39,7 @@ JobId = Annotated[str, InPath(pattern=JOB_ID, description="A job's id.")]
 
 
 @router.post("", summary="Submit a job", status_code=_ACCEPTED)
-async def submit(asked: AnyJob, request: Request, response: Response, jobs: JobServiceDep) -> JobOut:
+async def submit_job(asked: AnyJob, request: Request, response: Response, jobs: JobServiceDep) -> JobOut:
     """Accept a job, checked in all that can be known before it runs.
 
     503 if too many wait.
@@ -81,7 +81,7 @@ async def get_job(job_id: JobId, jobs: JobServiceDep) -> JobOut:
 
 
 @router.get("/{job_id}/log", summary="Read a job's log", response_class=Response)
-async def get_log(
+async def get_job_log(
     job_id: JobId,
     request: Request,
     jobs: JobServiceDep,
@@ -102,7 +102,7 @@ async def get_log(
 
 
 @router.get("/{job_id}/metrics", summary="Curves of a training job")
-async def get_metrics(job_id: JobId, jobs: JobServiceDep) -> JobMetrics:
+async def get_job_metrics(job_id: JobId, jobs: JobServiceDep) -> JobMetrics:
     """Every step and validation that the run has logged; empty for jobs of other kinds."""
 
     def read() -> JobMetrics:
@@ -113,7 +113,7 @@ async def get_metrics(job_id: JobId, jobs: JobServiceDep) -> JobMetrics:
 
 
 @router.get("/{job_id}/events", summary="Follow a job", response_class=StreamingResponse)
-async def follow(job_id: JobId, request: Request, jobs: JobServiceDep) -> StreamingResponse:
+async def follow_job(job_id: JobId, request: Request, jobs: JobServiceDep) -> StreamingResponse:
     """Server-sent events until the job has ended: `job` (as JSON, when it changed) and `log` (new text, as JSON).
 
     The id of a `log` event is the offset behind it; sent back as Last-Event-ID, it goes on from there.
@@ -129,19 +129,19 @@ async def follow(job_id: JobId, request: Request, jobs: JobServiceDep) -> Stream
 
 
 @router.post("/{job_id}/cancel", summary="Cancel a job", status_code=_ACCEPTED)
-async def cancel(job_id: JobId, jobs: JobServiceDep) -> JobOut:
+async def cancel_job(job_id: JobId, jobs: JobServiceDep) -> JobOut:
     """A waiting job is cancelled at once, a running one is asked to stop, then made to. 409 if it has ended."""
     return JobOut.of(await asyncio.to_thread(jobs.cancel, job_id))
 
 
 @router.post("/{job_id}/resume", summary="Resume a job", status_code=_ACCEPTED)
-async def resume(job_id: JobId, jobs: JobServiceDep) -> JobOut:
+async def resume_job(job_id: JobId, jobs: JobServiceDep) -> JobOut:
     """Queue a job again that failed, was cancelled or lost; it continues from what it had made. 409 otherwise."""
     return JobOut.of(await asyncio.to_thread(jobs.resume, job_id))
 
 
 @router.delete("/{job_id}", summary="Forget a job", status_code=204)
-async def forget(job_id: JobId, jobs: JobServiceDep) -> None:
+async def forget_job(job_id: JobId, jobs: JobServiceDep) -> None:
     """Remove a job that has ended, with its log and all that it made. 409 if it runs, or if that is still used."""
     await asyncio.to_thread(jobs.forget, job_id)
 

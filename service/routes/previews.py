@@ -23,7 +23,7 @@ router = APIRouter(prefix="/v1/videos", tags=["videos"], dependencies=[require("
 
 @router.get("/{video_id}/preview", summary="Play a video that browsers cannot", response_class=FileResponse)
 @router.head("/{video_id}/preview", include_in_schema=False)
-async def preview(
+async def get_preview(
     video_id: Annotated[str, InPath(pattern=VIDEO_ID, description="SHA-256 of the video's bytes, in hexadecimal.")],
     request: Request,
     services: ServicesDep,

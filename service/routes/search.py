@@ -110,7 +110,7 @@ async def rerank_segments(asked: RerankRequest, request: Request, services: Serv
 
 
 @router.post("/embeddings", summary="Embed texts")
-async def embeddings(asked: EmbeddingsRequest, request: Request, services: ServicesDep) -> EmbeddingsAnswer:
+async def embed_texts(asked: EmbeddingsRequest, request: Request, services: ServicesDep) -> EmbeddingsAnswer:
     """The unit vectors that stage 1 compares with the index: one for each text, mapped by the frozen EMCL map."""
     texts = tuple(asked.texts)
     services.engine.limits.check_texts(texts)

@@ -15,7 +15,7 @@ router = APIRouter(prefix="/v1/session", tags=["session"])
 
 
 @router.get("", summary="Who is signed in?")
-async def describe(request: Request, services: ServicesDep) -> SessionAnswer:
+async def describe_session(request: Request, services: ServicesDep) -> SessionAnswer:
     """Answered without a key: a page asks this first to know whether it must ask for one."""
     return _describe(request, services.gate.keys_required)
 

@@ -142,7 +142,7 @@ async def get_video(video_id: VideoId, services: ServicesDep) -> VideoOut:
 
 @router.get("/{video_id}/stream", summary="Play a video", response_class=FileResponse)
 @router.head("/{video_id}/stream", include_in_schema=False)
-async def stream(video_id: VideoId, request: Request, services: ServicesDep) -> Response:
+async def stream_video(video_id: VideoId, request: Request, services: ServicesDep) -> Response:
     """The bytes of the file that was indexed, whole or in ranges."""
 
     def prepare() -> tuple[Path, str]:
@@ -157,7 +157,7 @@ async def stream(video_id: VideoId, request: Request, services: ServicesDep) -> 
 
 
 @router.get("/{video_id}/thumbnail", summary="A picture of a moment", response_class=Response)
-async def thumbnail(
+async def get_thumbnail(
     video_id: VideoId,
     request: Request,
     services: ServicesDep,
