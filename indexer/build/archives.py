@@ -19,10 +19,11 @@ from indexer.locations import SEPARATOR, Location, shard_of
 from indexer.sources.discover import PackedSource
 from indexer.sources.download_buffer import SourceResult, Staging
 from indexer.sources.url import RemoteFiles
+from indexer.store import media
 from indexer.store.writer import StoreWriter
 from model.durable import sync_file, sync_folder
 
-MEDIA = "media"
+MEDIA = media.FOLDER
 
 SHARDS_AT_ONCE, VIDEOS_AT_ONCE = 4, 1024
 """Sources that are committed together: as many shards as are read at a time, or so many single videos."""

@@ -20,7 +20,8 @@ from pathlib import Path, PurePath
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from indexer.errors import Damaged, NewerFormat, NotAStore, StoreError
-from indexer.store import generation
+from indexer.locations import Location
+from indexer.store import generation, media
 from indexer.store.catalogue import CatalogueReader
 from indexer.store.reader import StoreReader
 from indexer.store.shards import HEADER_BYTES, SHARD_KINDS, ShardKind, header
@@ -29,7 +30,7 @@ from model.durable import sha256_of_file, sync_file, sync_folder, write_atomical
 
 FORMAT = 1
 LISTING = "backup.json"
-MEDIA = "media"
+MEDIA = media.FOLDER
 ATTEMPTS = 5
 _BLOCK_BYTES = 1 << 22
 
@@ -177,7 +178,7 @@ def _copy(store: Path, work: Path, on_bytes: OnBytes) -> BackupListing:
         catalogue.copy_to(work / generation.CATALOGUE)
     with closing(CatalogueReader.open_readonly(work / generation.CATALOGUE)) as catalogue:
         settings, revision = catalogue.settings, catalogue.revision
-        own = {PurePath(location.path).name for location in catalogue.locations() if _is_own(location.path, store)}
+        own = {PurePath(location.path).name for location in catalogue.locations() if _is_own(location)}
         for kind in SHARD_KINDS:
             for shard, rows in catalogue.shard_rows(kind.name).items():
                 needed[kind.name][shard] = max(rows, needed[kind.name].get(shard, 0))
@@ -234,8 +235,9 @@ def _copy_media(store: Path, work: Path, own: set[str], on_bytes: OnBytes) -> No
                 raise
 
 
-def _is_own(path: str, store: Path) -> bool:
-    return PurePath(path).parent in (PurePath(MEDIA), PurePath(store.absolute() / MEDIA), PurePath(store / MEDIA))
+def _is_own(location: Location) -> bool:
+    place = PurePath(location.path)
+    return place.parent.name == media.FOLDER and media.video_of(place.name) == location.video_id
 
 
 def _copy_file(source: Path, target: Path, on_bytes: OnBytes) -> None:

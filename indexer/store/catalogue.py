@@ -16,13 +16,14 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
 from indexer.errors import NotAStore, SourceError
 from indexer.locations import Location, SourceRow, possible_sources
+from indexer.store import media
 from indexer.store.config import StoreSettings
 from indexer.store.records import CaptionRow, SegmentRow, VideoRow, VideoState
 from indexer.store.schema import check_format, database_uri, migrate
@@ -70,6 +71,11 @@ class CatalogueReader:
         self.connection.close()
 
     @property
+    def store(self) -> Path:
+        """The folder of the store."""
+        return self.path.parent
+
+    @property
     def revision(self) -> int:
         """How many transactions have changed this catalogue."""
         return int(self._meta("revision") or 0)
@@ -83,7 +89,10 @@ class CatalogueReader:
     def locations(self) -> list[Location]:
         """Every place where a video was seen."""
         rows = self.connection.execute("SELECT path, video_id, size_bytes, modified_ns FROM locations ORDER BY path")
-        return [Location(path=p, video_id=v, size_bytes=s, modified_ns=m) for p, v, s, m in rows]
+        return [
+            Location(path=media.resolved(self.store, p, v), video_id=v, size_bytes=s, modified_ns=m)
+            for p, v, s, m in rows
+        ]
 
     def states(self) -> dict[str, VideoState]:
         """The state of every video."""
@@ -124,7 +133,8 @@ class CatalogueReader:
     def paths(self, video_id: str) -> list[str]:
         """Where a video was seen."""
         query = "SELECT path FROM locations WHERE video_id = ? ORDER BY path"
-        return [str(row[0]) for row in self.connection.execute(query, (video_id,))]
+        names = [str(row[0]) for row in self.connection.execute(query, (video_id,))]
+        return [media.resolved(self.store, name, video_id) for name in names]
 
     def titles(self) -> dict[str, str]:
         """The titles that videos were given."""
@@ -168,6 +178,8 @@ class CatalogueReader:
                 lists[video_id].append(value)
             for summary in summaries:
                 summary[key] = lists[summary["video_id"]]
+        for summary in summaries:
+            summary["paths"] = [media.resolved(self.store, path, summary["video_id"]) for path in summary["paths"]]
         return sorted(summaries, key=lambda summary: (summary["paths"], summary["video_id"]))
 
     def find_videos(self, names: Sequence[str]) -> list[str]:
@@ -291,16 +303,30 @@ class Catalogue(CatalogueReader):
     def add_location(self, location: Location) -> None:
         """Record where a video was seen; a video that is not known yet becomes ``pending``."""
         self.add_pending(location.video_id, location.size_bytes)
+        name = media.recorded(self.store, location.path, location.video_id)
+        if name != location.path:
+            query = "DELETE FROM locations WHERE video_id = ? AND path != ? AND path LIKE '%/' || ?"
+            self.connection.execute(query, (location.video_id, name, name))  # its former, absolute name
         self.connection.execute(
             # REPLACE would drop the former row unseen by the log of changes.
             "INSERT INTO locations VALUES (?, ?, ?, ?) ON CONFLICT (path) DO UPDATE SET"
             " video_id = excluded.video_id, size_bytes = excluded.size_bytes, modified_ns = excluded.modified_ns",
-            (location.path, location.video_id, location.size_bytes, location.modified_ns),
+            (name, location.video_id, location.size_bytes, location.modified_ns),
         )
 
     def forget_locations(self, paths: Iterable[str]) -> None:
         """Drop places; their videos stay."""
-        self.connection.executemany("DELETE FROM locations WHERE path = ?", [(path,) for path in paths])
+        for path in paths:
+            self._forget_location(path, media.video_of(PurePath(path).name))
+
+    def _forget_location(self, path: str, video_id: str | None) -> None:
+        names = {path}
+        if video_id is not None:  # an own file may have been recorded under an absolute name, also of another place
+            query = "SELECT path FROM locations WHERE video_id = ?"
+            known = [str(row[0]) for row in self.connection.execute(query, (video_id,))]
+            here = media.resolved(self.store, path, video_id)
+            names |= {name for name in known if media.resolved(self.store, name, video_id) == here}
+        self.connection.executemany("DELETE FROM locations WHERE path = ?", [(name,) for name in names])
 
     def add_video(self, video: VideoRow) -> None:
         """Turn a pending or failed video into an indexed one with its segments."""

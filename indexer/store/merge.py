@@ -21,14 +21,14 @@ import numpy as np
 
 from indexer.errors import Damaged, NotAStore, SettingsConflict, StoreError
 from indexer.locations import Location
-from indexer.store import generation
+from indexer.store import generation, media
 from indexer.store.catalogue import CatalogueReader
 from indexer.store.config import StoreSettings
 from indexer.store.shards import CAPTIONS, FRAMES, POOLED, SHARD_KINDS, Array, Place, ShardReader
 from indexer.store.writer import EncodedSegment, EncodedVideo, StoreWriter
 from model.durable import TEMPORARY_PREFIX, sync_file, sync_folder
 
-MEDIA = "media"
+MEDIA = media.FOLDER
 FIXED = ("fingerprint", "dim", "sampling", "segment_seconds")
 """Settings in which all stores must agree, because they shape the features."""
 
@@ -181,11 +181,7 @@ def _merge_locations(writer: StoreWriter, store: _Input, report: MergeReport) ->
 def _brought_along(location: Location, store: _Input, writer: StoreWriter) -> Location:
     """A location in the merged store's own folder, for a video that the input keeps in its own."""
     name = Path(location.path).name
-    if (
-        Path(location.path).parent.name == MEDIA
-        and name.startswith(location.video_id)
-        and (store.path / MEDIA / name).exists()
-    ):
+    if media.recorded(store.path, location.path, location.video_id) != location.path:
         return replace(location, path=str(writer.path.absolute() / MEDIA / name))
     return location
 

@@ -112,6 +112,10 @@ MIGRATIONS = (
         reason TEXT
     ) STRICT, WITHOUT ROWID;
     """,
+    """
+    -- Own files are named relative to the store from here on (indexer.store.media): earlier programs would take them
+    -- for files that nothing names, and delete them.
+    """,
 )
 """Migration number n takes a catalogue from version n to n + 1. Never edited once released, only appended to."""
 

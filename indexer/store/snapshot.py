@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.errors import Damaged
+from indexer.store import media
 from indexer.store.config import Counts
 from indexer.store.records import Caption, Segment, Video, VideoState
 from indexer.store.schema import database_uri
@@ -73,6 +74,7 @@ class Snapshot:
 
     def __init__(self, path: Path, overlay: bytes | None = None) -> None:
         self._path = path
+        self._store = path.absolute().parents[2]  # STORE/generations/NAME/FILE
         self._overlay = overlay
         self._local = threading.local()
         self._lock = threading.Lock()
@@ -193,7 +195,8 @@ class Snapshot:
         def select(query: str) -> list[tuple[Any, ...]]:
             return self._rows(query, (video_id,))
 
-        paths = tuple(r[0] for r in select("SELECT path FROM locations WHERE video_id = ? ORDER BY path"))
+        names = select("SELECT path FROM locations WHERE video_id = ? ORDER BY path")
+        paths = tuple(media.resolved(self._store, name, video_id) for (name,) in names)
         segments = select("SELECT * FROM segment_windows WHERE video_id = ? ORDER BY number")
         captions = select("SELECT caption_id, text FROM captions WHERE video_id = ? ORDER BY caption_id")
         return Video(

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 import socket
 import urllib.error
 import urllib.request
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -33,6 +35,7 @@ logger = logging.getLogger(__name__)
 # Scalars that OpenAI's state dicts carry beside the weights; no other exporter writes them.
 _OPENAI_MARKERS = frozenset({"input_resolution", "context_length", "vocab_size"})
 _PROBE_SECONDS = 10.0
+_PLAIN_NAME = re.compile(r"\w+(\.\w+)?")
 
 
 class ClipError(ValueError):
@@ -84,12 +87,40 @@ def describe_clip(config: ClipConfig) -> dict[str, Any]:
         "mean": list(given.get("mean") or tag.get("mean") or open_clip.OPENAI_DATASET_MEAN),
         "std": list(given.get("std") or tag.get("std") or open_clip.OPENAI_DATASET_STD),
     }
+    _check_names(description)
     # Towers that timm or transformers would fetch on their own get our weights instead.
     if "timm_model_name" in description["vision_cfg"]:
         description["vision_cfg"]["timm_model_pretrained"] = False
     if "hf_model_name" in description["text_cfg"]:
         description["text_cfg"]["hf_model_pretrained"] = False
     return description
+
+
+def _check_names(description: dict[str, Any]) -> None:
+    """Raise ``ClipError`` for a tower that would be fetched or read from a folder: names of another form do both."""
+    timm_name = description["vision_cfg"].get("timm_model_name")
+    if timm_name is not None:
+        import timm
+
+        if not timm.is_model(str(timm_name)) or not _PLAIN_NAME.fullmatch(str(timm_name)):
+            raise ClipError(
+                f"vision_cfg.timm_model_name {timm_name!r} is not an architecture of timm {timm.__version__}; names of "
+                "repositories and folders are not followed"
+            )
+    for key in ("hf_model_name", "hf_tokenizer_name"):
+        name = description["text_cfg"].get(key)
+        if name is not None and name not in _names_in_table(key):
+            raise ClipError(
+                f"text_cfg.{key} {name!r} occurs in no architecture of open_clip; other repositories and folders are "
+                "not followed"
+            )
+
+
+@cache
+def _names_in_table(key: str) -> frozenset[str]:
+    open_clip = import_open_clip()
+    texts = (open_clip.get_model_config(name)["text_cfg"] for name in open_clip.list_models())
+    return frozenset(text[key] for text in texts if text.get(key) is not None)
 
 
 def _named(architecture: str) -> dict[str, Any]:

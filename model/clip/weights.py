@@ -1,7 +1,7 @@
 """Weight files: reading them into a state dict, and loading a state dict into a module strictly.
 
 In: a path (safetensors, a PyTorch state dict, or one of OpenAI's TorchScript archives). Out: ``{name: tensor}`` on the
-CPU. No file is ever unpickled beyond plain tensors and containers.
+CPU. No file is ever unpickled beyond plain tensors and containers, and no program in a file is loaded.
 
     ValueError
     └── WeightsError          a file cannot be read, or its tensors do not fit the module
@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import warnings
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from model.clip.torchscript import is_torchscript, read_torchscript
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys under which training scripts put the state dict
 
@@ -62,23 +62,9 @@ def _unwrapped(content: Any) -> Any:
 def _read(path: Path) -> Any:
     if path.suffix == ".safetensors":
         return load_file(path)
-    if _is_torchscript(path):
-        return _read_torchscript(path)
+    if is_torchscript(path):
+        return read_torchscript(path)
     return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _read_torchscript(path: Path) -> dict[str, Tensor]:
-    """Take the tensors of an archive as OpenAI publishes CLIP; its program is not run."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r".*torch\.jit\.load", category=DeprecationWarning)
-        return dict(torch.jit.load(str(path), map_location="cpu").state_dict())  # type: ignore[no-untyped-call]
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:

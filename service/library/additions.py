@@ -137,6 +137,7 @@ class AdditionWork:
         if writer.catalogue.state(accepted.video_id) != "indexed":
             failures = writer.add_videos([video])
             if failures:
+                writer.add_locations([], forgotten=[accepted.path])  # its bytes are not kept
                 raise Unprocessable(
                     failures[accepted.video_id], expected="features that can be stored", next_step="report this video"
                 )
@@ -335,17 +336,9 @@ class Additions:
             for accepted in self.upload_store.pending():
                 self._pending[accepted.video_id] = accepted
             self._end_jobs_of_nothing()
-            leftovers = self.upload_store.leftovers()
-            self._worker = threading.Thread(target=self._work, args=(leftovers,), name="library", daemon=True)
+            self.upload_store.clean()
+            self._worker = threading.Thread(target=self._work, name="library", daemon=True)
             self._worker.start()
-
-    def _clean(self, writer: StoreWriter, leftovers: Sequence[Path]) -> None:
-        known = {location.path for location in writer.catalogue.locations()}
-        with self._lock:
-            known |= {accepted.path for accepted in self._pending.values()}
-            for path in leftovers:
-                if str(path) not in known:
-                    path.unlink(missing_ok=True)
 
     def _end_jobs_of_nothing(self) -> None:
         """Jobs that were written down before their video was accepted, by a service that was killed in between."""
@@ -355,12 +348,7 @@ class Additions:
             if job.job_id not in wanted:
                 self._book_cancel(job.job_id)
 
-    def _work(self, leftovers: Sequence[Path]) -> None:
-        if leftovers:
-            try:
-                self._writer.run(lambda writer: self._clean(writer, leftovers)).result()
-            except Exception as error:
-                logger.warning("files of uploads that were cut short stay until the next start: %s", error)
+    def _work(self) -> None:
         while not self._stopping.is_set():
             with self._arrived:
                 accepted = next(iter(self._pending.values()), None)
@@ -424,7 +412,7 @@ class Additions:
 
     def _fail(self, accepted: Accepted, error: Exception) -> None:
         self._forget(accepted)
-        self.upload_store.remove([accepted.path])
+        self.upload_store.remove(accepted.video_id)
         self.failed += 1
         reason = error.detail if isinstance(error, ServiceError) else "the service failed; its log says more"
         try:
@@ -434,7 +422,7 @@ class Additions:
 
     def _drop(self, accepted: Accepted) -> None:
         self._forget(accepted)
-        self.upload_store.remove([accepted.path])
+        self.upload_store.remove(accepted.video_id)
         if self._job_store.get(accepted.job_id).state == "running":
             self._job_store.end_cancelled(accepted.job_id)
 

@@ -60,14 +60,12 @@ class Library:
         upload_store = self.additions.upload_store
 
         def remove(writer: StoreWriter) -> None:
-            paths = writer.catalogue.paths(video_id)
             known = writer.catalogue.state(video_id) is not None
             if known:
                 writer.remove_videos([video_id])
-            if (
-                upload_store.exists and self.additions.pending(video_id) is None
-            ):  # else the same bytes were accepted again
-                upload_store.remove([*paths, *([dropped.path] if dropped is not None else [])])
+            again = self.additions.pending(video_id) is not None  # the same bytes were accepted meanwhile
+            if upload_store.exists and not again:
+                upload_store.remove(video_id)
             if not known and dropped is None:
                 raise _no_video(video_id)
 
@@ -81,7 +79,7 @@ class Library:
             error = removed.exception()
             if isinstance(error, Overloaded):
                 if self.additions.pending(video_id) is None:
-                    upload_store.remove([dropped.path])
+                    upload_store.remove(video_id)
                 error = None
             if error is None:
                 done.set_result(None)

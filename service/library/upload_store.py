@@ -4,31 +4,37 @@
     STORE/media/<sha256>.json        what was asked for with it, until it is indexed
     STORE/media.lock                 held by the one service that takes videos in for this store
 
-A video is accepted when both files are on the disk. Any other file there when a service starts was never
-acknowledged, or is what a deletion that was cut short left behind, and is removed.
+A video is accepted when both files are on the disk. Both are named by the video's id, whatever path the store is
+reached by. Bytes of an id that neither a record nor the catalogue names were never acknowledged, or are what a deletion
+that was cut short left behind: they are removed when a service starts.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-import re
 import secrets
-from collections.abc import Collection
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
 import filelock
 
+from indexer.store import media
 from model.durable import TEMPORARY_PREFIX, sync_folder, write_atomically
 from service.errors import Overloaded
 from service.media.files import media_type
 
-MEDIA, LOCK = "media", "media.lock"
+logger = logging.getLogger(__name__)
+
+MEDIA, LOCK = media.FOLDER, "media.lock"
 _BLOCK_BYTES = 1 << 20
-_STORED = re.compile(r"([0-9a-f]{64})\.[a-z0-9]{2,4}")
+_REMOVING = ".removing-"
 _ENDINGS = {
     "video/mp4": ".mp4",
     "video/quicktime": ".mov",
@@ -120,7 +126,8 @@ class UploadStore:
     def accept(self, received: Received, accepted: Accepted) -> None:
         """Make an acceptance durable."""
         received.path.replace(accepted.path)
-        content = json.dumps(asdict(accepted), ensure_ascii=False).encode()
+        values = {**asdict(accepted), "path": Path(accepted.path).name}
+        content = json.dumps(values, ensure_ascii=False).encode()
         write_atomically(self._record(accepted.video_id), content)  # syncs the folder, and so the other name
 
     def done(self, video_id: str) -> None:
@@ -128,28 +135,66 @@ class UploadStore:
         self._record(video_id).unlink(missing_ok=True)
         sync_folder(self.folder)
 
-    def remove(self, paths: Collection[str]) -> None:
-        """Remove the bytes at these places as far as they are ours; a user's own files are never touched."""
-        ours = [Path(path) for path in paths if Path(path).parent == self.folder and _STORED.fullmatch(Path(path).name)]
-        for path in ours:
-            path.unlink(missing_ok=True)
-        if ours:
+    def remove(self, video_id: str) -> None:
+        """Remove the bytes of a video, unless a pending record or the catalogue names them.
+
+        The decision is made by id with the files set aside, so that a process that commits their place meanwhile finds
+        them missing and brings its own. Files outside the store are never touched.
+        """
+        files = [path for path in self.folder.glob(f"{video_id}.*") if media.video_of(path.name) == video_id]
+        self._remove([(path, _aside(path)) for path in files])
+
+    def clean(self) -> None:
+        """Remove what no pending record and no catalogue entry names: uploads and removals that were cut short.
+
+        Right after ``own``, before any ``receive``.
+        """
+        files = []
+        for path in list(self.folder.iterdir()):
+            if path.name.startswith(TEMPORARY_PREFIX):
+                path.unlink(missing_ok=True)
+            elif path.name.startswith(_REMOVING):
+                files.append((path.with_name(path.name.removeprefix(_REMOVING)), path))
+            elif media.video_of(path.name) is not None:
+                files.append((path, _aside(path)))
+        self._remove(files)
+
+    def _remove(self, files: Sequence[tuple[Path, Path]]) -> None:
+        """Each file is given with the name that it has while it is decided about."""
+        named = self._named([path for path, _ in files])
+        for path, aside in files:
+            if path not in named and path.exists():
+                path.replace(aside)
+        moved = [(path, aside) for path, aside in files if aside.exists()]
+        named = self._named([path for path, _ in moved])
+        for path, aside in moved:
+            if path in named and not path.exists():
+                aside.replace(path)
+            else:
+                aside.unlink()  # nobody names it, or its bytes came again
+        if moved:
             sync_folder(self.folder)
+
+    def _named(self, paths: Sequence[Path]) -> set[Path]:
+        """Those that belong to a pending or catalogued video; all of them if that cannot be found out."""
+        from indexer.store import generation
+        from indexer.store.catalogue import CatalogueReader
+
+        ids = {path: media.video_of(path.name) or "" for path in paths}
+        pending = {path for path in paths if self._record(ids[path]).exists()}
+        if len(pending) == len(ids):
+            return pending
+        try:
+            with closing(CatalogueReader.open_readonly(self.folder.parent / generation.CATALOGUE)) as catalogue:
+                return pending | {path for path in paths if str(path) in catalogue.paths(ids[path])}
+        except (ValueError, OSError, sqlite3.Error) as error:
+            logger.warning("no file in %s is removed, because the catalogue cannot be read: %s", self.folder, error)
+            return set(paths)
 
     def pending(self) -> list[Accepted]:
         """What was accepted and is not done, oldest first."""
         records = sorted(self.folder.glob(f"*{_RECORD}"), key=lambda path: path.stat().st_mtime_ns)
         return [_accepted(path) for path in records]
-
-    def leftovers(self) -> list[Path]:
-        """Bytes of no accepted video, and uploads that were cut short. Right after ``own``, before any ``receive``."""
-        accepted = {accepted.path for accepted in self.pending()}
-        return [
-            path
-            for path in self.folder.iterdir()
-            if path.name.startswith(TEMPORARY_PREFIX)
-            or (_STORED.fullmatch(path.name) and path.suffix != _RECORD and str(path) not in accepted)
-        ]
 
     def _record(self, video_id: str) -> Path:
         return self.folder / f"{video_id}{_RECORD}"
@@ -157,4 +202,10 @@ class UploadStore:
 
 def _accepted(path: Path) -> Accepted:
     values = json.loads(path.read_text(encoding="utf-8"))
-    return Accepted(**{**values, "tags": tuple(values["tags"]), "captions": tuple(values["captions"])})
+    # By its name alone: the store may have moved, and records of earlier programs hold absolute paths.
+    place = str(path.parent / Path(values["path"]).name)
+    return Accepted(**{**values, "path": place, "tags": tuple(values["tags"]), "captions": tuple(values["captions"])})
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f"{_REMOVING}{path.name}")
