@@ -1,8 +1,8 @@
-"""FAISS on graphics cards: an index cloned to each, or spread over all, and CAGRA graphs where the build has them.
+"""FAISS on GPUs: an index cloned to each or sharded over all, and CAGRA graphs. Not run on a GPU yet.
 
-Everything here is used only where ``available()`` says that this build of FAISS sees a card; ``faiss-cpu``, which the
-project installs, sees none. A card orders a shortlist, by sums whose last bits depend on the batch; the answer is
-ordered by exact scores of the vectors on the disk (``indexer.ann.index``), so that it does not. What a card cannot do
+Everything here is used only where ``available()`` says that this build of FAISS sees a GPU; ``faiss-cpu``, which the
+project installs, sees none. A GPU orders a shortlist, by sums whose last bits depend on the batch; the answer is
+ordered by exact scores of the vectors on the disk (``indexer.ann.index``), so that it does not. What a GPU cannot do
 (filters, very long lists of neighbours) is searched on the CPU, in the index that was cloned.
 """
 

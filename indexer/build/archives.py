@@ -1,4 +1,4 @@
-"""Indexing from tar shards and URLs: what is staged is encoded and labelled, a few sources at a time.
+"""Indexing from tar shards and URLs: downloaded videos are encoded and labelled, a few sources at a time.
 
 A source counts as read when the places, captions, tags and titles of all that it holds are committed, so that a run
 that was killed reads again only the sources it was at; videos of theirs that are indexed are passed over.
@@ -17,7 +17,7 @@ from indexer.build.encode import FeatureEncoder, VideoEncoding, encode_captions
 from indexer.build.progress import Bar, Progress
 from indexer.locations import SEPARATOR, Location, shard_of
 from indexer.sources.discover import PackedSource
-from indexer.sources.download_buffer import SourceResult, Staging
+from indexer.sources.download_buffer import DownloadBuffer, SourceResult
 from indexer.sources.url import RemoteFiles
 from indexer.store import media
 from indexer.store.writer import StoreWriter
@@ -69,11 +69,11 @@ def index_packed(
     rows = {row.name: row for row in writer.catalogue.sources()}
     with (
         progress.phase("sources", len(sources), "source") as bar,
-        Staging(writer.path, remote, known, rows, run.wants) as staging,
+        DownloadBuffer(writer.path, remote, known, rows, run.wants) as buffer,
     ):
         for wave in _waves(sources):
             results: list[SourceResult] = []
-            run.encode(staging, staging.stage(wave, results), reader, bar)
+            run.encode(buffer, buffer.download(wave, results), reader, bar)
             run.commit(sorted(results, key=lambda result: result.source.name))
             bar.advance(len(results))
     report.failed.sort()
@@ -88,7 +88,7 @@ class _Run:
         self._encoder = encoder
         self._options = options
         self._report = report
-        self._states = dict(writer.catalogue.states())  # as they were; read by the staging threads
+        self._states = dict(writer.catalogue.states())  # as they were; read by the threads of the download buffer
         self._media = writer.path.absolute() / MEDIA
         files = {str(path) for path in self._media.iterdir()} if self._media.is_dir() else set()
         self._kept = {place.video_id for place in writer.catalogue.locations() if place.path in files}
@@ -101,7 +101,7 @@ class _Run:
             return self._options.keep_media and location.video_id not in self._kept
         return state != "failed" or self._options.retry_failed
 
-    def encode(self, staging: Staging, locations: Iterator[Location], reader: ReaderSettings, bar: Bar) -> None:
+    def encode(self, buffer: DownloadBuffer, locations: Iterator[Location], reader: ReaderSettings, bar: Bar) -> None:
         under_way: set[str] = set()
 
         def admit(location: Location) -> bool:
@@ -112,7 +112,7 @@ class _Run:
                 return True
             if location.video_id not in under_way:
                 self._keep(location)
-            staging.release(location)
+            buffer.release(location)
             return False
 
         def done(location: Location, failure: str | None, flaw: str | None) -> None:
@@ -125,7 +125,7 @@ class _Run:
                 if flaw is not None:
                     self._report.notes.append(f"{location.path} was indexed in part: {flaw}")
             under_way.discard(location.video_id)
-            staging.release(location)
+            buffer.release(location)
 
         VideoEncoding(self._encoder, self._writer, done).run(locations, reader, admit)
 

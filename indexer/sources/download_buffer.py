@@ -1,7 +1,7 @@
 """Download buffer: copies members of tar shards and remote videos to the disk ahead of decoding.
 
 In: shards and URLs. Out: a location for each video to decode, with a temporary copy that is removed when the video is
-done. Threads read ahead until ``STAGED_BYTES`` are on the disk; each source is read once, from its first byte to its
+done. Threads read ahead until ``BUFFER_BYTES`` are on the disk; each source is read once, from its first byte to its
 last. Known videos are skipped, and an unchanged source is not read at all.
 
 An error in a source or a member is recorded with its reason and the others continue; a full disk stops the run.
@@ -27,7 +27,7 @@ from indexer.sources.discover import VIDEO_SUFFIXES, PackedSource
 from indexer.sources.tar import LARGEST_TEXT_BYTES, Labels, Readable, TarMember, key_of, read_members
 from indexer.sources.url import UNKNOWN, RemoteFiles, RemoteInfo, version_number
 
-STAGED_FILES = 256
+BUFFER_FILES = 256
 """Most copies at a time: far more than are decoded, few enough to be read again after a kill."""
 
 
@@ -70,7 +70,7 @@ class Budget:
             self._changed.notify_all()
 
     def _fits(self, size_bytes: int) -> bool:
-        if len(self._reserved) >= STAGED_FILES:
+        if len(self._reserved) >= BUFFER_FILES:
             return False
         return not self._reserved or sum(self._reserved.values()) + size_bytes <= self._limit_bytes
 
@@ -94,7 +94,7 @@ class Countdown:
 
 FOLDER = "staging"
 
-STAGED_BYTES = 8 << 30
+BUFFER_BYTES = 8 << 30
 """Most bytes of copies at a time, and so the largest video that is read from a shard or a URL."""
 
 READERS = 4
@@ -128,7 +128,7 @@ class SourceResult:
     unread: list[str] = field(default_factory=list)
 
 
-class Staging:
+class DownloadBuffer:
     """The copies of one run, in a folder of the store. Use as a context manager."""
 
     def __init__(
@@ -144,14 +144,14 @@ class Staging:
         self._known = known
         self._sources = sources
         self._wanted = wanted
-        self._budget = Budget(STAGED_BYTES)
+        self._budget = Budget(BUFFER_BYTES)
         self._numbers = itertools.count()
         self._queue: SimpleQueue[Location | BaseException | None] = SimpleQueue()
         self._members: dict[str, list[Location]] = {}
         for location in known.values():
             self._members.setdefault(self._source_of(location.path), []).append(location)
 
-    def __enter__(self) -> Staging:
+    def __enter__(self) -> DownloadBuffer:
         shutil.rmtree(self._folder, ignore_errors=True)  # of a run that was killed
         self._folder.mkdir()
         return self
@@ -163,11 +163,11 @@ class Staging:
         self._queue.put(None)  # for a thread that waits for the next location
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def stage(self, sources: Sequence[PackedSource], results: list[SourceResult]) -> Iterator[Location]:
+    def download(self, sources: Sequence[PackedSource], results: list[SourceResult]) -> Iterator[Location]:
         """Locations to decode, in whatever order they are there; ``results`` is filled until the end."""
         if not sources:
             return
-        readers = ThreadPoolExecutor(min(READERS, len(sources)), thread_name_prefix="staging")
+        readers = ThreadPoolExecutor(min(READERS, len(sources)), thread_name_prefix="download")
         waiting = Countdown(len(sources), lambda: self._queue.put(None))
 
         def work(source: PackedSource) -> None:
@@ -286,9 +286,9 @@ class Staging:
         result.names[known.video_id] = PurePosixPath(name.partition("?")[0]).stem
 
     def _copy(self, path: str, size_bytes: int, version: int, stream: Readable) -> Location:
-        reserved = STAGED_BYTES if size_bytes == UNKNOWN else size_bytes
-        if reserved > STAGED_BYTES:
-            raise _TooLargeError(f"it has {size_bytes} bytes, at most {STAGED_BYTES} are read from a shard or a URL")
+        reserved = BUFFER_BYTES if size_bytes == UNKNOWN else size_bytes
+        if reserved > BUFFER_BYTES:
+            raise _TooLargeError(f"it has {size_bytes} bytes, at most {BUFFER_BYTES} are read from a shard or a URL")
         file = str(self._folder / f"staged-{next(self._numbers)}")
         self._budget.reserve(file, reserved)
         try:

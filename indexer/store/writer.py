@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from indexer.errors import Damaged, FeatureError, NotAStore
 from indexer.locations import Location, SourceRow
-from indexer.sources.download_buffer import FOLDER as STAGING
+from indexer.sources.download_buffer import FOLDER as DOWNLOADS
 from indexer.store import generation
 from indexer.store.catalogue import Catalogue, CatalogueReader
 from indexer.store.config import Manifest, StoreSettings, refuse_differences
@@ -106,7 +106,7 @@ class StoreWriter:
         self.settings = settings
         self.catalogue = catalogue
         self._lock = lock
-        shutil.rmtree(path / STAGING, ignore_errors=True)  # of a run that was killed: nobody else writes
+        shutil.rmtree(path / DOWNLOADS, ignore_errors=True)  # of a run that was killed: nobody else writes
         generation.clean_up(path)
         remove_unnamed(path, catalogue)
         self.shards = {

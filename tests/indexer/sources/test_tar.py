@@ -224,7 +224,7 @@ def test_a_video_that_is_larger_than_what_is_copied_costs_only_itself(
     clips: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shard = write_shard(tmp_path / "a.tar", {"0.mp4": clips[0] + bytes(100_000), "1.mp4": clips[1], "2.mp4": clips[2]})
-    monkeypatch.setattr(download_buffer, "STAGED_BYTES", max(map(len, clips[1:3])) + 10)
+    monkeypatch.setattr(download_buffer, "BUFFER_BYTES", max(map(len, clips[1:3])) + 10)
     report = index(tmp_path / "s", shard)
     assert report.indexed == 2
     ((path, reason),) = report.failed

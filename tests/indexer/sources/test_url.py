@@ -22,7 +22,7 @@ from indexer.locations import protocol_of
 from indexer.sources import download_buffer
 from indexer.sources import url as sources_url
 from indexer.sources.discover import PackedSource
-from indexer.sources.download_buffer import Staging
+from indexer.sources.download_buffer import DownloadBuffer
 from indexer.sources.url import RemoteFiles, check_url
 from indexer.store.verify import verify
 
@@ -292,8 +292,8 @@ def test_what_waits_is_not_fetched_when_the_run_has_ended(clips: list[bytes], tm
     files = many(clips[0])
     with serving(files) as url, RemoteFiles(HTTP, 5) as remote:
         sources = [PackedSource(name=f"{url}{name}", key=name) for name in files]
-        with Staging(tmp_path, remote, {}, {}, lambda _: False) as staged:
-            locations = staged.stage(sources, [])
+        with DownloadBuffer(tmp_path, remote, {}, {}, lambda _: False) as staged:
+            locations = staged.download(sources, [])
             next(locations)
             locations.close()  # as Ctrl-C does
     assert sum(bool(served.requests) for served in files.values()) < 20
