@@ -145,7 +145,7 @@ def fingerprint(net: EMCLNet) -> str:
     """Identify a model by content: 64 hex digits over all its tensors, in name order, and its encoder's configuration.
 
     Equal for the same weights whatever file, name or pretrained tag they came from, and whatever precision they were
-    converted to. Sampling, pooling temperature and EMCL settings are no part of it: they change no stored feature.
+    converted to. Sampling, pooling temperature and EMCL settings are not part of it: stored features do not change.
     """
     originals = {f"clip.{name}": digest for name, digest in net.clip.original_digests.items()}
     digests = {name: originals.get(name) or tensor_digest(tensor) for name, tensor in net.state_dict().items()}

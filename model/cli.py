@@ -16,6 +16,18 @@ import typer
 if TYPE_CHECKING:
     from model.data.video_text import VideoTextSet
 
+# Options that several commands share.
+Model = Annotated[str, typer.Option(help="'demo', a checkpoint's path, or an open_clip name with --pretrained.")]
+Pretrained = Annotated[str | None, typer.Option(help="Tag or weights file of an open_clip model.")]
+Data = Annotated[
+    Path,
+    typer.Option(help="Validation data: a manifest, a folder with captions.jsonl, or a data set's configuration."),
+]
+Split = Annotated[Literal["train", "val", "test"], typer.Option(help="Split of a data set.")]
+AllowMissing = Annotated[bool, typer.Option(help="Continue although videos are missing.")]
+Seed = Annotated[int, typer.Option(help="Seed of folds and bootstrap; the same seed gives the same figures.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda[:N].")]
+
 data_app = typer.Typer(help="Check and compress data sets.", no_args_is_help=True)
 
 
@@ -26,7 +38,7 @@ def check(
     ] = None,
     kind: Annotated[
         Literal["msrvtt", "msvd", "lsmdc", "activitynet", "didemo", "vatex"] | None,
-        typer.Option(help="Instead of --config: which set lies in --root and --annotations."),
+        typer.Option(help="Instead of --config: the set in --root and --annotations."),
     ] = None,
     root: Annotated[Path | None, typer.Option(help="The folder of the videos.")] = None,
     annotations: Annotated[Path | None, typer.Option(help="The folder of the annotation files.")] = None,
@@ -97,7 +109,7 @@ def export(
             show_default=False,
         ),
     ] = None,
-    pretrained: Annotated[str | None, typer.Option(help="Tag or weights file of an open_clip model.")] = None,
+    pretrained: Pretrained = None,
     runtime: Annotated[
         Literal["onnx", "onnx-int8", "torch-bf16"],
         typer.Option(
@@ -159,23 +171,6 @@ def export(
 
 study_app = typer.Typer()
 
-Model = Annotated[str, typer.Option(help="'demo', a checkpoint's path, or an open_clip name with --pretrained.")]
-
-Pretrained = Annotated[str | None, typer.Option(help="Tag or weights file of an open_clip model.")]
-
-Data = Annotated[
-    Path,
-    typer.Option(help="Validation data: a manifest, a folder with captions.jsonl, or a data set's configuration."),
-]
-
-Split = Annotated[Literal["train", "val", "test"], typer.Option(help="Which split of a data set.")]
-
-AllowMissing = Annotated[bool, typer.Option(help="Go on although videos are missing.")]
-
-Seed = Annotated[int, typer.Option(help="Of folds and bootstrap; the same seed gives the same figures.")]
-
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda[:N].")]
-
 
 @study_app.command()
 def calibrate(
@@ -233,7 +228,7 @@ def calibrate(
     found = run(encoder, corpus, grid, folds=folds, seed=seed)
     typer.echo(table(found) + "\n\n" + verdict(found))
     if split == "train":
-        typer.echo("These are training pairs, which the model knows by heart: prefer a validation split.")
+        typer.echo("These are training pairs, which the model has seen: prefer a validation split.")
     choice = found.choice(only_if_better=only_if_significant)
     facts = {
         **_facts_of(chosen_data, split),
@@ -251,7 +246,7 @@ def calibrate(
 
 
 def _facts_of(data: VideoTextSet, split: str) -> dict[str, object]:
-    """What a record says of the data that settings were chosen on."""
+    """Describe the data that settings were chosen on, for the record."""
     from model.data.validation import data_digest
 
     return {
@@ -295,12 +290,14 @@ def sweep(
     allow_missing: AllowMissing = False,
     vary: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=VALUE,… of beta, sigma, bases, iterations, seed, mode or frames; may be repeated."),
+        typer.Option(help="NAME=VALUE,… of beta, sigma, bases, iterations, seed, mode or frames; repeatable."),
     ] = None,
-    grid: Annotated[bool, typer.Option("--grid", help="Cross all that is varied, instead of one at a time.")] = False,
+    grid: Annotated[
+        bool, typer.Option("--grid", help="Combine all varied settings, instead of one at a time.")
+    ] = False,
     preset: Annotated[
         Literal["supplementary-2"] | None,
-        typer.Option(help="supplementary-2: the published beta sweep, beside ours."),
+        typer.Option(help="supplementary-2: the beta sweep of the paper's supplementary, next to ours."),
     ] = None,
     dual_softmax: Annotated[
         bool, typer.Option("--dual-softmax", help="Add dual softmax at the checkpoint's temperature (transductive).")
@@ -355,7 +352,7 @@ def report(
     split: Split = "val",
     allow_missing: AllowMissing = False,
     run: Annotated[
-        Path | None, typer.Option(help="Folder of the training, whose log tells how the bases fared.")
+        Path | None, typer.Option(help="Folder of the training, whose log shows the bases over the steps.")
     ] = None,
     beta: Annotated[float | None, typer.Option(min=0, help="Show this strength instead of the checkpoint's.")] = None,
     seed: Seed = 0,
@@ -393,13 +390,13 @@ app.add_typer(export_app)
 @app.command()
 def train(
     config: Annotated[Path, typer.Option(help="Settings of the run, YAML or JSON (see configs/demo.yaml).")],
-    output: Annotated[Path, typer.Option(help="Folder of the run: checkpoint, log, point to resume from.")] = Path(
+    output: Annotated[Path, typer.Option(help="Folder of the run: model, log, checkpoint to resume from.")] = Path(
         "runs/train"
     ),
-    resume: Annotated[bool, typer.Option(help="Continue the run in --output where it stopped.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda[:N].")] = "auto",
+    resume: Annotated[bool, typer.Option(help="Continue the run in --output from its last checkpoint.")] = False,
+    device: Device = "auto",
 ) -> None:
-    """Train a model from a configuration; a run that was killed continues with --resume.
+    """Train a model from a configuration; --resume continues an interrupted run.
 
     Several processes, one per GPU: torchrun --nproc-per-node 2 -m service.cli train --config FILE --output FOLDER.
     """
@@ -432,9 +429,9 @@ def evaluate(
         Literal["pooled", "frames", "tokens", "experts", "mixture"] | None,
         typer.Option(help="With --features: the kind of a file that does not state it."),
     ] = None,
-    split: Annotated[Literal["train", "val", "test"], typer.Option(help="Which split of a data set.")] = "test",
+    split: Split = "test",
     allow_missing: Annotated[
-        bool, typer.Option(help="Measure although videos are missing; the report counts them.")
+        bool, typer.Option(help="Evaluate although videos are missing; the report counts them.")
     ] = False,
     model: Annotated[
         str,
@@ -442,13 +439,13 @@ def evaluate(
             "--model", "--checkpoint", help="'demo', a checkpoint's path, or an open_clip name with --pretrained."
         ),
     ] = "demo",
-    pretrained: Annotated[str | None, typer.Option(help="Tag or weights file of an open_clip model.")] = None,
+    pretrained: Pretrained = None,
     protocol: Annotated[
         Literal["per-query", "reference", "frozen", "blocks", "whole"],
         typer.Option(
             help="per-query ranks as the service does; reference runs the EM pass over blocks of 32 texts and 32 "
-            "videos, as the released code; frozen is stage 1 alone. With --features also blocks of --block-size, and "
-            "whole, one pass over everything."
+            "videos, as the released code does; frozen is stage 1 alone. With --features also blocks of --block-size, "
+            "and whole, one pass over everything."
         ),
     ] = "per-query",
     block_size: Annotated[int, typer.Option(min=1, help="Texts and videos of a block (--protocol blocks).")] = 32,
@@ -460,38 +457,42 @@ def evaluate(
     ] = False,
     metric_rules: Annotated[
         Literal["corrected", "reference"],
-        typer.Option(help="reference counts ties, medians and MSVD's cut points as the released code, mistakes too."),
+        typer.Option(
+            help="reference counts ties, medians and MSVD's cut points as the released code does, errors included."
+        ),
     ] = "corrected",
     candidates: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Candidates that stage 1 hands to the reranking (protocol per-query).",
+            help="Candidates passed from stage 1 to reranking (protocol per-query).",
             show_default="the checkpoint's, 100 unless calibrated",
         ),
     ] = None,
     query_bank: Annotated[
         str | None,
         typer.Option(
-            help="Also measure QB-Norm, its bank being the captions of this file (JSON lines, or .txt), or of the "
-            "'train' split of the data set. With --features: a features file, whose videos are the bank for texts."
+            help="Also measure QB-Norm with a bank of the captions in this file (JSON lines, or .txt), or 'train' "
+            "for its training captions. With --features: a features file, whose videos are the bank for texts."
         ),
     ] = None,
-    query_bank_size: Annotated[int, typer.Option(min=1, help="Most captions of the bank, drawn at random.")] = 5000,
-    query_bank_seed: Annotated[int, typer.Option(help="Seed of that draw.")] = 0,
+    query_bank_size: Annotated[
+        int, typer.Option(min=1, help="Maximum number of captions in the bank, drawn at random.")
+    ] = 5000,
+    query_bank_seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
     query_bank_beta: Annotated[float, typer.Option(min=0.01, help="QB-Norm's inverse temperature.")] = 20.0,
-    query_bank_top: Annotated[int, typer.Option(min=1, help="Videos that each of its queries marks as hubs.")] = 1,
+    query_bank_top: Annotated[int, typer.Option(min=1, help="Videos that each bank query marks as hubs.")] = 1,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
     markdown_file: Annotated[
-        Path | None, typer.Option("--markdown", help="Also write a report, with published figures beside ours.")
+        Path | None, typer.Option("--markdown", help="Also write a report with published figures next to ours.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda[:N].")] = "auto",
+    device: Device = "auto",
     runtime: Annotated[
         Literal["auto", "torch", "torch-compiled", "onnx", "onnx-int8"],
-        typer.Option(help="What computes the encoder (see `emcl export`); figures to compare with others want torch."),
+        typer.Option(help="Runtime of the encoder (see `emcl export`); use torch for figures to compare with others."),
     ] = "torch",
     precision: Annotated[
-        Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="Arithmetic of the encoder; auto: fp32 for torch.")
+        Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="Precision of the encoder; auto is fp32 for torch.")
     ] = "auto",
     exports: Annotated[
         Path | None, typer.Option(help="Folder of `emcl export`. Default: beside the checkpoint, or var/exports.")
@@ -562,7 +563,7 @@ app.add_typer(features_app, name="features")
 def export_features(
     data: Annotated[Path, typer.Option(help="As for `emcl evaluate`.")],
     output: Annotated[Path, typer.Option(help="The file to write: .npz or .safetensors.")],
-    split: Annotated[Literal["train", "val", "test"], typer.Option(help="Which split of a data set.")] = "test",
+    split: Split = "test",
     head: Annotated[
         Literal["frames", "pooled"],
         typer.Option(help="frames: what reranking sees, for the same figures; pooled: stage 1's vectors."),
@@ -610,7 +611,7 @@ def import_others(
     output: Annotated[Path, typer.Option(help="Checkpoint to write: NAME.safetensors, with NAME.json beside it.")],
     kind: Annotated[
         Literal["auto", "emcl-net", "clip4clip", "clip"],
-        typer.Option(help="What wrote the file; auto asks where the names of its tensors do not tell."),
+        typer.Option(help="What wrote the file; auto fails if the names of its tensors leave it open."),
     ] = "auto",
     max_words: Annotated[
         int, typer.Option(min=3, max=1024, help="Tokens per text; the paper has 64 for ActivityNet.")
@@ -635,7 +636,7 @@ def import_others(
         bool, typer.Option("--allow-unmatched", help="List what does not fit instead of refusing the file.")
     ] = False,
 ) -> None:
-    """Convert a checkpoint of EMCL-Net, CLIP4Clip or CLIP; nothing in it is run, nothing left out in silence."""
+    """Convert a checkpoint of EMCL-Net, CLIP4Clip or CLIP. The file's code is not run; nothing is dropped silently."""
     from model.importing.convert import ImportOptions, import_checkpoint
 
     options = ImportOptions(

@@ -125,7 +125,7 @@ class ModelConfig(Config):
 
 
 def problems_of(error: ValidationError) -> str:
-    """One line for people: every wrong key with what is wrong about it."""
+    """Describe every wrong key and its problem in one line."""
     return "; ".join(": ".join(filter(None, (".".join(map(str, p["loc"])), p["msg"]))) for p in error.errors())
 
 

@@ -283,7 +283,7 @@ def load_encoder(
 def export_store(
     spec: str | None, fingerprint: str, *, pretrained: str | None = None, folder: Path | None = None
 ) -> ExportStore:
-    """Where the exports of a model lie: in ``folder``, else beside its checkpoint, else in ``var/exports``."""
+    """Return the store of a model's exports: in ``folder``, else beside its checkpoint, else in ``var/exports``."""
     is_checkpoint = spec is not None and spec != "demo" and _names_a_file(spec)
     named = spec or f"{DEFAULT_ARCHITECTURE} --pretrained {pretrained or DEFAULT_PRETRAINED}"
     if spec is not None and pretrained is not None:

@@ -137,7 +137,7 @@ class ScoringNet(nn.Module):
     def score_matrix(self, text_TD: Tensor, features_VFD: Tensor, mask_VF: Tensor, rerank: Rerank = "emcl") -> Tensor:
         """Cosines (T, V) of all texts and videos in one pass over T·V + T rows: the reference's block, and training.
 
-        Rows stand as the reference has them: pooled videos text by text, then the texts. Memory is T·V·D.
+        Rows are in the reference's order: pooled videos text by text, then the texts. Memory is T·V·D.
         """
         texts, videos = len(text_TD), len(features_VFD)
         logits_TVF = torch.einsum("td,vfd->tvf", text_TD, features_VFD)

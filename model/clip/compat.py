@@ -52,7 +52,7 @@ def _import_torchvision() -> None:
 
 
 def _forget(package: str) -> None:
-    """Drop the half-imported package and its submodules, so that the next import starts anew."""
+    """Drop the half-imported package and its submodules, so that the next import starts over."""
     for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
         del sys.modules[name]
 

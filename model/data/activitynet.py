@@ -22,7 +22,7 @@ _PREFIX = "v_"
 
 
 class ActivityNetConfig(DatasetConfig):
-    """ActivityNet paragraphs. ``held_out_videos`` None stands for 500."""
+    """ActivityNet paragraphs. ``held_out_videos=None`` means 500."""
 
     kind: Literal["activitynet"] = "activitynet"
     held_out_videos: int | None = Field(None, ge=0)

@@ -30,7 +30,7 @@ def read_text(path: Path) -> str:
 
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
     """Yield each line that is not blank, with its place ``FILE:LINE``."""
-    # Not str.splitlines, which also splits at characters that may stand inside a sentence.
+    # Not str.splitlines, which also splits at characters that may occur inside a sentence.
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             yield f"{path}:{number}", line.rstrip("\r")

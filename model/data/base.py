@@ -42,7 +42,7 @@ class Batch:
 
 
 def _digest(text: str) -> int:
-    # Lone surrogates stand for bytes in file names that are not UTF-8.
+    # Lone surrogates represent bytes of file names that are not UTF-8.
     return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest(), signed=True)
 
 

@@ -1,4 +1,4 @@
-"""Clips of video files with captions → training batches: what every data source that lies on disk shares.
+"""Clips of video files with captions → training batches: what all data sources on disk share.
 
 Videos are decoded for every batch, with the sampling of the model, exactly as indexing and evaluation do. A video that
 cannot be decoded stops the run with its name: a set that shrinks silently cannot be compared with anything.
@@ -67,7 +67,7 @@ def load_frames(
         window = decode(clip.path, sampling=sampling, start_seconds=clip.start_seconds, end_seconds=clip.end_seconds)
         return resize_and_crop(window.frames if change is None else change(window.frames), image_size)
     except ValueError as error:
-        raise ValueError(f"{clip.path} cannot be decoded ({error}); mend it or take it off the list") from error
+        raise ValueError(f"{clip.path} cannot be decoded ({error}); repair it or remove it from the list") from error
 
 
 class ClipData:

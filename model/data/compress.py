@@ -77,7 +77,7 @@ def compress_folder(source: Path, destination: Path, settings: CompressSettings,
         raise FileNotFoundError(f"there is no folder {source}")
     inside, outside = destination.resolve(), source.resolve()
     if inside.is_relative_to(outside) or outside.is_relative_to(inside):
-        raise ValueError(f"{destination} and {source} lie within each other; give the copies a folder of their own")
+        raise ValueError(f"{destination} and {source} are nested; give the copies a separate folder")
     tasks, clashes = _plan(source, destination)
     if not tasks:
         raise ValueError(f"there are no videos below {source}")

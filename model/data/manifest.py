@@ -1,7 +1,7 @@
 """Your own videos as training data: a JSON-lines file of ``{"video": path, "captions": [text, …]}``.
 
 Paths are relative to the file's folder. Optional ``"start"`` and ``"end"``, seconds from the video's first frame, make
-the line stand for that window of the video; other keys are left alone. Lines of the same video and window are one clip
+the line describe that window of the video; other keys are ignored. Lines of the same video and window are one clip
 with all their captions: a batch must not have it twice, and in an evaluation it would be its own rival.
 """
 
@@ -39,7 +39,7 @@ class ManifestConfig(Config):
 def read_manifest(path: Path) -> list[Clip]:
     """Read a manifest. Raises ``ValueError`` that names the line, ``FileNotFoundError`` for the file itself."""
     clips: dict[tuple[Path, float, float | None], Clip] = {}
-    # Not str.splitlines, which also splits at characters that may stand inside a JSON string.
+    # Not str.splitlines, which also splits at characters that may occur inside a JSON string.
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             clip = _parse(line, path.parent, f"{path}, line {number}")

@@ -25,7 +25,7 @@ TEST_1K_VIDEOS = 1000
 
 
 class MsrvttConfig(DatasetConfig):
-    """MSR-VTT. ``held_out_videos`` None stands for 500 where there is no official validation split."""
+    """MSR-VTT. ``held_out_videos=None`` means 500 where there is no official validation split."""
 
     kind: Literal["msrvtt"] = "msrvtt"
     train_split: Literal["9k", "7k", "full"] = "9k"

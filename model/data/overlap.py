@@ -32,7 +32,7 @@ def refuse_overlap(shared: Sequence[str], name: str, splits: tuple[str, str], *,
     )
     if not allow_overlap:
         raise DatasetError(
-            f"{message}; mend the lists, which are not those of one protocol, or allow it explicitly (allow_overlap: "
+            f"{message}; fix the lists, which are not those of one protocol, or allow it explicitly (allow_overlap: "
             "true in the data section)"
         )
     logger.warning("%s; allowed by allow_overlap", message)
@@ -41,7 +41,7 @@ def refuse_overlap(shared: Sequence[str], name: str, splits: tuple[str, str], *,
 def shared_clips(first: Iterable[Clip], second: Iterable[Clip]) -> set[str]:
     """Return the names of clips of ``first`` that show what a clip of ``second`` shows.
 
-    Videos of published sets are told apart by their ids. People's own videos are the same if they are one file, however
+    Videos of published sets are identified by their ids. Users' own videos are the same if they are one file, however
     its path is written, and their windows overlap.
     """
     others: dict[str | Path, list[Clip]] = {}

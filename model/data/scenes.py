@@ -37,7 +37,7 @@ class ScenesConfig(Config):
     # The share of captions that leave attributes out, as people do; their false negatives are rare in random batches.
     short_captions: float = Field(0.0, ge=0, le=1)
     # Steps whose clips are a single object each, no two alike, with captions that name only the object: all of the
-    # first ``object_warmup_steps``, then this share. Without them a model tells whole scenes apart by colour,
+    # first ``object_warmup_steps``, then this share. Without them a model distinguishes whole scenes by colour,
     # background and motion and does not learn to see shapes.
     object_warmup_steps: int = Field(0, ge=0)
     object_steps: float = Field(0.0, ge=0, le=1)

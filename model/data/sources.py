@@ -24,7 +24,7 @@ from model.data.video_text import DatasetConfig, DatasetError, Split, VideoTextS
 logger = logging.getLogger(__name__)
 
 PublishedSet: TypeAlias = MsrvttConfig | MsvdConfig | LsmdcConfig | ActivityNetConfig | DidemoConfig | VatexConfig
-# What lies on disk and can be checked; generated scenes do not.
+# Sets on disk, which can be checked; generated scenes cannot.
 StoredSet: TypeAlias = PublishedSet | ManifestConfig
 
 _STORED: TypeAdapter[StoredSet] = TypeAdapter(Annotated[StoredSet, Field(discriminator="kind")])

@@ -2,7 +2,7 @@
 
 In: what ``--data`` and ``--split`` name. Out: the split, and a digest that says later what was chosen on which data.
 A test split is refused by the name of the split, of the manifest or its folder, of the folder of the videos, and by the
-names that the demo corpus gives its test clips. A test set under an innocent name cannot be told; its digest is
+names that the demo corpus gives its test clips. A test set under another name cannot be recognised; its digest is
 recorded, so that it can at least be found out.
 """
 
@@ -38,7 +38,7 @@ def open_for_choosing(data: Path, split: Split, *, allow_missing: bool = False) 
         if _FOLDER.fullmatch(name.lower()) if data.is_dir() else _WORD.search(Path(name).stem.lower()):
             raise _refusal(f"{name} is named as one")
     if named.suffix == ".jsonl" and _FOLDER.fullmatch(named.parent.name.lower()):
-        raise _refusal(f"{named.name} lies in the folder {named.parent.name}")
+        raise _refusal(f"{named.name} is in the folder {named.parent.name}")
     chosen = open_for_evaluation(data, split, allow_missing=allow_missing)
     if _WORD.search(Path(chosen.name).stem.lower()):  # a manifest that a configuration names
         raise _refusal(f"{Path(chosen.name).name} is named as one")
@@ -60,9 +60,9 @@ def _refusal(why: str) -> TestSplitError:
 
 
 def data_digest(clips: Sequence[Clip]) -> str:
-    """SHA-256 over names, sizes, windows and captions of clips in any order; the folder they lie in has no part in it.
+    """SHA-256 over names, sizes, windows and captions of clips in any order; their folder does not count.
 
-    Sizes stand for contents, which would have to be read in full.
+    Sizes represent contents, which would have to be read in full.
     """
     lines = sorted(
         json.dumps(

@@ -3,10 +3,10 @@
 Every set gives the same value, ``VideoTextSet``, which training batches and evaluation read. A set is described by a
 ``DatasetConfig``: its annotations say which videos and captions a split has, the videos are looked up below ``root``.
 
-Nothing shrinks quietly: a split with missing videos opens only where that was asked for, and it knows what it lost.
+Nothing is dropped silently: a split with missing videos opens only if allowed, and records what is missing.
 
     DatasetError(ValueError)
-    └── IncompleteSetError      videos of a split are missing, and nobody allowed it
+    └── IncompleteSetError      videos of a split are missing, which was not allowed
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 Split: TypeAlias = Literal["train", "val", "test"]
 ALL_SPLITS: tuple[Split, ...] = ("train", "val", "test")
-# In order of preference where a video lies there in several formats.
+# In order of preference if a video has files in several formats.
 VIDEO_SUFFIXES = (
     *(".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".asf"),
     *(".flv", ".3gp", ".3g2", ".ogv", ".ogg", ".mts", ".m2ts", ".ts", ".mp2", ".gif"),
@@ -82,7 +82,7 @@ class VideoTextSet:
 
     @property
     def captions(self) -> list[str]:
-        """All captions; those of one video stand together, in the order of ``clips``."""
+        """All captions; those of one video are consecutive, in the order of ``clips``."""
         return [text for clip in self.clips for text in clip.captions]
 
     @property

@@ -1,4 +1,4 @@
-"""Words for scenes: varied captions that tell all that distinguishes a scene, and short ones as people type them.
+"""Words for scenes: varied captions that state everything that distinguishes a scene, and short ones like queries.
 
 Everything random comes from the generator that is handed in.
 """
@@ -103,7 +103,7 @@ def _second(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> str:
-    """Return one full caption: every told attribute of ``scene``, in varied words and order."""
+    """Return one full caption: every described attribute of ``scene``, in varied words and order."""
     main, background = f"{_object(scene, rng)} {_story(scene, rng)}", _background(scene, rng)
     if scene.second is None:
         return _pick(rng, (f"{main} {background}", f"{main} {background}", f"{background}, {main}"))

@@ -55,7 +55,7 @@ def write_corpus(folder: Path, *, split: Split, count: int, seed: int = 0, capti
     """Write ``count`` clips and ``captions.jsonl`` (one object per clip: video, captions, tags) into ``folder``.
 
     Each clip gets its first ``captions`` captions, at most 2. Returns the path of ``captions.jsonl``, which is written
-    last, so that it stands only beside a complete corpus.
+    last, so that it exists only with a complete corpus.
     """
     if count < 1 or workers < 1:
         raise ValueError(f"count and workers must be at least 1, got count={count}, workers={workers}")

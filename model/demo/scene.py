@@ -47,7 +47,7 @@ class SecondObject:
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What differs between clips of the same description and is never told: all fields lie in [0, 1)."""
+    """What differs between clips of the same description and is never described: all fields are in [0, 1)."""
 
     centre_x: float
     centre_y: float
@@ -62,7 +62,7 @@ class Look:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """One clip. Every field but ``look`` and ``duration_seconds`` is told by a full caption.
+    """One clip. Every field but ``look`` and ``duration_seconds`` is stated by a full caption.
 
     ``then_motion`` or ``then_colour`` is what the main object does or becomes after about half the time.
     """
@@ -170,9 +170,9 @@ def lone_object(rng: np.random.Generator, *, size: str, colour: str, shape: str)
 
 
 def vary(scene: Scene, rng: np.random.Generator) -> Scene:
-    """Return a scene of the same split that differs in one told attribute: a hard negative of ``scene``.
+    """Return a scene of the same split that differs in one described attribute: a hard negative of ``scene``.
 
-    The untold look is drawn anew, so that the two cannot be matched by it.
+    The look, which captions never describe, is drawn again, so that the two cannot be matched by it.
     """
     while True:
         varied = replace(_change_one(scene, rng), look=_draw_look(rng))
@@ -181,7 +181,7 @@ def vary(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def _change_one(scene: Scene, rng: np.random.Generator) -> Scene:
-    # Shape is the hardest to see and the least needed to tell random scenes apart, so it is changed most often.
+    # Shape is the hardest to see and the least needed to distinguish random scenes, so it is changed most often.
     options = ("colour", *["shape"] * 3, "size", "motion", "background", "pattern", "second")
     match _pick(rng, options):
         case "colour" if scene.then_colour is None:

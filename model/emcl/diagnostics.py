@@ -28,7 +28,7 @@ class EMCLDiagnostics:
     correction_ratio: float
 
     def as_dict(self) -> dict[str, float]:
-        """The numbers as they stand in a log."""
+        """Return the numbers as a log has them."""
         return {
             "distinct_bases": self.distinct_bases,
             "effective_rank": round(self.effective_rank, 3),

@@ -32,7 +32,7 @@ _VIDEOS_AT_ONCE = 32
 class Corpus:
     """Encoded videos and captions: raw features, not rounded. Caption t belongs to video ``video_of_text_T[t]``.
 
-    The captions of a video stand together, in the order of the videos.
+    The captions of a video are consecutive, in the order of the videos.
     """
 
     text_TD: Floats

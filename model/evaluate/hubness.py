@@ -67,7 +67,7 @@ class DualSoftmax:
 
     @classmethod
     def fit(cls, similarity_QN: Floats, temperature: float = DUAL_SOFTMAX_TEMPERATURE) -> DualSoftmax:
-        """Collect the statistics of all queries that are to be ranked; -inf is for what is no candidate."""
+        """Collect the statistics of all queries that are to be ranked; -inf marks items that are not candidates."""
         sums = ColumnLogSums(similarity_QN.shape[1], 1.0 / temperature)
         for rows in matrix_blocks(similarity_QN.shape):
             sums.add(similarity_QN[rows])

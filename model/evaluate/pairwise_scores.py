@@ -34,8 +34,8 @@ def score_all_pairs(
 ) -> Tensor:
     """Return cosines (T, V) float32 of raw texts and the videos as each text pools them; 0 for a zero vector.
 
-    ``features_VFD`` may lie on the CPU and be of any floating type (a memory-mapped index, say); blocks of it are
-    brought to the texts' device. The result lies on the CPU, in ``out`` (T, V) if that is given. Equal to scoring by
+    ``features_VFD`` may be on the CPU and be of any floating type (a memory-mapped index, say); blocks of it are
+    copied to the texts' device. The result is on the CPU, in ``out`` (T, V) if that is given. Equal to scoring by
     ``EMCLNet.score_videos`` with ``rerank="none"`` to 1e-5, but where padding takes all but 1e-12 of the weight (mask
     ``after``): that gives 0, this the cosine. Raises ``ValueError`` for shapes that do not fit.
     """

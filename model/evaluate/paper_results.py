@@ -1,4 +1,4 @@
-"""Published figures of the methods that this project stands on, to be printed beside ours.
+"""Published figures of the methods that this project builds on, to be printed beside ours.
 
 Each number is as its source states it; what a source does not state is absent, never guessed. MSR-VTT is the 1K-A test
 split. Sources: the EMCL paper's main table ("EMCL paper"), its supplementary, or the result table in the README of its

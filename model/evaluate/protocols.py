@@ -36,10 +36,10 @@ PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Way:
-    """One way of ranking, measured. ``behind`` orders what is no candidate; None where everything was scored.
+    """One way of ranking, measured. ``behind`` orders items that are not candidates; None where everything was scored.
 
     ``score_texts`` scores any texts (Q, D) against the videos, (Q, V), as the captions of the set were scored: what a
-    query bank is compared by. What is no candidate of a text has the lowest score among those that are.
+    query bank is compared by. Videos that are not candidates of a text get its candidates' lowest score.
     """
 
     name: str

@@ -2,8 +2,8 @@
 
 In: a loaded model and an encoded corpus. Out: score matrices, float32, in which each query's best has the highest.
 Reranking is what the service does: a query's candidates come from stage 1 (pooled vectors under the frozen EMCL map),
-stand in order of id, and are scored by text-conditioned pooling and the EM pass over that query alone. What is no
-candidate is -inf; ``fill_behind`` ranks it after the candidates, in stage-1 order.
+are in order of id, and are scored by text-conditioned pooling and the EM pass over that query alone. Items
+that are not candidates have -inf; ``fill_behind`` ranks them after the candidates, in stage-1 order.
 
 As in the index, frame features of searched videos are rounded to fp16; pooled vectors, captions and the query are not.
 
@@ -37,7 +37,7 @@ _GATHER_ELEMENTS = 1 << 25  # frame features gathered at once: 128 MiB in float3
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Ranked:
-    """Scores of all pairs for one way of ranking; each query's best has the highest, what is no candidate -inf."""
+    """Scores of all pairs for one way of ranking; each query's best has the highest; non-candidates have -inf."""
 
     text_to_video_TV: Scores
     video_to_text_VT: Scores
@@ -137,7 +137,7 @@ def score_in_blocks(encoder: Scorer, corpus: Corpus, text_TD: Floats, *, block: 
 
 
 def fill_behind(reranked: Ranked, first: Ranked) -> Ranked:
-    """Put what was no candidate (-inf) behind the candidates, in stage-1 order."""
+    """Rank items that are not candidates (-inf) after the candidates, in stage-1 order."""
     return Ranked(
         text_to_video_TV=fill_scores(reranked.text_to_video_TV, first.text_to_video_TV),
         video_to_text_VT=fill_scores(reranked.video_to_text_VT, first.video_to_text_VT),
@@ -153,7 +153,7 @@ def fill_scores(scores_QN: Scores, behind_QN: Scores) -> NDArray[np.float64]:
 
 
 def fill_floor(scores_QN: Scores) -> Scores:
-    """Give what was no candidate the lowest score among its query's candidates: it would hardly have scored higher."""
+    """Give other items the lowest score among their query's candidates: they would hardly have scored higher."""
     finite_QN = np.isfinite(scores_QN)
     lowest_Q1 = np.where(finite_QN, scores_QN, np.inf).min(axis=1, keepdims=True)
     return np.where(finite_QN, scores_QN, lowest_Q1)

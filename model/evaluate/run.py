@@ -143,7 +143,9 @@ def _of_model(config: ModelConfig) -> list[str]:
         found.append(f"pooling.temperature is {config.pooling.temperature:g}, released 3")
     if config.search.dual_softmax_temperature != 0.01:
         found.append(f"dual softmax has temperature {config.search.dual_softmax_temperature:g}, released 0.01")
-    found.append("EMCL's state is that of the checkpoint, where the released code draws it anew in every process")
+    found.append(
+        "EMCL's state is that of the checkpoint, where the released code initialises it randomly in every process"
+    )
     found.append("frames are those shown at the sampled times, where the released code counts frames by a rounded rate")
     return found
 
@@ -172,7 +174,7 @@ class BankOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateRequest:
-    """The options of ``emcl evaluate``. ``candidates`` None stands for the checkpoint's own."""
+    """The options of ``emcl evaluate``. ``candidates=None`` uses the checkpoint's."""
 
     data: Path
     split: Split = "test"

@@ -1,4 +1,4 @@
-"""What ``emcl evaluate`` tells: one table on the terminal, a JSON file, a Markdown report.
+"""The output of ``emcl evaluate``: one table on the terminal, a JSON file, a Markdown report.
 
 In: rows of metrics, published rows, and facts about the run. Figures are percentages and ranks from 1; what was not
 measured, or is not given where it was published, is a dash.

@@ -1,9 +1,9 @@
 """The guard: does a faster runtime rank as fp32 does? Measured on samples, and refused below limits.
 
 In: features of the same samples by PyTorch in fp32 and by the faster runtime. Out: a ``GuardReport`` that says what was
-measured and what failed. Looked at: the cosine of each text's and frame's two features (is the arithmetic right?), how
+measured and what failed. Compared: the cosine of each text's and frame's two features (is the arithmetic right?), how
 many of the ten best videos of each text are the same (does the ranking stay?), and recall where captions belong to
-videos (is it as good?). Cosines alone would not do: features of one model lie close together, and a small turn can
+videos (is it as good?). Cosines alone do not suffice: features of one model are close together, and small changes can
 reorder them.
 
 Shape suffixes: T texts, V videos, F frames, D channels, S image size.

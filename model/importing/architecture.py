@@ -17,7 +17,7 @@ from torch import Tensor
 from model.clip.compat import import_open_clip
 from model.clip.weights import WeightsError
 
-HEAD_WIDTH = 64  # channels per attention head of every CLIP that OpenAI released; no tensor's shape tells it
+HEAD_WIDTH = 64  # channels per attention head of every CLIP that OpenAI released; not derivable from any tensor's shape
 _RESNET_STRIDE = 32  # pixels of the image per position of a ResNet's last map
 _TEXT = ("text_projection", "positional_embedding", "token_embedding.weight", "ln_final.weight")
 _VIT = ("visual.conv1.weight", "visual.positional_embedding", "visual.proj")
@@ -35,7 +35,7 @@ def infer_architecture(
 
     Head widths that are not given are those of open_clip's architecture with towers of the same sizes, if it has one
     (ViT-H, ViT-g and ViT-bigG have heads of their own width), else 64. Raises ``WeightsError`` for a state dict that
-    lacks what tells the architecture, or whose sizes contradict each other.
+    lacks the tensors that determine the architecture, or whose sizes contradict each other.
     """
     resnet = _RESNET[0] in state
     if missing := [name for name in (*_TEXT, *(_RESNET if resnet else _VIT)) if name not in state]:

@@ -71,7 +71,7 @@ class ImportReport:
     notes: list[str]
 
     def text(self) -> str:
-        """The report for people, some lines."""
+        """The readable report, a few lines."""
         clip, emcl, pooling = self.config.clip.custom or {}, self.config.emcl, self.config.pooling
         vision, words = clip["vision_cfg"], clip["text_cfg"]
         lines = [
@@ -102,11 +102,11 @@ def _temporal_text(temporal: TemporalConfig) -> str:
 
 
 class ImportingError(WeightsError):
-    """The file is no checkpoint that can be imported, or something in it would be lost; the message says what."""
+    """The file cannot be imported, or something in it would be lost; the message says what."""
 
 
 class ImportOptions(Config):
-    """What the file does not say. Defaults are those of the papers; ``auto`` is the kind that the names tell."""
+    """What the file does not say. Defaults are those of the papers; ``auto`` is the kind that the names imply."""
 
     kind: Literal["auto"] | Kind = "auto"
     max_words: int = Field(32, ge=3, le=1024)
@@ -233,7 +233,7 @@ def _configure(
 def _notes(state: Mapping[str, Tensor], kind: Kind, options: ImportOptions, vocabulary: int) -> list[str]:
     notes = []
     if kind == "clip" and options.activation == "quick-gelu" and not any(name in state for name in _OPENAI_MARKERS):
-        notes.append("no tensor tells the activation; quick-gelu is OpenAI's, LAION's need --activation gelu")
+        notes.append("no tensor determines the activation; quick-gelu is OpenAI's, LAION's need --activation gelu")
     if vocabulary != CLIP_VOCABULARY:
         notes.append(f"its vocabulary has {vocabulary} entries, CLIP's has {CLIP_VOCABULARY}: is the tokenizer CLIP's?")
     return notes

@@ -1,10 +1,10 @@
 """Which runtime computes the towers: the choice, from what was asked, what the machine has and what was exported.
 
-In: wishes (``auto``, or a name), facts about the machine, and the exports that lie beside the checkpoint. Out: a
+In: wishes (``auto``, or a name), facts about the machine, and the exports beside the checkpoint. Out: a
 ``RuntimeChoice`` with its reason in words, or an error with the next step. Nothing here computes or loads anything.
 
 What approximates (``onnx-int8``, bf16) is chosen by ``auto`` only where the guard of ``emcl export`` has passed it for
-this very checkpoint, so that ``auto`` never changes a ranking that nobody has looked at. See docs/runtimes.md.
+this very checkpoint, so that ``auto`` never changes a ranking without a measurement. See docs/runtimes.md.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeChoice:
-    """What computes the towers. ``reason``: one clause for people."""
+    """What computes the towers. ``reason``: one readable clause."""
 
     runtime: Runtime
     precision: Literal["fp32", "bf16", "fp16", "int8"]
@@ -64,7 +64,7 @@ class RuntimeChoice:
 class Offer:
     """An export as the choice sees it. ``problem`` is None where it may be used, else what is wrong, with what to do.
 
-    ``exists`` is False where nobody exported: no trouble for ``auto``, which then says nothing about it.
+    ``exists`` is False without an export, which ``auto`` does not report.
     """
 
     exists: bool
@@ -142,7 +142,7 @@ def _why_plain(machine: Machine, offers: Offers) -> str:
 
 
 def _missed(machine: Machine, offers: Offers) -> str:
-    """What is there and could not be chosen, and why: nobody shall wonder why an export does nothing."""
+    """Name the existing exports that could not be chosen, and why."""
     kinds: tuple[ExportKind, ...] = ("torch-bf16",) if machine.cuda else ("onnx-int8", "torch-bf16", "onnx")
     found = {kind: offers(kind) for kind in kinds}
     reasons = [f"{kind}: {_obstacle(kind, offer, machine)}" for kind, offer in found.items() if offer.exists]

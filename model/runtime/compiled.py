@@ -68,7 +68,7 @@ class CompiledTowers:
 
 
 def _any_number(rows: Tensor) -> Tensor:
-    """Mark the first dimension as one that changes, unless it is 1, which is compiled by itself."""
+    """Mark the first dimension as one that changes, unless it is 1, which is compiled separately."""
     if rows.shape[0] > 1:
         torch._dynamo.maybe_mark_dynamic(rows, 0)
     return rows

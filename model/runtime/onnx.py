@@ -68,7 +68,7 @@ def _session(path: Path) -> Any:
     options.inter_op_num_threads = 1
     # Threads that wait for work by spinning would take the cores from decoding, FAISS and PyTorch.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3  # errors; warnings are about the graph and help nobody here
+    options.log_severity_level = 3  # errors; warnings are about the graph, which users cannot change
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own exceptions have no common base but Exception

@@ -1,9 +1,9 @@
 """PyTorch on a CPU with the weights of transformer blocks laid out once as oneDNN multiplies them.
 
-Without this, oneDNN lays out a weight matrix anew in every call, which for one short text costs as much as multiplying
+Without this, oneDNN lays out a weight matrix again in every call, which for one short text costs as much as multiplying
 (measured with ViT-B/32's text tower on one core with AVX512-BF16, 8 and 32 tokens: 21.6 and 40.7 ms to 12.3 and 28.1 ms
-in fp32, 13.2 and 20.8 to 6.9 and 14.5 ms in bf16; 600 tokens: 10 to 15 % less). The arithmetic is the same but for the
-order of sums.
+in fp32, 13.2 and 20.8 to 6.9 and 14.5 ms in bf16; 600 tokens: 10 to 15 % less). Only the order of sums
+differs.
 
 Shape suffixes: B sequences, L tokens, D channels.
 """

@@ -21,7 +21,7 @@ from model.runtime.choose import ExportKind, Offer
 
 EXPORT_FORMAT = 1
 DEFAULT_FOLDER = Path("var/exports")
-"""Where exports of models lie that have no checkpoint of the user's beside which they could: demo, open_clip names."""
+"""Exports of models without a user's checkpoint: demo, open_clip names."""
 
 Tower: TypeAlias = Literal["text", "image"]
 _SHORT = 16
@@ -77,7 +77,7 @@ class GuardReport(Config):
         return not self.failures
 
     def lines(self) -> list[str]:
-        """The report for people."""
+        """The readable report."""
         recall = ", ".join(f"R@{k} {self.recall_plain[k]:.1f} → {self.recall_fast[k]:.1f}" for k in self.recall_plain)
         plain, fast = self.speed_plain, self.speed_fast
         return [
@@ -218,9 +218,10 @@ class ExportStore:
 
 
 def default_folder(spec: str | None, *, is_checkpoint: bool) -> Path:
-    """Where exports of a model lie unless said otherwise: ``NAME.exports`` beside a checkpoint, else ``var/exports``.
+    """The default folder of a model's exports: ``NAME.exports`` beside a checkpoint, else ``var/exports``.
 
-    ``is_checkpoint``: ``spec`` is a checkpoint's path. The demo model lies in the installed package, not beside which.
+    ``is_checkpoint``: ``spec`` is a checkpoint's path. The demo model is installed
+    read-only, so its exports go to ``var/exports``.
     """
     if spec is None or not is_checkpoint:
         return DEFAULT_FOLDER

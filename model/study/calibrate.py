@@ -41,7 +41,7 @@ _HEAD = ["ranking", "R@1 t→v", "R@1 v→t", "MRR", "wins", "losses", "p", "p (
 
 
 class Grid(Config):
-    """Values to try; every combination is measured. ``None`` stands for the mode's usual values."""
+    """Values to try; every combination is measured. ``None``: the mode's usual values."""
 
     modes: tuple[Literal["channel", "reference"], ...] = ("channel", "reference")
     betas: tuple[float, ...] | None = None
@@ -231,7 +231,7 @@ def _held_out(
 
 
 def _choose_candidates(encoder: Encoder, corpus: Corpus, counts: Sequence[int]) -> tuple[int, dict[int, float]]:
-    """Only numbers below that of the videos can be told apart here; the checkpoint's own stays in a tie."""
+    """Only numbers below that of the videos can be distinguished here; the checkpoint's own stays in a tie."""
     own = encoder.config.search.candidates
     videos = len(corpus.mask_VF)
     tried = sorted({own, *(count for count in counts if count < videos)})
@@ -375,7 +375,7 @@ def check_target(model: str, output: Path | None, *, dry_run: bool) -> None:
     if output is None:
         if model == "demo" or not _is_checkpoint(model):
             raise ValueError(
-                f"--model {model} is no checkpoint of yours that a choice could be written into; pass --output "
+                f"--model {model} is not a checkpoint file that a choice can be written into; pass --output "
                 "NEW.safetensors for a new one, or --dry-run"
             )
         return
@@ -395,7 +395,7 @@ def store_choice(
     search: SearchConfig,
     record: dict[str, Any],
 ) -> str:
-    """Write settings and record into the checkpoint, or into a new one; return what to tell the user.
+    """Write settings and record into the checkpoint, or into a new one; return a message for the user.
 
     Strength, kernel width and iterations are only in NAME.json, which is replaced atomically. Another mode or number
     of bases has another state, which is saved with the weights, and another fingerprint.
@@ -417,7 +417,7 @@ def store_choice(
 def _consequence(path: Path, same_model: bool) -> str:
     if same_model:
         return (
-            "The fingerprint stays: indexes of this model go on working. Refit their frozen map with "
+            "The fingerprint stays: indexes of this model keep working. Refit their frozen map with "
             f"`emcl index rebuild --store STORE --model {path}`, and restart services that have it loaded."
         )
     return (

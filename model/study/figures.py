@@ -127,7 +127,7 @@ def draw_gap(before: tuple[Floats, Floats], after: tuple[Floats, Floats], *, lin
 
 
 def draw_subspaces(shares_NK: Floats, rows: Sequence[str], frames: int) -> str:
-    """Coordinates of frames and words in the K subspaces as a heatmap; frames stand above the line."""
+    """Coordinates of frames and words in the K subspaces as a heatmap; frames are above the line."""
     with drawing(9.0, 0.8 + 0.22 * len(rows)) as figure:
         axes = figure.add_subplot()
         limit = max(1.0, float(np.abs(shares_NK).max()))

@@ -132,7 +132,7 @@ class SubspaceView:
 
 
 def words_of(caption: str) -> list[str]:
-    """The words of a caption, each once; the caption itself where it has none that could be told apart."""
+    """The words of a caption, each once; the caption itself if it has none."""
     return list(dict.fromkeys(re.findall(r"\w+", caption))) or [caption]
 
 
@@ -229,7 +229,7 @@ def bases_in_training(run: Path) -> TrainingBases | None:
             values = [float(measured[key]) for key in ("distinct_bases", "effective_rank", "correction_ratio")]
             steps.append(int(entry["step"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{log}, line {number} is no line of a training log: {error}") from error
+            raise ValueError(f"{log}, line {number} is not a line of a training log: {error}") from error
         for curve, value in zip(curves.values(), values, strict=True):
             curve.append(value)
     return TrainingBases(steps=steps, curves=curves) if steps else None

@@ -112,7 +112,7 @@ def ranking(
 def ranks_of(ranked: Ranked, corpus: Corpus) -> Ranks:
     """Ranks of the matches. Of several captions of a video the best counts (reference §4.2)."""
     owners_T = corpus.video_of_text_T
-    starts = np.flatnonzero(np.diff(owners_T, prepend=-1))  # captions of a video stand together
+    starts = np.flatnonzero(np.diff(owners_T, prepend=-1))  # captions of a video are consecutive
     by_video_VV = np.maximum.reduceat(ranked.video_to_text_VT, starts, axis=1)
     return Ranks(
         text_to_video_T=ranks_of_matches(ranked.text_to_video_TV, owners_T),

@@ -6,7 +6,7 @@ of the same frames. Settings that are not varied are the checkpoint's own, or a 
     beta sigma bases iterations seed mode frames
 
 ``seed`` is the initialisation: any but the checkpoint's own draws a new state. ``frames`` decodes and encodes the
-videos anew with at most so many frames, because the temporal layers have seen all frames of a stored feature.
+videos again with at most so many frames, because the temporal layers have seen all frames of a stored feature.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Point:
 
 
 def parse_vary(wishes: Iterable[str]) -> dict[str, tuple[Value, ...]]:
-    """Read ``NAME=VALUE,VALUE,…``. Raises ``ValueError`` for an unknown name, a name twice, and what is no number."""
+    """Read ``NAME=VALUE,VALUE,…``. Raises ``ValueError`` for an unknown or repeated name and for a non-number."""
     vary: dict[str, tuple[Value, ...]] = {}
     for wish in wishes:
         name, _, text = wish.partition("=")

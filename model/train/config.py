@@ -26,17 +26,17 @@ class OptimiserConfig(Config):
     ``warmup_share``. A setting that the chosen kind does not read is an error.
 
     ``encoder_learning_rate`` is that of the CLIP towers, ``learning_rate`` that of everything new. The reference's
-    1e-7 for the towers works through fp16 rounding (reference §2.5) and has to be tuned anew in fp32.
+    1e-7 for the towers works through fp16 rounding (reference §2.5) and has to be tuned again in fp32.
     """
 
     kind: Literal["adamw", "bert-adam"] = "adamw"
     learning_rate: float = Field(1e-4, gt=0)
     encoder_learning_rate: float = Field(1e-6, gt=0)
-    # adamw: what the cosine ends at, as a share of the learning rate. None stands for 0.
+    # adamw: what the cosine ends at, as a share of the learning rate. None: 0.
     final_share: float | None = Field(None, ge=0, le=1)
-    # adamw: steps until the full rate. None stands for 100.
+    # adamw: steps until the full rate. None: 100.
     warmup_steps: int | None = Field(None, ge=0)
-    # bert-adam: the share of all steps until the full rate. None stands for the reference's 0.1.
+    # bert-adam: the share of all steps until the full rate. None: the reference's 0.1.
     warmup_share: float | None = Field(None, ge=0, le=1)
     weight_decay: float = Field(0.2, ge=0)
     beta1: float = Field(0.9, ge=0, lt=1)
@@ -87,7 +87,7 @@ class TrainConfig(Config):
     # What an epoch has once: every video with one random caption, or every caption (the reference's way).
     epoch_of: EpochOf = "videos"
     seed: int = 0
-    # A checkpoint to go on from, with its weights but not its optimiser; the configuration above must fit it.
+    # A checkpoint to start from, with its weights but not its optimiser; the configuration above must fit it.
     start_from: Path | None = None
     # Whether the EM pass is part of the loss. It moves the EMCL state; without it the state stays as drawn.
     joint_emcl: bool = True

@@ -57,7 +57,7 @@ def prepare_layers(net: EMCLNet, config: TrainConfig, processes: int) -> None:
 
 
 def training_mode(net: EMCLNet, config: TrainConfig) -> None:
-    """Put the net into training mode, but for BatchNorm layers that shall use their running statistics."""
+    """Put the net into training mode, except BatchNorm layers that use their running statistics."""
     net.train()
     if config.batch_norm == "running":
         for norm in _batch_norms(net):
@@ -220,7 +220,7 @@ class Trainer:
         save_checkpoint(self.net, path, metadata=self._facts(step), dtype=self.config.saved_dtype)
 
     def _facts(self, step: int) -> dict[str, Any]:
-        """What a checkpoint says of its making; ``weights`` and ``selected`` tell which of the run's weights it has."""
+        """Describe how a checkpoint was made; ``weights`` and ``selected`` name which of the run's weights it has."""
         config, best = self.config, self.state.progress.best
         facts: dict[str, Any] = {"steps": step, "batch_size": config.batch_size, "seed": config.seed}
         facts["weights"] = "last" if config.ema_decay is None else f"moving average, decay {config.ema_decay}"

@@ -60,7 +60,7 @@ def contrastive_loss(
 ) -> Tensor:
     """Return the loss of a batch: text-conditioned pooling of all pairs, with the EM pass if ``joint_emcl``, cosine.
 
-    ``identities_B2`` (int64) tells which other pairs of the batch belong together and are no negatives; None makes
+    ``identities_B2`` (int64) marks which other pairs of the batch belong together and are not negatives; None makes
     negatives of them all, as the reference does. In training mode the EM pass also moves the EMCL state by its
     momentum, once per call.
     """

@@ -56,7 +56,7 @@ def _open_file(source: Source, limits: DecodeLimits) -> Iterator[BinaryIO]:
         status = Path(source).stat()
         size_bytes = status.st_size
         if not stat.S_ISREG(status.st_mode):
-            raise NotAVideo(f"{_label(source)} is no regular file; expected a video file, pass its path")
+            raise NotAVideo(f"{_label(source)} is not a regular file; expected the path of a video file")
     if size_bytes == 0:
         raise NotAVideo(f"{_label(source)} is empty (0 bytes), expected a video file; copy or upload it again")
     limits.check_bytes(size_bytes)
@@ -157,7 +157,7 @@ class OpenVideo:
 
     @property
     def frame_rate(self) -> float:
-        """Average frames per second, 0 where the container does not tell."""
+        """Average frames per second, 0 if the container does not say."""
         return float(self.stream.average_rate or self.stream.guessed_rate or 0)
 
     @property

@@ -2,7 +2,7 @@
 
 decord 0.6 carries FFmpeg 4.1. Measured: H.264, HEVC, VP8 and VP9 in 8 bits come out bit-identical, MPEG-4 within 2 of
 255 levels. But AV1, 10 bits, MPEG-TS and edit lists do not, seeking takes the wrong frame in open GOPs and MPEG-4,
-damage is repaired in silence, and some damaged files crash the process. So it is used only when it is named, reads only
+damage is repaired silently, and some damaged files crash the process. So it is used only when it is named, reads only
 what ``objection`` lets through, reads it in order, must agree with the packets on every timestamp, and a frame that it
 had to repair is an error.
 """

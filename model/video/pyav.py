@@ -138,7 +138,7 @@ class Decoder:
         return self._decode(packet)
 
     def drain(self) -> list[tuple[int, VideoFrame]]:
-        """The frames that the codec still holds back for reordering; it then starts afresh at the next packet."""
+        """The frames that the codec still holds back for reordering; it then starts over at the next packet."""
         frames = self._decode(None)
         self._context.flush_buffers()
         return frames
@@ -155,8 +155,8 @@ class Decoder:
         return [(self._time_of(frame), frame) for frame in frames]
 
     def _check_refused_size(self, *, too_large: bool) -> None:
-        """Was the packet refused for ``max_pixels``, after the header had promised less? Codecs tell it differently:
-        the new size stands in the context, or the context's size is gone, or it is a number out of range.
+        """Was the packet refused for ``max_pixels``, after the header had promised less? Codecs report it differently:
+        the new size is in the context, or the context's size is gone, or it is a number out of range.
         """
         limits, context = self._video.limits, self._context
         if limits.max_pixels is None:

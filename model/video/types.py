@@ -1,11 +1,11 @@
 """Values and errors of the decoder: what ``model.video.sampling`` takes and gives. A leaf: imports nothing of the
 package.
 
-Errors, all ``ValueError`` so that a caller can treat "this input is no good" as one case::
+Errors, all ``ValueError`` so that a caller can treat "this input is unusable" as one case::
 
     VideoError
-    ├── NotAVideo       the bytes are no video container that we read (text, picture, empty, cut off before its index)
-    ├── NoVideoStream   a media file without moving pictures (an audio file; cover art is no video)
+    ├── NotAVideo       the bytes are not a supported video container (text, picture, empty, cut off before its index)
+    ├── NoVideoStream   a media file without moving pictures (an audio file; cover art does not count)
     ├── NoFrames        a video stream from which no frame can be decoded (in this window)
     └── OverLimit       larger, longer or bigger in pixels than the caller's ``DecodeLimits``
 """
@@ -52,7 +52,7 @@ class DecodeLimits:
     """What a caller is willing to decode; ``None`` means no limit.
 
     ``max_pixels`` is width times height of one frame. Limits are checked on the header's claims before anything is
-    decoded, and again on what comes out, because headers lie. Each check raises ``OverLimit``.
+    decoded, and again on what comes out, because headers can be wrong. Each check raises ``OverLimit``.
     """
 
     max_bytes: int | None = None
