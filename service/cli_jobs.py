@@ -1,4 +1,4 @@
-"""``emcl worker`` and ``emcl jobs``: run the jobs of a service, and look after the job store without the service."""
+"""``emcl worker`` and ``emcl jobs``: run the jobs of a service; list and manage them without the service."""
 
 from __future__ import annotations
 

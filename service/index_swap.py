@@ -1,4 +1,4 @@
-"""Serving another index, with the model that it was built with, while queries go on.
+"""Switch to another index, with the model that it was built with, while queries go on.
 
     build the engine of the new store ── a query through all its stages ── new requests get it ── the old one is closed
                                                                           when its last request has been answered
@@ -28,7 +28,7 @@ _LOOK_SECONDS = 0.1
 
 
 class IndexSwap:
-    """Holds what ``state.services`` is, of an application that has started."""
+    """Exchanges ``state.services`` of a running application."""
 
     def __init__(self, state: Any) -> None:
         self._state = state
@@ -59,7 +59,7 @@ class IndexSwap:
             task.add_done_callback(self._retiring.discard)
 
     async def close(self) -> None:
-        """Close what is served, and what is still being closed."""
+        """Close the present services, and those that are still being retired."""
         async with self._lock:
             for task in self._retiring:
                 task.cancel()

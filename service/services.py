@@ -69,7 +69,7 @@ class Services:
         )
         self.previews = Previews(settings.preview_folder.absolute(), PreviewLimits.from_settings(settings))
         self.jobs = jobs or JobService(settings)
-        self.requests = 0  # that are being answered
+        self.requests = 0  # under way
         self._decoders = ThreadPoolExecutor(settings.upload_workers, thread_name_prefix="decode")
         self.library = Library(
             settings.store,
@@ -96,7 +96,7 @@ class Services:
         )
 
     def start(self) -> None:
-        """Begin to take work."""
+        """Start all parts."""
         self._loop = asyncio.get_running_loop()
         self.redis.start()
         self.compute_queue.start()
@@ -107,7 +107,7 @@ class Services:
         self.watcher.start()
 
     async def close(self, *, keep_jobs: bool = False) -> None:
-        """Stop taking work, let what is being computed end, and close the index; jobs too, unless others have them."""
+        """Stop all parts, wait for the batch being computed, and close the index; with ``keep_jobs``, jobs go on."""
         await asyncio.to_thread(self.library.close)  # it computes until it has stopped
         await asyncio.to_thread(self.watcher.close)
         await asyncio.gather(
@@ -121,11 +121,11 @@ class Services:
 
     @property
     def queues(self) -> dict[str, Batcher[Any, Any]]:
-        """Everything that makes requests wait, by name."""
+        """All queues that requests wait in, by name."""
         return {**self.compute_queue.queues, "thumbnail": self.thumbnails.batcher, "preview": self.previews.batcher}
 
     async def search(self, queries: Sequence[SearchQuery]) -> list[SearchResult]:
-        """The results of some queries: those that are known at once, the others when their turn comes.
+        """The results of queries, from the caches or computed.
 
         Raises ``Overloaded`` if too many wait, or if they waited too long, and what ``Engine.search`` raises.
         """
@@ -146,7 +146,7 @@ class Services:
         ]
 
     async def probe(self) -> SearchResult:
-        """One query through every stage, ahead of all that waits: what "ready" means."""
+        """One query through every stage, ahead of all queued ones: the readiness check."""
         return await self.compute_queue.once(self.engine.probe)
 
     async def compute(self, call: Callable[[], T]) -> T:
@@ -158,7 +158,7 @@ class Services:
         return asyncio.run_coroutine_threadsafe(self.compute(call), self._loop).result()
 
     async def compute_on_texts(self, texts: Sequence[str], call: Callable[[], T]) -> T:
-        """``compute`` for a call that embeds ``texts``: embeddings that others computed are fetched first."""
+        """``compute`` for a call that embeds ``texts``: embeddings that other processes computed are fetched first."""
         await self.shared.look_up_texts(texts)
         missing = self.shared.missing(texts)
         result = await self.compute(call)
@@ -166,7 +166,7 @@ class Services:
         return result
 
     async def decode(self, file: IO[bytes]) -> UploadedFrames:
-        """Decode an upload in a sandboxed process, killed if cancelled; at most ``upload_workers`` at once."""
+        """Decode an upload in the sandbox, killed if cancelled; at most ``upload_workers`` at once."""
         sampling, size, kill_switch = self.engine.sampling, self.engine.encoder.image_size, KillSwitch()
         loop = asyncio.get_running_loop()
         try:

@@ -1,13 +1,11 @@
 """What every request passes, outermost first: security headers, faults become 500, the host check, other origins,
 the limits of searches and of requests, keys and rates, the limit of bodies.
 
-Plain ASGI, so that streams stay streams and a client that goes away is noticed.
+Plain ASGI middleware, so that bodies stay streams and a disconnected client is noticed.
 
-How much the service takes on at once: requests, and the bytes of bodies that are held for them.
-
-A request over the limit is refused before anything of it is read, so that ten thousand of them cost no more memory than
-the limit allows. Some places are kept for operators: probes, metrics, jobs and the index itself
-are answered while everything else is full.
+``Admission`` limits the requests under way and the bytes of bodies held for them. A request over the limit is refused
+before anything of it is read, so that ten thousand of them cost no more memory than the limit allows. Some places are
+reserved for operators: probes, metrics, jobs and the index itself are answered while all others are taken.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ _BODIES_AT_ONCE = 64  # of the largest size; smaller ones, as they mostly are, m
 
 
 class Admission:
-    """Counts what is under way. ``active`` requests, ``held_bytes`` of bodies; ``rejected`` counts refusals."""
+    """Counts ``active`` requests, ``held_bytes`` of their bodies, and ``rejected`` requests."""
 
     def __init__(self, *, max_requests: int, max_body_bytes: int) -> None:
         self.max_requests = max_requests
@@ -47,19 +45,19 @@ class Admission:
         self.rejected = 0
 
     def enter(self, path: str) -> None:
-        """One request more is under way, until ``leave``. Raises ``Overloaded``."""
+        """Admit one request, until ``leave``. Raises ``Overloaded``."""
         places = self.max_requests + (_RESERVED if path.startswith(_RESERVED_PATHS) else 0)
         if self.active >= places:
             raise self._full(f"{self.active} requests are under way already", f"at most {self.max_requests} at once")
         self.active += 1
 
     def leave(self) -> None:
-        """One request less."""
+        """End one request."""
         self.active -= 1
 
     @contextmanager
     def body(self) -> Iterator[HeldBody]:
-        """The room for one body, empty at first, and given back in the end."""
+        """Room for one body, empty at first, released at the end."""
         held = HeldBody(self)
         try:
             yield held
@@ -105,7 +103,7 @@ _RAW_SECURITY_HEADERS = [(name.lower().encode(), value.encode()) for name, value
 
 
 class FaultsBecomeProblems:
-    """Answers 500 when something unexpected is raised, logs it with its incident number, and keeps serving."""
+    """Answers 500 to unexpected exceptions, logs them with an incident number, and keeps serving."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -125,7 +123,7 @@ class FaultsBecomeProblems:
             incident = secrets.token_hex(6)
             logger.exception("incident %s: %s %s failed", incident, scope.get("method"), scope.get("path"))
             if scope["type"] != "http" or started:
-                raise  # too late for another answer: the server cuts the connection
+                raise  # too late for another answer: the server closes the connection
             await from_fault(incident)(scope, receive, send)
 
 
@@ -364,7 +362,7 @@ class LimitBodies:
 
 
 async def _refuse(error: ServiceError, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer a request whose body was not read. What is left of a long one is not waited for: the connection ends."""
+    """Answer a request whose body was not read; close the connection if the rest of the body is long."""
     headers = Headers(scope=scope)
     declared = headers.get("content-length", "0")
     if "transfer-encoding" in headers or not declared.isdecimal() or int(declared) > _DRAINED_BYTES:
@@ -373,7 +371,7 @@ async def _refuse(error: ServiceError, scope: Scope, receive: Receive, send: Sen
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """A ``receive`` that gives a body that was read, once, then whatever the server says (that the client left)."""
+    """A ``receive`` that returns a body that was read, once, then the messages of the server (a disconnect)."""
     pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replayed() -> Message:

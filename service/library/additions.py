@@ -2,12 +2,9 @@
 
     accept ──► on the disk, acknowledged ──► decoded in the sandbox ──► encoded ──► committed ──► served
 
-Accepted videos are worked on one after the other in a thread of their own; the one writer thread commits them
-(``service.library.writer``). Here is what waits and what becomes of it; ``service.library.additions`` does the work
-on one video. What was accepted when a service ended is finished by the next one. Each video has a job of kind
-``add-video`` in the job store.
-
-The work of adding one accepted video: decoded in the sandbox, encoded in its turns, committed with its texts.
+A thread of its own adds accepted videos one after the other (``AdditionWork`` for one video, ``Additions`` for the
+queue); the writer thread commits them (``service.library.writer``). Videos that were accepted when a service stopped
+are finished by the next one. Each video has a job of kind ``add-video`` in the job store.
 """
 
 from __future__ import annotations
@@ -44,11 +41,11 @@ T = TypeVar("T")
 Floats = NDArray[np.float32]
 
 WAIT_SECONDS = 2.0
-"""How often a video whose turn cannot come yet, because another process writes, is tried again."""
+"""Interval of attempts to add a video while another process writes the store."""
 
 
 class AdditionCancelled(Exception):  # noqa: N818 - nothing went wrong
-    """The video is not wanted any more."""
+    """The video was deleted, or its job cancelled, in the meantime."""
 
 
 class AdditionWork:
@@ -229,7 +226,7 @@ class Additions:
         return len(self._pending)
 
     def start(self) -> None:
-        """Go on with what an earlier service accepted, as soon as this one is the one that may."""
+        """Continue with videos that an earlier service accepted, once no other service owns the upload store."""
         if self.upload_store.exists:
             self._starter = threading.Thread(target=self._begin_when_free, name="library start", daemon=True)
             self._starter.start()
@@ -250,10 +247,10 @@ class Additions:
         self.upload_store.close()
 
     def accept(self, upload: IO[bytes], details: VideoDetails, *, key_name: str | None = None) -> Addition:
-        """Take in an upload; when this returns, it is on the disk and will be indexed, or is indexed already.
+        """Accept an upload; when this returns, it is on disk and will be indexed, or is indexed already.
 
-        The same bytes are taken in once, whatever is wished with them the second time. Raises ``Overloaded`` if
-        another service takes in videos for this store, or if too many wait.
+        The same bytes are accepted once; details that come with them a second time are ignored. Raises ``Overloaded``
+        if another service accepts videos for this store, or if too many wait.
         """
         self._begin()
         if len(self._pending) >= self._max_pending:
@@ -304,7 +301,7 @@ class Additions:
         return self._pending.get(video_id)
 
     def drop(self, video_id: str) -> Accepted | None:
-        """Give up a video that was accepted and is not searchable yet; None if there is none. Its bytes stay."""
+        """Drop a video that was accepted and is not searchable yet; None if there is none. Its bytes stay on disk."""
         with self._lock:
             dropped = self._pending.pop(video_id, None)
         if dropped is not None:
@@ -326,7 +323,7 @@ class Additions:
                 return
 
     def _begin(self) -> None:
-        """Become the service that changes this store, and start to work. Raises ``Overloaded``."""
+        """Own the upload store and start the worker thread. Raises ``Overloaded`` if another service owns it."""
         with self._lock:
             if self._worker is not None:
                 return
@@ -341,7 +338,7 @@ class Additions:
             self._worker.start()
 
     def _end_jobs_of_nothing(self) -> None:
-        """Jobs that were written down before their video was accepted, by a service that was killed in between."""
+        """Cancel jobs whose video was never accepted: the service was killed in between."""
         self._job_store.find_lost()
         wanted = {accepted.job_id for accepted in self._pending.values()}
         for job in self._job_store.queued([KIND]):
@@ -376,7 +373,7 @@ class Additions:
             self._fail(accepted, error)
 
     def _wait_for_space(self, accepted: Accepted) -> None:
-        """Put its job back, as soon as that can be written down: it stays the next one to work on."""
+        """Queue its job again as soon as the disk has room; the video stays first in line."""
         while not self._stopping.wait(WAIT_SECONDS):
             try:
                 self._job_store.requeue(accepted.job_id)
@@ -386,7 +383,7 @@ class Additions:
                     raise
 
     def _start_job(self, accepted: Accepted) -> bool:
-        """Start its job; False if that was cancelled, and the video with it, or had been done already."""
+        """Start its job; False if the job was cancelled, and the video with it, or has succeeded already."""
         job = self._job_store.get(accepted.job_id)
         if job.state == "succeeded":  # and the service was killed right then
             self._forget(accepted)

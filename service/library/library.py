@@ -1,9 +1,9 @@
-"""What a running service does to its store: videos and captions are added, edited and removed. Knows no web framework.
+"""Changes to the store of a running service: add, edit and remove videos and captions. Knows no web framework.
 
     accept ──► (service.library.additions) ──► committed ──► served
     remove, edit, captions ──────────► committed ──► served
 
-Everything is committed by the one writer thread (``service.library.writer``), and done when it is being served.
+The writer thread commits every change (``service.library.writer``); a change is done when it is being served.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ class Library:
         )
 
     def close(self) -> None:
-        """Stop: what was accepted and is not done is left for the next service."""
+        """Stop; accepted videos that are not added yet are left for the next service."""
         self.additions.stop()
         self.writer.close()
         self.additions.close()
 
     def remove_video(self, video_id: str) -> Future[None]:
-        """Forget a video with its captions, and its bytes if they came over HTTP. ``NotFound`` if there is none."""
+        """Remove a video with its captions, and its bytes if they came over HTTP. ``NotFound`` if there is none."""
         dropped = self.additions.drop(video_id)
         upload_store = self.additions.upload_store
 
@@ -90,7 +90,7 @@ class Library:
         return done
 
     def edit_video(self, video_id: str, *, tags: Sequence[str] | None = None, title: str | None = None) -> Future[None]:
-        """Give an indexed video these tags, or this title (empty: none of its own). ``NotFound``, ``Conflict``."""
+        """Set the tags or the title of an indexed video (empty: the file's name). ``NotFound``, ``Conflict``."""
 
         def edit(writer: StoreWriter) -> None:
             if writer.catalogue.state(video_id) is None:
@@ -120,7 +120,7 @@ class Library:
         return self.writer.run(add)
 
     def remove_caption(self, caption_id: int) -> Future[None]:
-        """Forget a caption. ``NotFound`` if there is none."""
+        """Remove a caption. ``NotFound`` if there is none."""
 
         def remove(writer: StoreWriter) -> None:
             if not writer.catalogue.has_caption_id(caption_id):

@@ -1,8 +1,8 @@
-"""Videos that were accepted and are not indexed yet: their bytes and what is to become of them, on the disk.
+"""Accepted videos that are not indexed yet, on disk: their bytes and what was sent with them.
 
     STORE/media/<sha256><ending>     the bytes of a video that came over HTTP, named by them, never by the client
-    STORE/media/<sha256>.json        what was asked for with it, until it is indexed
-    STORE/media.lock                 held by the one service that takes videos in for this store
+    STORE/media/<sha256>.json        what was sent with it, until it is indexed
+    STORE/media.lock                 held by the one service that accepts videos for this store
 
 A video is accepted when both files are on the disk. Both are named by the video's id, whatever path the store is
 reached by. Bytes of an id that neither a record nor the catalogue names were never acknowledged, or are what a deletion
@@ -75,23 +75,23 @@ class UploadStore:
 
     @property
     def exists(self) -> bool:
-        """Whether a video was ever taken in."""
+        """Whether a video was ever accepted."""
         return self.folder.is_dir()
 
     @property
     def owned(self) -> bool:
-        """Whether this service is the one that takes videos in."""
+        """Whether this service is the one that accepts videos."""
         return bool(self._lock.is_locked)
 
     def own(self) -> None:
-        """Become the one service that takes videos in. Raises ``Overloaded`` if another one does."""
+        """Become the one service that accepts videos. Raises ``Overloaded`` if another one does."""
         if self.owned:
             return
         try:
             self._lock.acquire()
         except filelock.Timeout as error:
             raise Overloaded(
-                f"another service takes in videos for the store {self.folder.parent.name!r}",
+                f"another service accepts videos for the store {self.folder.parent.name!r}",
                 expected="one service that changes a store; any number that search it",
                 next_step="send changes to that service, or stop it",
                 retry_after_seconds=10,
@@ -99,11 +99,11 @@ class UploadStore:
         self.folder.mkdir(exist_ok=True)
 
     def close(self) -> None:
-        """Let another service do it."""
+        """Release the lock, so that another service can own the folder."""
         self._lock.release()
 
     def receive(self, upload: IO[bytes]) -> Received:
-        """Copy an upload, which stands at its start, to the disk, and find out which video it is."""
+        """Copy an upload, positioned at its start, to disk, and compute its id."""
         path = self.folder / f"{TEMPORARY_PREFIX}{secrets.token_hex(16)}"
         digest, size = hashlib.sha256(), 0
         try:
@@ -124,14 +124,14 @@ class UploadStore:
         return self.folder / f"{received.video_id}{_ENDINGS.get(media_type(received.path), '.bin')}"
 
     def accept(self, received: Received, accepted: Accepted) -> None:
-        """Make an acceptance durable."""
+        """Accept a video durably."""
         received.path.replace(accepted.path)
         values = {**asdict(accepted), "path": Path(accepted.path).name}
         content = json.dumps(values, ensure_ascii=False).encode()
         write_atomically(self._record(accepted.video_id), content)  # syncs the folder, and so the other name
 
     def done(self, video_id: str) -> None:
-        """Forget an acceptance: its video is in the catalogue, or will never be."""
+        """Delete the record of a video that is in the catalogue now, or never will be."""
         self._record(video_id).unlink(missing_ok=True)
         sync_folder(self.folder)
 
@@ -192,7 +192,7 @@ class UploadStore:
             return set(paths)
 
     def pending(self) -> list[Accepted]:
-        """What was accepted and is not done, oldest first."""
+        """Accepted videos that are not done, oldest first."""
         records = sorted(self.folder.glob(f"*{_RECORD}"), key=lambda path: path.stat().st_mtime_ns)
         return [_accepted(path) for path in records]
 

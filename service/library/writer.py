@@ -1,4 +1,4 @@
-"""The one thread of a service that writes to its store: everything that changes it is done here, one after the other.
+"""The one thread of a service that writes to its store: every change is made here, one after the other.
 
 In: functions of an open ``StoreWriter``, from any thread. Out: their results as futures, set when what they committed
 is durable *and* is being served. The store's lock is held only while there is something to do, so that ``emcl index``
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LINGER_SECONDS = 0.1
-"""How long the lock is kept for the next change: many small ones open the store once."""
+"""How long the lock is kept for a next change, so that many small ones open the store once."""
 
 RETRY_SECONDS = 5
 
@@ -70,7 +70,7 @@ class LibraryWriter:
 
     @property
     def waiting(self) -> int:
-        """Changes that wait for their turn."""
+        """Changes that are queued."""
         return self._orders.qsize()
 
     @property
@@ -79,7 +79,7 @@ class LibraryWriter:
         return self._publishing is not None
 
     def run(self, work: Callable[[StoreWriter], T]) -> Future[T]:
-        """Have ``work`` done; its result, or what it raised, when everything that it committed is being served.
+        """Run ``work``; its result, or what it raised, once everything that it committed is being served.
 
         ``Overloaded`` if another process writes to the store.
         """
@@ -94,7 +94,7 @@ class LibraryWriter:
         return future
 
     def close(self) -> None:
-        """Do what was ordered, wait for a publication that is under way, and let go of the store."""
+        """Finish the queued changes, wait for a publication under way, and release the store."""
         with self._start:
             self._closed = True
             started = self._thread.ident is not None

@@ -1,14 +1,10 @@
-"""From a stranger's file to a video that the store takes: decoded in the sandbox, encoded between searches.
+"""Encodes an uploaded video for the store: decoded in the sandbox, encoded between searches.
+
+In: an open file with untrusted bytes. Out: an ``EncodedVideo``, cut into the same windows as by ``emcl index``. A few
+windows at a time are decoded in a process of their own (``service.media.sandbox``), so that memory and time limits do
+not depend on the length of the video.
 
 Legend: B windows of a batch, F frames, S image size, D channels.
-
-Decoding a video that is to be indexed: cut into the same windows as by ``emcl index``, but in the sandbox.
-
-In: an open file with a stranger's bytes. Out: its windows a few at a time, as frames ready for the image tower. Each
-few are decoded in a process of their own (``service.media.sandbox``), so that neither memory nor the limits of
-processor and wall time depend on how long the video is.
-
-Legend: F frames, S image size.
 """
 
 from __future__ import annotations
@@ -32,7 +28,7 @@ if TYPE_CHECKING:
     from model.encoder import Encoder
 
 WINDOWS_AT_ONCE = 8
-"""About a hundred frames, as ``indexer.build.encode`` encodes together."""
+"""About a hundred frames, the batch that ``indexer.build.encode`` uses."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -118,7 +114,7 @@ Floats = NDArray[np.float32]
 
 
 class QueuedEncoder:
-    """An encoder each of whose calls waits for its turn; ``when_its_turn`` runs it there."""
+    """An encoder whose calls go through the compute queue; ``when_its_turn`` runs a call there."""
 
     def __init__(self, encoder: Encoder, when_its_turn: Callable[[Callable[[], Floats]], Floats]) -> None:
         self.image_size = encoder.image_size

@@ -1,8 +1,8 @@
 """The compute queue: three queues before the one thread that computes.
 
 Searches are gathered into batches. Other calls of the engine (uploads, single stages) are taken one by one. Urgent ones
-(the ready check, what operators ask) have a queue of their own, so that they wait for what is being computed, never for
-what is queued: the three take turns.
+(the readiness check, requests of operators) have a queue of their own, so that they wait for the batch being computed,
+never for queued ones: the three take turns.
 """
 
 from __future__ import annotations
@@ -70,13 +70,13 @@ class ComputeQueue(Generic[Item, Result]):
         return {"search": self.searches, "compute": self.calls, "urgent": self.urgent}
 
     def start(self) -> None:
-        """Begin to take work. Raises what preparing the thread raises."""
+        """Start the thread and the queues. Raises what preparing the thread raises."""
         self._executor.submit(self._prepare_thread).result()
         for queue in self.queues.values():
             queue.start()
 
     async def close(self) -> None:
-        """Stop taking work, and let what is being computed end."""
+        """Stop the queues, and wait for the batch being computed."""
         await asyncio.gather(*(queue.close() for queue in self.queues.values()))
         await asyncio.to_thread(self._executor.shutdown)
 
