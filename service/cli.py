@@ -13,14 +13,18 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+import typer.core
 
 from indexer.cli import app as index_app
 from indexer.cli import store_app
@@ -113,26 +117,45 @@ def _keys_table(rows: list[dict[str, str | None]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+FIND, LIBRARY, OPERATE, TRAIN = "Find", "Library", "Operate", "Train and evaluate"
+_FIRST = ("search", "serve", "demo", "index", "store", "doctor")
+
+
+class _ByTask(typer.core.TyperGroup):
+    """Lists the commands that most people want first; the rest as they were added."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        """The names of all commands."""
+        names = super().list_commands(ctx)
+        return [name for name in _FIRST if name in names] + [name for name in names if name not in _FIRST]
+
+
 app = typer.Typer(
     help="Find videos with words, and words with a video.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    cls=_ByTask,
 )
 
+
+def _put_under(panel: str, commands: typer.Typer) -> None:
+    """Show the commands of an application, also of those without a name inside it, under one heading."""
+    for command in commands.registered_commands:
+        command.rich_help_panel = panel
+    for group in commands.registered_groups:
+        group.rich_help_panel = panel
+        if group.typer_instance is not None and not isinstance(group.name, str):
+            _put_under(panel, group.typer_instance)
+
+
+_put_under(TRAIN, model_app)
 app.add_typer(model_app)
-
-app.add_typer(index_app, name="index")
-
-app.add_typer(store_app, name="store")
-
-app.add_typer(keys_app, name="keys")
-
-app.add_typer(jobs_app, name="jobs")
-
-app.command()(worker)
-
-app.command()(doctor)
+app.add_typer(index_app, name="index", rich_help_panel=LIBRARY)
+app.add_typer(store_app, name="store", rich_help_panel=LIBRARY)
+app.add_typer(keys_app, name="keys", rich_help_panel=OPERATE)
+app.add_typer(jobs_app, name="jobs", rich_help_panel=OPERATE)
+app.command(rich_help_panel=OPERATE)(worker)
+app.command(rich_help_panel=OPERATE)(doctor)
 
 # Options of `search` that are settings of the service too, and the settings that `demo` decides itself.
 _MODEL_SETTINGS = ("store", "model", "pretrained", "device", "runtime", "precision", "exports", "threads")
@@ -160,22 +183,42 @@ def main() -> None:
         sys.exit(1)
 
 
-@app.command()
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"emcl-search {version('emcl-search')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(rich_help_panel=FIND)
 @takes_settings()
 def serve(**options: Any) -> None:
     """Serve an index over HTTP: the page at /, the API at /v1, its description at /docs."""
     run_server(load_settings(options))
 
 
-def run_server(settings: Settings) -> None:
-    """Load everything, then serve until interrupted."""
+def run_server(settings: Settings, *, examples: Sequence[str] = ()) -> None:
+    """Bind the address, load everything, then serve until interrupted; ``examples`` are shown as queries to try."""
+    from service.http.listener import bind
     from service.observe.logs import logging_to_stderr
 
-    with logging_to_stderr(settings.log_format, settings.log_level):
-        _run_server(settings)
+    with (
+        logging_to_stderr(settings.log_format, settings.log_level),
+        closing(bind(settings.host.strip("[]"), settings.port)) as listener,
+    ):
+        logger.info("loading the index %s and its model …", settings.store)
+        _run_server(settings, listener, examples)
 
 
-def _run_server(settings: Settings) -> None:
+def _run_server(settings: Settings, listener: socket.socket, examples: Sequence[str]) -> None:
     import uvicorn
 
     from service.access.gate import open_keys
@@ -184,14 +227,13 @@ def _run_server(settings: Settings) -> None:
     from service.search.engine import build_engine
 
     open_keys(settings)  # report a missing key before the model loads
-    logger.info("loading the index %s and its model …", settings.store)
     engine = build_engine(settings)
     with engine.live.lease() as generation:
         counts = generation.reader.counts
     logger.info("%d videos, %d captions", counts.videos, counts.captions)
     allow_open_files(settings.max_connections)
     connections = Connections(max_connections=settings.max_connections, head_seconds=settings.request_timeout_seconds)
-    uvicorn.run(
+    config = uvicorn.Config(
         create_app(settings, engine),
         host=settings.host.strip("[]"),
         port=settings.port,
@@ -205,8 +247,25 @@ def _run_server(settings: Settings) -> None:
         timeout_graceful_shutdown=10,
     )
 
+    class Announcing(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                port = listener.getsockname()[1]
+                logger.info("running on http://%s:%d", settings.host, port)
+                if settings.log_format == "text":
+                    typer.echo(_invitation(settings, port, examples), err=True)
 
-@app.command("mcp")
+    Announcing(config).run(sockets=[listener])
+
+
+def _invitation(settings: Settings, port: int, examples: Sequence[str]) -> str:
+    host = "127.0.0.1" if settings.host.strip("[]") in ("0.0.0.0", "::") else settings.host  # noqa: S104  an address to open
+    lines = [f"Open http://{host}:{port}" + (" and try:" if examples else "")]
+    return "\n".join([*lines, *(f"  {text}" for text in examples), "Ctrl-C stops it."])
+
+
+@app.command("mcp", rich_help_panel=OPERATE)
 def mcp_command(
     url: Annotated[
         str, typer.Option(envvar="EMCL_URL", help="Address of a running service.")
@@ -225,7 +284,7 @@ def mcp_command(
     run_stdio(url, api_key)
 
 
-@app.command()
+@app.command(rich_help_panel=FIND)
 @takes_settings(*(name for name in Settings.model_fields if name not in _DEMO_DECIDES))
 def demo(
     folder: Annotated[Path, typer.Option(help="Where clips and index are kept; a second call uses them.")] = Path(
@@ -241,12 +300,10 @@ def demo(
     settings = load_settings({**options, "store": folder / "store", "model": "demo"})
     prepare(folder, count, say=lambda text: typer.echo(text, err=True))
     if not prepare_only:
-        for text in examples(folder):
-            typer.echo(f"try: {text}", err=True)
-        run_server(settings)
+        run_server(settings, examples=examples(folder))
 
 
-@app.command()
+@app.command(rich_help_panel=FIND)
 @takes_settings(*_MODEL_SETTINGS)
 def search(
     text: Annotated[str | None, typer.Argument(help="What to look for.")] = None,
@@ -265,6 +322,9 @@ def search(
     min_seconds: Annotated[float | None, typer.Option(help="Only videos at least this long.")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="Only videos at most this long.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, as the API answers.")] = False,
+    open_best: Annotated[
+        bool, typer.Option("--open", help="Open the best hit in the program that this system uses for videos.")
+    ] = False,
     **options: Any,
 ) -> None:
     """Search an index with words, or with a video."""
@@ -286,8 +346,20 @@ def search(
         engine.limits.check_search(query)
         answer = SearchAnswer.of(engine.search([query])[0])
         typer.echo(_json(answer) if as_json else hits_table(answer.hits))
+        if open_best and answer.hits:
+            _open(engine, answer.hits[0].video_id)
     finally:
         engine.close()
+
+
+def _open(engine: Engine, video_id: str) -> None:
+    """Show a video in the system's own player. Raises ``ServiceError`` if its file is gone."""
+    from service.media.files import find_file
+
+    with engine.live.lease() as generation:
+        path = find_file(generation.video(video_id))
+    if typer.launch(str(path)) != 0:
+        raise ValueError(f"no program of this system opened {path}; open it yourself")
 
 
 def _search_by_video(engine: Engine, path: Path, ranking: Ranking, as_json: bool) -> None:

@@ -150,6 +150,7 @@ def logging_to_stderr(log_format: LogFormat, level: str) -> Iterator[None]:
         root.removeHandler(other)  # left by `logging.basicConfig` of another command; it would write each line again
     root.addHandler(handler)
     root.setLevel(level.upper())
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # six lines about processor features that are missing
     writer.start()
     try:
         yield

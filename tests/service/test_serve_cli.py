@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,9 +14,11 @@ import httpx
 import pytest
 from service_support import emcl_command
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from model.checkpoint import save_checkpoint
 from service.cli import app
+from service.http.listener import AddressError, bind
 from service.settings import Settings, option_name
 
 
@@ -162,3 +166,52 @@ def test_without_faiss_the_error_names_the_extras(clip_store, tmp_path):
     assert done.returncode == 1
     assert "emcl-search[cpu]" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_port_in_use_is_reported_before_anything_is_loaded(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        options = ["--store", tmp_path / "none", "--port", str(port)]
+        command = [sys.executable, "-m", "service.cli", "serve", *options]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 1
+        assert f"port {port} of 127.0.0.1 is in use by process {os.getpid()}" in done.stderr
+        assert "--port 0" in done.stderr
+        assert "none" not in done.stderr, "the missing store is not looked for"
+
+
+def test_an_address_of_another_machine_and_a_name_of_none_are_refused():
+    with pytest.raises(AddressError, match="not an address of this machine"):
+        bind("192.0.2.1", 0)
+    with pytest.raises(AddressError, match="cannot be resolved"):
+        bind("no.such.host.invalid", 0)
+
+
+def test_a_server_says_where_to_open_it(start_server, clip_store, tiny_checkpoint, tmp_path):
+    server = start_server("--store", clip_store / "store", "--model", tiny_checkpoint, "--jobs-folder", tmp_path)
+    httpx.get(f"{server.url}/health/ready")
+    server.stop()
+    assert f"Open {server.url}\n" in server.said
+    assert not any("faiss.loader" in line for line in server.said)
+
+
+def test_the_version_and_the_order_of_commands(monkeypatch):
+    def shown(*arguments):
+        return CliRunner().invoke(app, arguments).output
+
+    assert re.fullmatch(r"emcl-search \d+\.\d+\.\d+\S*\n", shown("--version"))
+    names = list(get_command(app).list_commands(None))
+    assert names[:3] == ["search", "serve", "demo"]
+    assert len(names) == len(set(names))
+
+
+def test_the_best_hit_is_opened_in_the_systems_player(clip_store, tiny_checkpoint, monkeypatch):
+    opened = []
+    monkeypatch.setattr("typer.launch", lambda path: opened.append(path) or 0)
+    arguments = ["search", "a red circle", "--store", str(clip_store / "store"), "--model", str(tiny_checkpoint)]
+    result = CliRunner().invoke(app, [*arguments, "--open"])
+    assert result.exit_code == 0, result.output
+    assert len(opened) == 1
+    assert opened[0].endswith(".mp4")
