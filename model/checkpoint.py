@@ -156,11 +156,13 @@ def _fingerprint(digests: Mapping[str, bytes], net: EMCLNet) -> str:
     total = hashlib.sha256()
     for name in sorted(digests):
         total.update(name.encode() + b"\0" + digests[name])
-    encoder = {
+    encoder: dict[str, Any] = {
         "clip": net.clip.description,
         "tokenizer": net.config.tokenizer.model_dump(mode="json"),
         "temporal": net.config.temporal.model_dump(mode="json"),
     }
+    if net.config.frame_average != "mean":  # it changes stored vectors; absent by default, as it came later
+        encoder["frame_average"] = net.config.frame_average
     total.update(json.dumps(encoder, sort_keys=True, separators=(",", ":")).encode())
     return total.hexdigest()
 

@@ -555,6 +555,25 @@ def evaluate(
     typer.echo(run(request))
 
 
+tables_app = typer.Typer(help="The paper's other tables, on your own data.", no_args_is_help=True)
+app.add_typer(tables_app, name="study")
+
+
+@tables_app.command()
+def comparators(
+    train: Annotated[Path, typer.Option(help="Features to train the corrections on (`emcl features export`).")],
+    test: Annotated[Path, typer.Option(help="Features of other videos, by the same model.")],
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
+    steps: Annotated[int, typer.Option(min=0, help="Training steps of each correction.")] = 300,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
+) -> None:
+    """EMCL beside PCA, a transformer, fully connected layers and a sparse autoencoder, on exported features."""
+    from model.study.comparators import Settings, run
+
+    numbers = _whole(seeds, "--seeds") or ()
+    typer.echo(run(train, test, Settings(seeds=numbers, steps=steps), json_file))
+
+
 features_app = typer.Typer(help="Features as files: of this program's models, for others' tools.", no_args_is_help=True)
 app.add_typer(features_app, name="features")
 

@@ -110,6 +110,8 @@ class ModelConfig(Config):
     tokenizer: TokenizerConfig = TokenizerConfig()
     temporal: TemporalConfig = TemporalConfig()
     pooling: PoolingConfig = PoolingConfig()
+    # How stage 1 averages frames: as they are, or each at unit norm, as CLIP4Clip was trained.
+    frame_average: Literal["mean", "unit-mean"] = "mean"
     emcl: EMCLConfig = EMCLConfig()
     sampling: SamplingConfig = SamplingConfig()
     search: SearchConfig = SearchConfig()

@@ -20,7 +20,14 @@ from torch import Tensor, nn
 from model.clip.towers import ClipTowers, Precision, build_clip
 from model.config import EMCLConfig, ModelConfig
 from model.emcl.em import EMCL
-from model.emcl.pooling import frame_weights, mean_pool, pool_by_captions, pool_stored_videos, pool_videos
+from model.emcl.pooling import (
+    frame_weights,
+    mean_pool,
+    pool_by_captions,
+    pool_stored_videos,
+    pool_videos,
+    unit_mean_pool,
+)
 from model.emcl.scoring import Factored, corrected_cosines
 from model.temporal import build_temporal
 
@@ -63,8 +70,12 @@ class ScoringNet(nn.Module):
         self.emcl.config = config
 
     def pool(self, features_BFD: Tensor, mask_BF: Tensor) -> Tensor:
-        """Stage-1 video vectors (B, D): masked mean of frame features, not normalised."""
-        return mean_pool(features_BFD, mask_BF)
+        """Stage-1 video vectors (B, D): masked mean of frame features, not normalised.
+
+        With ``frame_average`` ``unit-mean`` it is the mean of unit frames, at unit norm.
+        """
+        pool = unit_mean_pool if self.config.frame_average == "unit-mean" else mean_pool
+        return pool(features_BFD, mask_BF)
 
     def score_videos(
         self,

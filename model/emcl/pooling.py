@@ -11,6 +11,7 @@ Shape suffixes: Q queries, N candidates, F frames, D channels, B videos, M candi
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import PoolingConfig
@@ -23,6 +24,13 @@ def mean_pool(features_BFD: Tensor, mask_BF: Tensor) -> Tensor:
     """Masked mean over frames: (B, D), not normalised. It is text-conditioned pooling at infinite temperature."""
     weights_BF1 = mask_BF[..., None].to(features_BFD)
     return (features_BFD * weights_BF1).sum(dim=-2) / weights_BF1.sum(dim=-2).clamp(min=1)
+
+
+def unit_mean_pool(features_VFD: Tensor, mask_VF: Tensor) -> Tensor:
+    """Average unit frames and normalise: (V, D), CLIP4Clip's pooling. A video without real frames is zero."""
+    weights_VF1 = mask_VF[..., None].to(features_VFD)
+    summed_VD = (F.normalize(features_VFD, dim=-1) * weights_VF1).sum(dim=-2)
+    return F.normalize(summed_VD / weights_VF1.sum(dim=-2).clamp(min=1), dim=-1)
 
 
 def frame_weights(logits_QNF: Tensor, mask_QNF: Tensor, config: PoolingConfig) -> Tensor:

@@ -426,6 +426,7 @@ def scorer_of(features: FeatureSet, *, device: str = "cpu") -> Scorer:
     settings = features.settings
     config = ModelConfig(
         pooling=_pooling(features),
+        frame_average=settings.get("frame_average", "mean"),
         emcl=emcl_of(features)[0],
         search=SearchConfig.model_validate(settings.get("search", {})),
     )
@@ -511,9 +512,9 @@ def features_of(
             "text": corpus.text_TD,
             "emcl_state": encoder.net.emcl.state.float().cpu().numpy(),
         }
-        origin |= {
-            name: getattr(encoder.config, name).model_dump(mode="json") for name in ("pooling", "emcl", "search")
-        }
+        origin["frame_average"] = encoder.config.frame_average
+        for name in ("pooling", "emcl", "search"):
+            origin[name] = getattr(encoder.config, name).model_dump(mode="json")
     else:
         arrays = {"video": encoder.pool(corpus.features_VFD, corpus.mask_VF), "text": corpus.text_TD}
     return FeatureSet(

@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.emcl.pooling import unit_mean_pool
 from model.heads.base import Head, HeadKind
 from model.heads.blocks import HeadLayout, quick_gelu_blocks, run_blocks
-from model.heads.pooled import PooledBatch, PooledHead, unit_mean_pool
+from model.heads.pooled import PooledBatch, PooledHead
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

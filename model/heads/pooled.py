@@ -20,13 +20,6 @@ from torch import Tensor
 from model.heads.base import Head, HeadKind
 
 
-def unit_mean_pool(features_VFD: Tensor, mask_VF: Tensor) -> Tensor:
-    """Average unit frames and normalise: (V, D), CLIP4Clip's pooling. A video without real frames is zero."""
-    weights_VF1 = mask_VF[..., None].to(features_VFD)
-    summed_VD = (F.normalize(features_VFD, dim=-1) * weights_VF1).sum(dim=-2)
-    return F.normalize(summed_VD / weights_VF1.sum(dim=-2).clamp(min=1), dim=-1)
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PooledBatch:
     """``video_VD`` and ``text_TD``: unit vectors, unless an EM pass has replaced them."""

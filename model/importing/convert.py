@@ -224,6 +224,7 @@ def _configure(
         tokenizer=TokenizerConfig(max_words=options.max_words),
         temporal=temporal,
         pooling=PoolingConfig(mask="after" if released else "before"),
+        frame_average="unit-mean" if kind == "clip4clip" else "mean",
         emcl=EMCLConfig.reference() if released else EMCLConfig(),
         sampling=SamplingConfig(max_frames=options.max_frames),
     )

@@ -45,6 +45,16 @@ def outputs(net: EMCLNet) -> list[torch.Tensor]:
 # -- what is saved comes back
 
 
+def test_another_average_of_frames_is_another_model(tiny_config):
+    """It changes what an index stores."""
+    net = build_net(tiny_config)
+    own = fingerprint(net)
+    net.config = tiny_config.model_copy(update={"frame_average": "unit-mean"})
+    assert fingerprint(net) != own
+    features, mask = torch.randn(1, 2, 32), torch.ones(1, 2, dtype=torch.bool)
+    assert float(net.pool(features, mask).norm()) == pytest.approx(1, abs=1e-5)
+
+
 def test_layout(saved):
     assert sorted(path.name for path in saved.parent.iterdir()) == ["model.json", "model.safetensors"]
     description = json.loads(saved.with_suffix(".json").read_text())

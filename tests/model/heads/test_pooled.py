@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from heads_support import golden_emcl, load_renamed, relative_error, tensors
 
 from model.config import TemporalConfig
+from model.emcl.pooling import unit_mean_pool
 from model.heads.cross import CrossBatch, CrossHead
 from model.heads.losses import symmetric_info_nce
-from model.heads.pooled import PooledBatch, PooledHead, unit_mean_pool
+from model.heads.pooled import PooledBatch, PooledHead
 from model.temporal import LSTMTemporal, MeanTemporal, TransformerTemporal
 
 LOOSE = ("meanP", "seqLSTM", "seqTransf")

@@ -92,6 +92,11 @@ def test_clip4clip_gives_its_own_features(clip4clip, inputs, tmp_path):
     assert net.config.emcl == EMCLConfig()
     assert report.unused == (["frame_position_embeddings.weight"] if clip4clip.head == "seqLSTM" else [])
     assert_same_features(net, clip4clip, inputs)
+    assert net.config.frame_average == "unit-mean"
+    features, mask = torch.randn(2, 3, net.embed_dim), torch.tensor([[True, True, True], [True, False, False]])
+    unit = F.normalize(features, dim=-1)
+    expected = torch.stack([unit[0].mean(dim=0), unit[1, 0]])
+    torch.testing.assert_close(net.pool(features, mask), F.normalize(expected, dim=-1))
 
 
 @pytest.mark.parametrize("form", ["state dict", "safetensors", "archive"])
