@@ -11,7 +11,7 @@ BENCH_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: help demo test lint check-types audit tests bench docs format clean
+.PHONY: help demo test test-numeric lint check-types audit tests bench docs format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -41,6 +41,20 @@ audit: $(VENV)/.installed-dev
 tests: $(VENV)/.installed-dev
 	@echo "==> pytest"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
+
+NUMERIC := tests/model/emcl tests/model/evaluate tests/model/clip/test_towers.py tests/model/test_net.py \
+  tests/model/train/test_golden_loss.py tests/model/train/test_loss.py tests/model/train/test_optimiser.py \
+  tests/model/train/test_grad_cache.py tests/model/runtime/test_packed.py tests/indexer/ann tests/indexer/build/test_run.py \
+  tests/indexer/store/test_query_bank.py tests/indexer/store/test_overlay.py tests/service/search/test_engine.py
+# What PyTorch, oneDNN, MKL, OpenBLAS and FAISS would do on an old processor, and on one without AVX-512.
+OLD := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 OPENBLAS_CORETYPE=Nehalem \
+  FAISS_SIMD_LEVEL=NONE
+AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 OPENBLAS_CORETYPE=Haswell \
+  FAISS_SIMD_LEVEL=AVX2
+
+test-numeric: $(VENV)/.installed-dev ## Repeat the numeric tests with 1 and 2 threads and as other processors compute
+	@for machine in OMP_NUM_THREADS=1 OMP_NUM_THREADS=2 "OMP_NUM_THREADS=1 $(OLD)" "OMP_NUM_THREADS=2 $(AVX2)"; do \
+	  echo "==> $$machine"; env $$machine $(BIN)/python -m pytest -q $(NUMERIC) $(PYTEST_ARGS) || exit 1; done
 
 bench: $(VENV)/.installed-dev ## Measure everything (20 minutes) and write var/bench/report.md
 	@$(BIN)/python -m benchmarks.report --output var/bench $(BENCH_ARGS)

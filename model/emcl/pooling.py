@@ -21,9 +21,13 @@ _BLOCK_ELEMENTS = 1 << 20
 
 
 def mean_pool(features_BFD: Tensor, mask_BF: Tensor) -> Tensor:
-    """Masked mean over frames: (B, D), not normalised. It is text-conditioned pooling at infinite temperature."""
+    """Masked mean over frames: (B, D), not normalised. It is text-conditioned pooling at infinite temperature.
+
+    Frames are added one after the other, as a cumulative sum does: ``sum`` adds in groups that depend on F, so padding
+    would change the last bits.
+    """
     weights_BF1 = mask_BF[..., None].to(features_BFD)
-    return (features_BFD * weights_BF1).sum(dim=-2) / weights_BF1.sum(dim=-2).clamp(min=1)
+    return (features_BFD * weights_BF1).cumsum(dim=-2)[..., -1, :] / weights_BF1.sum(dim=-2).clamp(min=1)
 
 
 def unit_mean_pool(features_VFD: Tensor, mask_VF: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from golden_support import golden_architecture, reference_name
 
 from model.config import TemporalConfig
+from model.encoder import Encoder
 from model.net import EMCLNet, build_net
 
 
@@ -176,6 +177,33 @@ def test_encoder_scores_in_turns_as_at_once(tiny_encoder, candidates, monkeypatc
 def test_encoder_refuses_frames_of_another_size(tiny_encoder):
     with pytest.raises(ValueError, match=r"\(B, F, 32, 32, 3\), got uint8 \(1, 2, 16, 16, 3\)"):
         tiny_encoder.encode_videos(np.zeros((1, 2, 16, 16, 3), np.uint8), np.ones((1, 2), bool))
+
+
+@pytest.mark.parametrize("kind", ["mean", "lstm", "transformer"])
+def test_encoder_gives_a_video_the_same_bits_alone_and_among_others(tiny_config, kind):
+    """Other videos change the shape of every product, and with it the order of its sums; on a CPU none may show."""
+    temporal = tiny_config.temporal.model_copy(update={"kind": kind})
+    net = build_net(tiny_config.model_copy(update={"temporal": temporal})).eval()
+    encoder = Encoder(net, tokenizer=None, fingerprint="", device=torch.device("cpu"))
+    rng = np.random.default_rng(4)
+    frames = rng.integers(0, 256, (7, 6, 32, 32, 3), dtype=np.uint8)
+    mask = np.arange(6) < np.array([6, 1, 3, 6, 5, 2, 4])[:, None]
+    together = encoder.encode_videos(frames, mask)
+    pooled = encoder.pool(together, mask)
+    assert not together[~mask].any()
+    for row, count in enumerate(mask.sum(axis=1)):
+        alone = encoder.encode_videos(frames[row : row + 1, :count], mask[row : row + 1, :count])
+        np.testing.assert_array_equal(alone[0], together[row, :count])
+        np.testing.assert_array_equal(encoder.pool(alone, mask[row : row + 1, :count])[0], pooled[row])
+
+
+def test_a_frozen_map_does_not_depend_on_the_order_of_the_corpus(tiny_encoder):
+    rows = np.random.default_rng(5).standard_normal((300, 32)).astype(np.float32)
+    rows[10] = rows[200]  # equal ones have no order
+    straight = tiny_encoder.fit_frozen_map(rows).to_arrays()
+    shuffled = tiny_encoder.fit_frozen_map(np.random.default_rng(6).permutation(rows)).to_arrays()
+    for name, array in straight.items():
+        np.testing.assert_array_equal(shuffled[name], array, err_msg=name)
 
 
 def test_encoder_texts_do_not_depend_on_their_neighbours(tiny_encoder):

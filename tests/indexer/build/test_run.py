@@ -14,11 +14,15 @@ import pytest
 from build_support import by_name, index, write_clips
 from index_support import FakeEncoder, make_clip, settings
 
+from indexer.build import encode
 from indexer.build.decode import windows_of
+from indexer.build.progress import Progress
+from indexer.build.run import BuildRequest, build
 from indexer.errors import ModelMismatch, SourceError
 from indexer.store.catalogue import Catalogue
 from indexer.store.reader import StoreReader
 from indexer.store.verify import verify
+from indexer.store.writer import StoreWriter
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +96,32 @@ def test_features_are_those_of_the_decoded_frames(folder: Path, tmp_path: Path) 
                 np.testing.assert_array_equal(segment.timestamps_seconds, batch.timestamps_seconds)
                 pooled = reader.segment_embeddings(np.array([segment.segment_id]))
                 np.testing.assert_array_equal(pooled, encoder.pool(expected, mask))
+
+
+def test_scores_do_not_depend_on_the_order_of_work(
+    folder: Path, tmp_path: Path, tiny_encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was interrupted, and met the rest in other batches, answers as one that was not, to the last bit."""
+    of_model = settings(fingerprint=tiny_encoder.fingerprint, dim=tiny_encoder.dim)
+
+    def build_in(store: Path, *runs: list[Path]) -> dict[tuple[str, int], bytes]:
+        for paths in runs:
+            with StoreWriter.open(store, settings=of_model) as writer:
+                build(writer, tiny_encoder, BuildRequest(paths=[str(path) for path in paths]), Progress())
+        with StoreReader.open(store) as reader:
+            queries = tiny_encoder.map_rows(reader.frozen_map, np.eye(3, tiny_encoder.dim))
+            scores, ids = reader.search_videos(queries, 8)
+            return {
+                (segment.video_id, segment.number, q): scores[q, place].tobytes()
+                for q in range(3)
+                for place, segment in enumerate(reader.segments(ids[q]))
+            }
+
+    undisturbed = build_in(tmp_path / "undisturbed", [folder])
+    monkeypatch.setattr(encode, "SEGMENT_BATCH", 3)
+    interrupted = build_in(tmp_path / "interrupted", [folder / "3.mp4", folder / "long.mp4"], [folder])
+    assert len(undisturbed) == 3 * 8
+    assert interrupted == undisturbed
 
 
 def test_a_second_run_does_nothing_again(folder: Path, tmp_path: Path) -> None:

@@ -171,6 +171,15 @@ def test_frozen_map_is_the_pass_on_its_own_corpus(mode):
     torch.testing.assert_close(frozen.apply(corpus[5:6]), frozen.apply(corpus)[5:6], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("dim", "bases"), [(1, 1), (17, 3), (48, 8), (100, 7), (512, 32)])
+def test_frozen_map_gives_a_row_the_same_bits_alone_and_among_others(dim, bases):
+    corpus = torch.randn(400, dim, generator=torch.Generator().manual_seed(11))
+    frozen = EMCL(dim, EMCLConfig(num_bases=bases, beta=0.4)).freeze(corpus)
+    together = frozen.apply(corpus)
+    for part in (slice(0, 1), slice(1, 2), slice(7, 12), slice(100, 133), slice(3, 400), slice(399, 400)):
+        assert torch.equal(frozen.apply(corpus[part].clone()), together[part])
+
+
 def test_frozen_map_survives_its_arrays(tmp_path):
     frozen = EMCL(16, EMCLConfig(num_bases=4)).freeze(torch.randn(50, 16))
     np.savez(tmp_path / "map.npz", **frozen.to_arrays())
