@@ -149,7 +149,7 @@ def test_a_truncated_mp4_says_that_its_index_is_missing(read, clip):
 def test_a_folder_and_a_pipe_are_refused_without_waiting(read, tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
     for path in (tmp_path, tmp_path / "pipe.mp4"):
-        with pytest.raises(NotAVideo, match="no regular file"):
+        with pytest.raises(NotAVideo, match="not a regular file"):
             read(path)
 
 
