@@ -64,14 +64,16 @@ def test_another_number_of_bases_is_another_model(checkpoint, validation_folder,
     """The state is saved with the weights, and the user is told that indexes must be built again."""
     monkeypatch.setattr(module.Calibration, "choice", lambda self, **_: EMCLConfig(num_bases=4, beta=0.5))
     new = tmp_path / "new.safetensors"
+    before = checkpoint.with_suffix(".json").read_bytes()
     result = run("--model", checkpoint, "--data", validation_folder, *SMALL_GRID, "--output", new)
     assert result.exit_code == 0, result.output
     assert "emcl index build" in result.output
+    assert checkpoint.with_suffix(".json").read_bytes() == before, "the checkpoint itself stays"
     changed = load_checkpoint(new)
     assert changed.emcl.state.shape == (changed.embed_dim, 4)
     old, found = (json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) for path in (checkpoint, new))
     assert old["fingerprint"] != found["fingerprint"]
-    assert "calibration" not in old["metadata"]
+    assert found["metadata"]["calibration"] != old["metadata"].get("calibration")
 
 
 def test_only_if_significant_leaves_emcl_out(checkpoint, validation_folder):
