@@ -21,6 +21,8 @@ from indexer.store.writer import EncodedSegment, EncodedVideo, StoreWriter
 from model.config import SamplingConfig
 
 if TYPE_CHECKING:
+    from model.config import PoolingConfig
+    from model.emcl.correction import CorrectionSettings
     from model.emcl.em import FrozenMap
 
 Floats = npt.NDArray[np.float32]
@@ -44,12 +46,19 @@ class NeutralMapper:
 
         return FrozenMap.neutral(self.dim)
 
-    def map_rows(self, frozen_map: FrozenMap, rows_ND: npt.NDArray[Any], /) -> Floats:
-        """L2-normalised rows."""
-        import torch
+    @property
+    def pooling(self) -> PoolingConfig:
+        """The usual pooling."""
+        from model.config import PoolingConfig
 
-        rows: Floats = frozen_map.apply(torch.from_numpy(np.array(rows_ND, dtype=np.float32))).numpy()
-        return rows
+        return PoolingConfig()
+
+    @property
+    def calibrated(self) -> CorrectionSettings | None:
+        """Hubs are left as they are: what is measured is the index."""
+        from model.emcl.correction import CorrectionSettings
+
+        return CorrectionSettings(hub_strength=0.0)
 
 
 def write_store(path: Path, *, count: int, dim: int, frames: int) -> Path:

@@ -51,7 +51,7 @@ def time_scoring(corpus: Any) -> tuple[Any, dict[str, float]]:
     import torch
 
     from model.config import PoolingConfig
-    from model.evaluate import pairwise_scores
+    from model.emcl import pairwise_scores
 
     text, features = torch.from_numpy(corpus.text_TD), torch.from_numpy(corpus.features_VFD)
     mask, pooling = torch.from_numpy(corpus.mask_VF), PoolingConfig()
@@ -78,8 +78,8 @@ def measure_pairs(texts: int, videos: int) -> dict[str, Any]:
     import torch
 
     from model.config import PoolingConfig
+    from model.emcl.pairwise_scores import score_all_pairs
     from model.evaluate.measure import BankRows, rows_of
-    from model.evaluate.pairwise_scores import score_all_pairs
     from model.evaluate.protocols import Way
     from model.evaluate.rank import Ranked
 

@@ -178,9 +178,9 @@ def _write_rows(folder: Path, kind: ShardKind, dim: int, blocks: Iterable[Floats
 
 def _side(folder: Path, kind: ShardKind, dim: int) -> MappedSide:
     """The rows of such a folder, as publishing sees them."""
-    from benchmarks.corpus import NeutralMapper
     from indexer.store.shards import ShardReader
     from indexer.store.vectors import MappedSide, Side
+    from model.emcl.correction import Correction
     from model.emcl.em import FrozenMap
 
     shards_N, rows_N = np.load(folder / "where-shard.npy"), np.load(folder / "where-row.npy")
@@ -188,7 +188,7 @@ def _side(folder: Path, kind: ShardKind, dim: int) -> MappedSide:
     held = {number: int(rows_N[shards_N == number].max()) + 1 for number in numbers}
     ids_N = np.arange(len(rows_N), dtype=np.int64)
     side = Side(ids_N, shards_N, rows_N, ShardReader(folder, kind, dim, held))
-    return MappedSide(side, NeutralMapper(dim=dim), FrozenMap.neutral(dim))
+    return MappedSide(side, Correction(frozen=FrozenMap.neutral(dim)), "videos")
 
 
 def exact(found: VectorSet, queries_QD: Floats, k: int) -> npt.NDArray[np.int64]:

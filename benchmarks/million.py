@@ -206,13 +206,12 @@ def check(folder: Path, segments: int) -> dict[str, Any]:
     from indexer.store.tune import SCORE_TOLERANCE, least_scores
     from indexer.store.vectors import BLOCK_ROWS
 
-    encoder = build_encoder()
     with StoreReader.open(folder / "store") as reader:
-        asked_QD = encoder.map_rows(reader.frozen_map, queries_of(folder))
+        asked_QD = reader.correction.queries(queries_of(folder), "text", "videos")
         scores_Qk, _ = reader.search_videos(asked_QD, CANDIDATES)
         ids_N = reader.segment_ids()
         blocks = (ids_N[start : start + BLOCK_ROWS] for start in range(0, len(ids_N), BLOCK_ROWS))
-        rows = (encoder.map_rows(reader.frozen_map, reader.segment_embeddings(ids)) for ids in blocks)
+        rows = (reader.correction.items(reader.segment_embeddings(ids), "videos") for ids in blocks)
         least_Q = least_scores(asked_QD, rows, CANDIDATES)
     return {
         "queries": len(asked_QD),

@@ -60,10 +60,9 @@ def measure(scale: Scale) -> Iterator[Row]:
         folder = Path(name)
         store = write_demo_store(folder / "store", encoder, count=scale.pick(100_000, 1000))
         with StoreReader.open(store) as reader:
-            frozen = reader.frozen_map
             ids_N = reader.segment_ids()
-            vectors_ND = encoder.map_rows(frozen, reader.segment_embeddings(ids_N))
-            queries_QD = encoder.map_rows(frozen, encoder.encode_texts(texts[:200]))
+            vectors_ND = reader.correction.items(reader.segment_embeddings(ids_N), "videos")
+            queries_QD = reader.correction.queries(encoder.encode_texts(texts[:200]), "text", "videos")
             yield from _stage_1(reader, ids_N, vectors_ND, queries_QD, scale)
         np.save(folder / "vectors.npy", vectors_ND)
         manifest = generation.read_current(store)

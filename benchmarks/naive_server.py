@@ -85,13 +85,13 @@ def make_app(engine: str, folder: Path) -> Any:
     from fastapi import FastAPI
 
     from benchmarks.plain_faiss import restore_defaults
-    from indexer.store.generation import load_frozen_map
+    from indexer.store.generation import load_correction
     from model.encoder import load_encoder
 
     restore_defaults()  # importing the indexer has changed them
     search = MAKERS[engine](np.load(folder / "vectors.npy"))
     encoder = load_encoder("demo", device="cpu")
-    frozen = load_frozen_map(folder)
+    correction = load_correction(folder)
     app = FastAPI()
 
     @app.get("/health/ready")
@@ -100,7 +100,7 @@ def make_app(engine: str, folder: Path) -> Any:
 
     @app.post("/search")
     def answer(asked: Asked) -> dict[str, list[float] | list[int]]:
-        query_D = encoder.map_rows(frozen, encoder.encode_texts([asked.text]))[0]
+        query_D = correction.queries(encoder.encode_texts([asked.text]), "text", "videos")[0]
         scores, rows = search(query_D, asked.k)
         return {"scores": scores.tolist(), "rows": rows.tolist()}
 

@@ -107,6 +107,19 @@ def print_manifest(manifest: Manifest) -> None:
         typer.echo(line)
 
 
+def print_correction(store: Path) -> None:
+    """Which form of EMCL the current generation applies; nothing if none was published."""
+    from indexer.errors import NotAStore
+    from indexer.store.generation import GENERATIONS, current_name, load_correction
+    from model.emcl.active import published_emcl
+
+    try:
+        folder = store / GENERATIONS / current_name(store)
+    except NotAStore:
+        return
+    typer.echo(f"EMCL: {published_emcl(load_correction(folder)).text}", err=True)
+
+
 def index_lines(indexes: Mapping[str, IndexReport]) -> list[str]:
     """What each index is, what it takes and what it finds; nothing of indexes that hold nothing."""
     lines = []
@@ -156,14 +169,20 @@ def bank(
     top: Annotated[int, typer.Option(min=1, help="Segments that each text marks as hubs.")] = 1,
     device: Device = "auto",
 ) -> None:
-    """Compute the query bank that `normalise: qb-norm` of a search needs. Run it again after many videos were added.
+    """Take texts as the bank of queries: fit EMCL's hub bases on them, publish, and compute what QB-Norm needs.
 
-    A running service takes it up when its index is reloaded (`POST /v1/index/reload`).
+    Hub bases correct all searches; `normalise: qb-norm` is a choice of each. Run it again after many videos were added:
+    QB-Norm's statistics are of the segments that are there, while hub bases number new ones by themselves. A running
+    service takes it up when its index is reloaded (`POST /v1/index/reload`).
     """
+    from indexer.build.progress import TerminalProgress
+    from indexer.build.run import check_model, publish
     from indexer.errors import NotAStore
     from indexer.options import recorded_settings
+    from indexer.store.bank import write_bank_texts
     from indexer.store.query_bank import compute_bank, report_lines, write_bank
     from indexer.store.reader import StoreReader
+    from indexer.store.writer import StoreWriter
     from model.encoder import load_encoder
     from model.evaluate.query_bank import open_bank
 
@@ -173,11 +192,19 @@ def bank(
     texts = open_bank(str(captions), None, size=size, seed=seed, beta=beta, top=top)
     spec = recorded.model_spec
     encoder = load_encoder(spec.model, pretrained=spec.pretrained, device=device)
+    check_model(recorded, encoder, store)
+    with StoreReader.open(store) as reader:
+        if len(reader.segment_ids()) == 0:
+            raise ValueError(f"{store} holds no segment to compute a query bank for; index videos first")
+    with StoreWriter.open(store) as writer:
+        write_bank_texts(store, encoder.encode_texts(texts.texts), f"{len(texts.texts):,} texts of {captions.name}")
+        publish(writer, encoder, TerminalProgress())
     with StoreReader.open(store, fingerprint=encoder.fingerprint) as reader:
         computed = compute_bank(reader, encoder, texts)
     write_bank(store, computed)
     for line in report_lines(computed, texts.texts):
         typer.echo(line)
+    print_correction(store)
 
 
 merge_app = typer.Typer()
@@ -556,6 +583,7 @@ def list_videos(store: Store, as_json: Json = False) -> None:
     with closing(CatalogueReader.open_readonly(store / CATALOGUE)) as catalogue:
         videos = catalogue.summaries()
     print_videos(videos, as_json=as_json)
+    print_correction(store)
 
 
 @app.command()
@@ -610,6 +638,7 @@ def rebuild(
         settings = with_index(writer.settings, wishes).model_copy(update={"model_spec": spec})
         manifest = publish(writer, encoder, TerminalProgress(), settings)
     print_manifest(manifest)
+    print_correction(store)
 
 
 def _run(
@@ -624,6 +653,7 @@ def _run(
     with _interruptible(), StoreWriter.open(store, settings=settings) as writer:
         report = build_store(writer, encoder, request, progress)
     print_report(report)
+    print_correction(store)
     if not report.complete:
         raise typer.Exit(INCOMPLETE)
 

@@ -186,6 +186,20 @@ def calibrate(
     only_if_significant: Annotated[
         bool, typer.Option("--only-if-significant", help="Choose beta 0 unless EMCL ranks better beyond chance.")
     ] = False,
+    form: Annotated[
+        Literal["bases", "published"],
+        typer.Option(help="bases: hub and paired bases. published: EM over channels, with a grid of its settings."),
+    ] = "bases",
+    store: Annotated[
+        Path | None, typer.Option(help="Write what was chosen for bases into this store instead of a checkpoint.")
+    ] = None,
+    pairs: Annotated[
+        Path | None, typer.Option(help="More labelled pairs to fit bases on, such as training data; as --data.")
+    ] = None,
+    query_bank: Annotated[
+        Path | None, typer.Option(help="More texts for the bank of hub bases: JSON lines with `captions`, or .txt.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A coarse grid for bases.")] = False,
     mode: Annotated[Literal["both", "channel", "reference"], typer.Option(help="Modes to try.")] = "both",
     beta: Annotated[str | None, typer.Option(help="Strengths to try, such as 0.05,0.1.")] = None,
     sigma: Annotated[str | None, typer.Option(help="Kernel widths to try.")] = None,
@@ -198,7 +212,53 @@ def calibrate(
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
     device: Device = "auto",
 ) -> None:
-    """Choose EMCL's settings on validation pairs, test them against ranking without EMCL, store the choice."""
+    """Choose EMCL's settings on validation pairs, test them against ranking without EMCL, store the choice.
+
+    --mode, --beta, --sigma, --bases, --iterations, --candidates, --temperatures, --only-if-significant and --output go
+    with --form published; --store, --pairs, --query-bank and --quick with --form bases, which is kept only if it gains
+    beyond chance.
+    """
+    published = _given(
+        {
+            "--mode": mode != "both",
+            "--beta": beta,
+            "--sigma": sigma,
+            "--bases": bases,
+            "--iterations": iterations,
+            "--only-if-significant": only_if_significant,
+            "--output": output,
+            "--candidates": candidates != "50,100,200,500",
+            "--temperatures": temperatures != "0.003,0.01,0.03,0.1",
+        }
+    )
+    of_bases = _given({"--store": store, "--pairs": pairs, "--query-bank": query_bank, "--quick": quick})
+    wrong = of_bases if form == "published" else published
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)} has no effect with --form {form}; leave it out or choose the other form")
+    if form == "bases":
+        from model.study.calibrate_bases import BasesRequest, run_bases
+
+        typer.echo(
+            run_bases(
+                BasesRequest(
+                    data=data,
+                    model=model,
+                    pretrained=pretrained,
+                    split=split,
+                    allow_missing=allow_missing,
+                    store=store,
+                    pairs=pairs,
+                    query_bank=query_bank,
+                    quick=quick,
+                    dry_run=dry_run,
+                    folds=folds,
+                    seed=seed,
+                    json_file=json_file,
+                    device=device,
+                )
+            )
+        )
+        return
     from pydantic import ValidationError
 
     from model.config import problems_of
@@ -243,6 +303,11 @@ def calibrate(
         return
     stored = record(found, choice, facts)
     typer.echo(store_choice(encoder, model, output, emcl=choice, search=found.search, record=stored))
+
+
+def _given(options: dict[str, object]) -> list[str]:
+    """Names of the options that were given."""
+    return [name for name, value in options.items() if value]
 
 
 def _facts_of(data: VideoTextSet, split: str) -> dict[str, object]:

@@ -6,8 +6,16 @@ The pattern everywhere: write under a temporary name, ``fsync`` the file, rename
 from __future__ import annotations
 
 import hashlib
+import io
 import os
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
 
 TEMPORARY_PREFIX = ".tmp-"
 _BLOCK_BYTES = 1 << 20
@@ -54,3 +62,36 @@ def sha256_of_file(path: Path) -> str:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def digest_of_arrays(arrays: Mapping[str, NDArray[Any]]) -> str:
+    """SHA-256 over names, types, shapes and contents."""
+    hashed = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        hashed.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        hashed.update(array.tobytes())
+    return hashed.hexdigest()
+
+
+def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays with their digest to one file, wholly or not at all."""
+    content = io.BytesIO()
+    np.savez(content, digest=np.array(digest_of_arrays(arrays)), **arrays)  # type: ignore[arg-type]
+    write_atomically(path, content.getvalue())
+
+
+def load_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
+    """Read what ``save_arrays`` wrote; None without a file. Raises ``ValueError`` for what is not what was written."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            arrays = dict(file)
+        if str(arrays.pop("digest")) != digest_of_arrays(arrays):
+            raise ValueError("its content does not match its checksum")
+        return arrays
+    except (ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error

@@ -22,9 +22,10 @@ from model.checkpoint import fingerprint as net_fingerprint
 from model.checkpoint import load_checkpoint, read_metadata
 from model.clip.compat import import_open_clip
 from model.clip.tokenizer import Tokenizer, build_tokenizer, rounded_up, text_buckets
-from model.config import ClipConfig, EMCLConfig, ModelConfig, TemporalConfig
+from model.config import ClipConfig, EMCLConfig, ModelConfig, PoolingConfig, TemporalConfig
+from model.emcl.correction import Correction, CorrectionSettings, load_settings
 from model.emcl.em import EMCL, FrozenMap
-from model.net import EMCLNet, Rerank, ScoringNet, build_net
+from model.net import EMCLNet, Mix, Rerank, ScoringNet, build_net
 from model.runtime.choose import PrecisionWish, RuntimeChoice, RuntimeWish
 from model.runtime.cuda_graphs import GraphScorer
 from model.runtime.install import install_runtime
@@ -55,8 +56,18 @@ class ScoreArrays:
 class Scorer:
     """Scores features on a device: fits and applies frozen maps, pools, scores candidates. Needs no towers."""
 
-    def __init__(self, net: ScoringNet, *, fingerprint: str, device: torch.device, runtime: RuntimeChoice) -> None:
+    def __init__(
+        self,
+        net: ScoringNet,
+        *,
+        fingerprint: str,
+        device: torch.device,
+        runtime: RuntimeChoice,
+        calibrated: CorrectionSettings | None = None,
+    ) -> None:
+        """``calibrated`` is what `emcl calibrate` chose for hub and paired bases."""
         self.net = net.eval()
+        self.calibrated = calibrated
         self.fingerprint = fingerprint
         self.device = device
         self.runtime = runtime
@@ -85,6 +96,11 @@ class Scorer:
     def dim(self) -> int:
         """D, the size of every feature."""
         return self.net.embed_dim
+
+    @property
+    def pooling(self) -> PoolingConfig:
+        """How frames are pooled by a text."""
+        return self.config.pooling
 
     @torch.inference_mode()
     def pool(self, features_BFD: NDArray[Any], mask_BF: Bools) -> Floats:
@@ -119,11 +135,18 @@ class Scorer:
         mask_QNF: Bools,
         candidate_mask_QN: Bools | None = None,
         rerank: Rerank = "emcl",
+        *,
+        correction: Correction | None = None,
     ) -> ScoreArrays:
-        """Score each text against its own N candidate videos; see ``ScoringNet.score_videos``."""
+        """Score each text against its own N candidate videos; see ``ScoringNet.score_videos``.
+
+        A ``correction`` with a pass of its own mixes in its paired bases in the place of the published pass; hubs are
+        left to the caller, who knows the candidates' numbers.
+        """
+        rerank, mix = _pass_of(rerank, correction)
         chunks = []
         for rows in row_blocks(features_QNFD.shape, SCORE_ELEMENTS):
-            if self._graphs is not None and features_QNFD.size:
+            if self._graphs is not None and features_QNFD.size and mix is None:
                 there_QN = None if candidate_mask_QN is None else candidate_mask_QN[rows]
                 chunks.append(self._graphs.score(text_QD[rows], features_QNFD[rows], mask_QNF[rows], there_QN, rerank))
                 continue
@@ -133,6 +156,7 @@ class Scorer:
                 self._tensor(mask_QNF[rows]),
                 None if candidate_mask_QN is None else self._tensor(candidate_mask_QN[rows]),
                 rerank,
+                mix,
             )
             chunks.append((scores.scores_QN.cpu().numpy(), scores.frame_weights_QNF.cpu().numpy()))
         return _join(chunks, features_QNFD.shape[:3])
@@ -145,8 +169,11 @@ class Scorer:
         captions_QND: NDArray[Any],
         candidate_mask_QN: Bools | None = None,
         rerank: Rerank = "emcl",
+        *,
+        correction: Correction | None = None,
     ) -> ScoreArrays:
-        """Score each video against its own N candidate captions; see ``ScoringNet.score_captions``."""
+        """Score each video against its own N candidate captions; see ``score_videos``."""
+        rerank, mix = _pass_of(rerank, correction)
         chunks = []
         for rows in row_blocks(captions_QND.shape, SCORE_ELEMENTS):
             scores = self.net.score_captions(
@@ -155,6 +182,7 @@ class Scorer:
                 self._floats(captions_QND[rows]),
                 None if candidate_mask_QN is None else self._tensor(candidate_mask_QN[rows]),
                 rerank,
+                mix,
             )
             chunks.append((scores.scores_QN.cpu().numpy(), scores.frame_weights_QNF.cpu().numpy()))
         return _join(chunks, (*captions_QND.shape[:2], mask_QF.shape[1]))
@@ -180,10 +208,11 @@ class Encoder(Scorer):
         fingerprint: str,
         device: torch.device,
         runtime: RuntimeChoice | None = None,
+        calibrated: CorrectionSettings | None = None,
     ) -> None:
         """``fingerprint`` is the checkpoint's, whatever ``runtime`` computes the towers of ``net``."""
         runtime = runtime or RuntimeChoice(runtime="torch", precision=net.clip.precision, reason="by default")
-        super().__init__(net, fingerprint=fingerprint, device=device, runtime=runtime)
+        super().__init__(net, fingerprint=fingerprint, device=device, runtime=runtime, calibrated=calibrated)
         self.tokenizer = tokenizer
 
     @property
@@ -237,6 +266,13 @@ class Encoder(Scorer):
     def _encode_videos(self, frames_BFSSC: NDArray[np.uint8], mask_BF: Bools) -> Floats:
         frames_BFCHW = self._tensor(frames_BFSSC).permute(0, 1, 4, 2, 3)
         return self.net.encode_video(frames_BFCHW, self._tensor(mask_BF)).cpu().numpy()
+
+
+def _pass_of(rerank: Rerank, correction: Correction | None) -> tuple[Rerank, Mix | None]:
+    """What the net does: the published pass, none, or the mixture with paired bases."""
+    if rerank == "none" or correction is None or not correction.has_own_pass:
+        return rerank, None
+    return "none", None if correction.paired is None else correction.mix
 
 
 def _join(chunks: list[tuple[Floats, Floats]], shape_QNF: tuple[int, ...]) -> ScoreArrays:
@@ -293,12 +329,13 @@ def load_encoder(
         net.set_emcl(net.config.emcl.model_copy(update={"beta": 0.0}))
     tokenizer = build_tokenizer(net.config.tokenizer, net.config.clip)
     fingerprint = net_fingerprint(net)
+    chosen = calibrated_of(spec, fingerprint)
     if runtime is None:
         net.clip.set_precision("fp32" if precision == "auto" else precision)
-        return Encoder(net, tokenizer, fingerprint=fingerprint, device=target)
+        return Encoder(net, tokenizer, fingerprint=fingerprint, device=target, calibrated=chosen)
     store = export_store(spec, fingerprint, pretrained=pretrained, folder=exports)
     choice = install_runtime(net, store, wish=runtime, precision=precision, device=target)
-    return Encoder(net, tokenizer, fingerprint=fingerprint, device=target, runtime=choice)
+    return Encoder(net, tokenizer, fingerprint=fingerprint, device=target, runtime=choice, calibrated=chosen)
 
 
 def export_store(
@@ -318,6 +355,29 @@ def _load_net(spec: str | None, pretrained: str | None, target: torch.device) ->
     if pretrained is not None:
         raise ValueError(f"--pretrained goes with an open_clip model name, not with the checkpoint {spec!r}; drop it")
     return load_checkpoint(DEMO_CHECKPOINT if spec == "demo" else Path(spec), device=target)
+
+
+def calibrated_of(spec: str | None, fingerprint: str) -> CorrectionSettings | None:
+    """What `emcl calibrate` wrote beside a checkpoint for hub and paired bases; None where it did not.
+
+    Raises ``ValueError`` for a damaged file, or one of another model.
+    """
+    if spec is None or spec == "demo" or not _names_a_file(spec):
+        return None
+    path = correction_path(Path(spec))
+    found = load_settings(path)
+    if found is not None and found.fingerprint != fingerprint:
+        raise ValueError(
+            f"{path} was calibrated for checkpoint {found.fingerprint[:12]}, not {fingerprint[:12]}; "
+            "run `emcl calibrate` again, or delete it"
+        )
+    return found
+
+
+def correction_path(checkpoint: Path) -> Path:
+    """Where the calibrated hub and paired bases of NAME.safetensors lie: NAME.correction.npz."""
+    stem = checkpoint.with_suffix("") if checkpoint.suffix in (".safetensors", ".json") else checkpoint
+    return stem.with_name(f"{stem.name}.correction.npz")
 
 
 def _is_calibrated(spec: str | None, config: EMCLConfig) -> bool:

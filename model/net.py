@@ -33,6 +33,9 @@ from model.temporal import build_temporal
 
 Rerank = Literal["emcl", "none"]
 
+Mix = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From texts (Q, N or 1, D), pooled videos (Q, N, D) and their cosines (Q, N) to other scores (Q, N)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
@@ -84,13 +87,14 @@ class ScoringNet(nn.Module):
         mask_QNF: Tensor,
         candidate_mask_QN: Tensor | None = None,
         rerank: Rerank = "emcl",
+        mix: Mix | None = None,
     ) -> Scores:
         """Score each text against its own N candidate videos, one EM pass per query over N + 1 rows.
 
         ``features_QNFD`` may be of any floating type, such as the half precision that they are stored in.
-        ``rerank="none"`` leaves the pass out: cosine after text-conditioned pooling. A query's scores do not depend
-        on the other queries, nor on masked candidates. Without gradients the fast equivalents are used
-        (``model.emcl.scoring``, ``model.emcl.pooling``).
+        ``rerank="none"`` leaves the pass out: cosine after text-conditioned pooling, which ``mix`` may change.
+        A query's scores do not depend on the other queries, nor on masked candidates. Without gradients the fast
+        equivalents are used (``model.emcl.scoring``, ``model.emcl.pooling``).
         """
         if self._is_scoring:
             pooled_QND, weights_QNF = pool_stored_videos(text_QD, features_QNFD, mask_QNF, self.config.pooling)
@@ -103,6 +107,8 @@ class ScoringNet(nn.Module):
         else:
             normalised = F.normalize(self._correct(rows, mask, rerank), dim=-1)
             scores_QN = torch.bmm(normalised[:, :-1], normalised[:, -1:].mT)[..., 0]
+        if mix is not None:
+            scores_QN = mix(text_QD[:, None], pooled_QND, scores_QN)
         return Scores(scores_QN=_mask_scores(scores_QN, candidate_mask_QN), frame_weights_QNF=weights_QNF)
 
     def score_captions(
@@ -112,6 +118,7 @@ class ScoringNet(nn.Module):
         captions_QND: Tensor,
         candidate_mask_QN: Tensor | None = None,
         rerank: Rerank = "emcl",
+        mix: Mix | None = None,
     ) -> Scores:
         """Score each video against its own N candidate captions, one EM pass per query over 2 N rows.
 
@@ -125,6 +132,8 @@ class ScoringNet(nn.Module):
         else:
             videos_QND, texts_QND = F.normalize(self._correct(rows, mask, rerank), dim=-1).chunk(2, dim=1)
             scores_QN = (videos_QND * texts_QND).sum(dim=-1)
+        if mix is not None:
+            scores_QN = mix(captions_QND, pooled_QND, scores_QN)
         return Scores(scores_QN=_mask_scores(scores_QN, candidate_mask_QN), frame_weights_QNF=weights_QNF)
 
     @property

@@ -41,14 +41,14 @@ def write_index(
     Raises ``IndexFactoryError`` if a kind that was asked for by name cannot be built. ``auto`` always can.
     """
     if len(own) == 0:
-        return _written(path, _build(own, _exact(settings.dim)), _exact(settings.dim), None, settings)
+        return _written(path, _build(own, _exact(own.dim)), _exact(own.dim), None, settings)
     if settings.factory != AUTO:
         given = _given(settings)
         index = _build(own, given)
         asked = None if given.is_exact else tune.ask(own, other, names=names)
         return _written(path, index, given, asked, settings, None if asked is None else _measured(index, asked, own))
     asked = None
-    for candidate in candidates(len(own), settings.dim, memory_bytes, bounds):
+    for candidate in candidates(len(own), own.dim, memory_bytes, bounds):
         index = _build(own, candidate)
         if candidate.is_exact:
             return _written(path, index, candidate, None, settings)
@@ -71,7 +71,7 @@ def _exact(dim: int) -> Candidate:
 
 
 def _build(own: MappedSide, candidate: Candidate) -> ann.FaissIndex:
-    dim = own.side.reader.dim
+    dim = own.dim
     train = np.zeros((0, dim), dtype=np.float32)
     if candidate.factory != CAGRA and len(own) and not ann.make(candidate, dim).is_trained:
         train = own.sample(min(candidate.training_rows or TRAINING_ROWS, TRAINING_ROWS))

@@ -1,7 +1,8 @@
 """Publishing: from the shards and the catalogue to an immutable generation, and back from its files.
 
 A generation is a folder with ``manifest.json``, ``snapshot.db`` (a copy of the catalogue), ``segments.npy`` and
-``captions.npy`` (where each id's features lie), ``videos.faiss``, ``captions.faiss`` and ``emcl_map.npz``. It is built
+``captions.npy`` (where each id's features lie), ``videos.faiss``, ``captions.faiss``, ``emcl_map.npz`` (the correction:
+map and bases) and, if there are hub bases, ``segment_hubs.npy`` (each segment's number in the rerank). It is built
 under a temporary name, brought to the disk, renamed, and only then named in ``CURRENT``. Nothing is decoded for it.
 
 Legend: N rows, D channels.
@@ -22,16 +23,18 @@ import numpy.typing as npt
 
 from indexer.ann.choose import AUTO
 from indexer.errors import Damaged, NotAStore, StoreError
+from indexer.store.bank import CORRECTION, banks_of, read_settings
 from indexer.store.build_index import write_index
 from indexer.store.catalogue import CatalogueReader
 from indexer.store.config import FROZEN_MAP_ROWS, KEPT_GENERATIONS, FileCheck, IndexReport, Manifest, StoreSettings
 from indexer.store.shards import CAPTIONS, FRAMES, POOLED, SHARD_KINDS, ShardKind, ShardReader
 from indexer.store.snapshot import Snapshot
-from indexer.store.vectors import MappedSide, Side
+from indexer.store.vectors import BLOCK_ROWS, MappedSide, Side
 from indexer.store.vectors import RowMapper as RowMapper
 from model.durable import TEMPORARY_PREFIX, sha256_of_file, sync_file, sync_folder, write_atomically
 
 if TYPE_CHECKING:
+    from model.emcl.correction import Correction
     from model.emcl.em import FrozenMap
 
 Places = npt.NDArray[np.void]
@@ -39,7 +42,7 @@ Places = npt.NDArray[np.void]
 CURRENT, GENERATIONS, FEATURES, CATALOGUE = "CURRENT", "generations", "features", "catalogue.db"
 MANIFEST, SNAPSHOT, FROZEN_MAP = "manifest.json", "snapshot.db", "emcl_map.npz"
 VIDEO_INDEX, CAPTION_INDEX = "videos.faiss", "captions.faiss"
-SEGMENT_PLACES_FILE, CAPTION_PLACES_FILE = "segments.npy", "captions.npy"
+SEGMENT_PLACES_FILE, CAPTION_PLACES_FILE, SEGMENT_HUBS = "segments.npy", "captions.npy", "segment_hubs.npy"
 FILES = (SNAPSHOT, FROZEN_MAP, VIDEO_INDEX, CAPTION_INDEX, SEGMENT_PLACES_FILE, CAPTION_PLACES_FILE)
 
 PHASES = ("snapshot", "EMCL map", "video index", "caption index")
@@ -67,7 +70,7 @@ def publish(
     work.mkdir()
     try:
         manifest = _build(store, work, catalogue, settings, mapper, progress, empty_map)
-        for name in (*FILES, MANIFEST):
+        for name in (*manifest.files, MANIFEST):
             sync_file(work / name)
         sync_folder(work)
         work.rename(generations / manifest.generation)
@@ -176,9 +179,12 @@ def _build(
     captions_side = _side(store, settings.dim, CAPTIONS, shards, captions, "")
     progress(PHASES[1])
     frozen, fitted_rows = _fit(store, mapper, videos_side, captions_side, empty_map)
-    np.savez(work / FROZEN_MAP, **frozen.to_arrays())  # type: ignore[arg-type]
-    indexes = _write_indexes(work, videos_side, captions_side, mapper, frozen, settings, progress)
-    files = {name: _check_of(work / name) for name in FILES}
+    correction = fit_correction(store, settings.fingerprint, frozen, mapper, videos_side, captions_side)
+    np.savez(work / FROZEN_MAP, **correction.to_arrays())  # type: ignore[arg-type]
+    frames = ShardReader(store / FEATURES, FRAMES, settings.dim, shards[FRAMES.name])
+    names = [*FILES, *_write_segment_hubs(work / SEGMENT_HUBS, correction, segments, frames)]
+    indexes = _write_indexes(work, videos_side, captions_side, correction, settings, progress)
+    files = {name: _check_of(work / name) for name in names}
     manifest = Manifest(
         generation=_next_name(store, files),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -230,28 +236,71 @@ def _fit(
                 "`emcl index create` makes an empty store"
             )
         return empty_map, 0
-    return load_frozen_map(store / GENERATIONS / current_name(store)), 0
+    return load_correction(store / GENERATIONS / current_name(store)).frozen, 0
 
 
-def load_frozen_map(folder: Path) -> FrozenMap:
-    """The frozen EMCL map of a generation."""
-    from model.emcl.em import FrozenMap
+def load_correction(folder: Path) -> Correction:
+    """What a generation applies to rows and scores; a generation of an earlier version has a frozen map alone."""
+    from model.emcl.correction import Correction
 
     with np.load(folder / FROZEN_MAP, allow_pickle=False) as arrays:
-        return FrozenMap.from_arrays(dict(arrays))
+        return Correction.from_arrays(dict(arrays))
+
+
+def fit_correction(
+    store: Path, fingerprint: str, frozen: FrozenMap, mapper: RowMapper, videos: Side, captions: Side
+) -> Correction:
+    """The correction of a store: as calibrated, with hub bases of the banks that there are."""
+    from model.emcl.correction import Correction, CorrectionSettings
+    from model.emcl.em import FrozenMap
+
+    settings = read_settings(store) or mapper.calibrated or CorrectionSettings()
+    if settings.fingerprint not in ("", fingerprint):
+        raise StoreError(
+            f"what was calibrated for {store} is of checkpoint {settings.fingerprint[:12]}, the store of "
+            f"{fingerprint[:12]}; calibrate again, or delete {CORRECTION} in it"
+        )
+    banks = banks_of(store, videos, captions)
+    own = FrozenMap.from_arrays(frozen.to_arrays())
+    return Correction.fit(own, settings, banks=banks, pooling=mapper.pooling)
+
+
+def _write_segment_hubs(path: Path, correction: Correction, segments: Places, frames: ShardReader) -> list[str]:
+    """Write each segment's number in the rerank; the names of the files that were written."""
+    if "videos" not in correction.hubs:
+        return []
+    numbers_N = np.empty(len(segments), np.float32)
+    for start in range(0, len(segments), BLOCK_ROWS // 8):
+        part = slice(start, start + BLOCK_ROWS // 8)
+        numbers_N[part] = segment_numbers(correction, segments[part], frames)
+        frames.let_go()
+    np.save(path, numbers_N)
+    return [path.name]
+
+
+def segment_numbers(correction: Correction, places: Places, frames: ShardReader) -> npt.NDArray[np.float32]:
+    """The numbers in the rerank of the segments at ``places``."""
+    counts = places["frames"].astype(np.int64)
+    longest = int(counts.max(initial=0))
+    features = frames.gather_blocks(places["shard"], places["row"], counts, longest).view(np.float16)
+    return correction.numbers_of_segments(
+        features.reshape(len(places), longest, frames.dim), np.arange(longest) < counts[:, None]
+    )
 
 
 def _write_indexes(
     work: Path,
     videos: Side,
     captions: Side,
-    mapper: RowMapper,
-    frozen: FrozenMap,
+    correction: Correction,
     settings: StoreSettings,
     progress: Callable[[str], None],
 ) -> dict[str, IndexReport]:
     """Both indexes; each may take its share of the memory, by its number of vectors."""
-    sides = {"videos": MappedSide(videos, mapper, frozen), "captions": MappedSide(captions, mapper, frozen)}
+    sides = {
+        "videos": MappedSide(videos, correction, "videos"),
+        "captions": MappedSide(captions, correction, "captions"),
+    }
     everything = max(1, len(videos) + len(captions))
     reports = {}
     for name, other, file, phase in (

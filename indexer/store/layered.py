@@ -19,7 +19,7 @@ from indexer.ann import index as ann
 from indexer.store.shards import ShardReader
 
 if TYPE_CHECKING:
-    from model.emcl.em import FrozenMap
+    from model.emcl.correction import Correction, Side
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -50,7 +50,7 @@ class Layers:
         self._without: ann.Exclusion | None = None
 
     def under(self, new_places: Places, new_rows_ND: Floats, gone: Ids) -> Layers:
-        """The same generation with other layers over it; ``new_rows_ND`` are mapped and L2-normalised."""
+        """The same generation with other layers over it; ``new_rows_ND`` are corrected as the index's are."""
         layers = copy(self)  # shares what belongs to the generation
         layers.__dict__.pop("ids", None)
         layers._new_places, layers._gone = new_places, gone
@@ -105,11 +105,8 @@ class Layers:
         return records, present
 
 
-def mapped(frozen_map: FrozenMap, reader: ShardReader, shards_N: npt.NDArray[np.int32], rows_N: Ids) -> Floats:
-    """Rows of a shard, mapped and L2-normalised: what the index compares."""
-    import torch
-
-    raw_ND = reader.gather(shards_N, rows_N).astype(np.float32)
-    with torch.inference_mode():
-        rows_ND: Floats = frozen_map.apply(torch.from_numpy(raw_ND)).numpy()
-    return rows_ND
+def mapped(
+    correction: Correction, side: Side, reader: ShardReader, shards_N: npt.NDArray[np.int32], rows_N: Ids
+) -> Floats:
+    """Rows of a shard as the index of ``side`` compares them."""
+    return correction.items(reader.gather(shards_N, rows_N).astype(np.float32), side)

@@ -14,7 +14,6 @@ Legend: B texts of the bank, N segments, n segments of a block, C candidates, F 
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import zlib
@@ -29,12 +28,13 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.errors import Damaged
-from model.durable import write_atomically
+from model.durable import digest_of_arrays, write_atomically
 from model.evaluate.hubness import BankNorm, ColumnLogSums
 
 if TYPE_CHECKING:
     from indexer.store.reader import StoreReader
     from model.config import ModelConfig
+    from model.emcl.correction import Correction
     from model.encoder import Encoder
     from model.evaluate.query_bank import QueryBank
 
@@ -84,9 +84,12 @@ class StoredBank:
         )
 
 
-def scoring_of(config: ModelConfig) -> str:
-    """What decides scores besides the weights: the settings of pooling and EMCL, as JSON."""
-    return json.dumps({"emcl": config.emcl.model_dump(), "pooling": config.pooling.model_dump()}, sort_keys=True)
+def scoring_of(config: ModelConfig, correction: Correction | None = None) -> str:
+    """What decides scores besides the weights: the settings of pooling and EMCL, and paired bases, as JSON."""
+    facts: dict[str, object] = {"emcl": config.emcl.model_dump(), "pooling": config.pooling.model_dump()}
+    if correction is not None and correction.paired is not None:
+        facts["paired"] = digest_of_arrays(correction.paired.to_arrays())
+    return json.dumps(facts, sort_keys=True)
 
 
 def compute_bank(reader: StoreReader, encoder: Encoder, bank: QueryBank) -> StoredBank:
@@ -107,7 +110,7 @@ def compute_bank(reader: StoreReader, encoder: Encoder, bank: QueryBank) -> Stor
         norms=norms,
         fingerprint=encoder.fingerprint,
         generation=reader.manifest.generation,
-        scoring=scoring_of(encoder.config),
+        scoring=scoring_of(encoder.config, reader.correction),
         source=bank.source,
         candidates=candidates,
     )
@@ -125,7 +128,7 @@ def write_bank(store: Path, bank: StoredBank) -> str:
     arrays: dict[str, np.ndarray] = {"ids": bank.ids_N, "facts": np.array(json.dumps(facts, sort_keys=True))}
     for kind, norm in bank.norms.items():
         arrays |= {f"{kind}/{name}": array for name, array in norm.to_arrays().items()}
-    digest = _digest(arrays)
+    digest = digest_of_arrays(arrays)
     content = io.BytesIO()
     np.savez(content, digest=np.array(digest), **arrays)  # type: ignore[arg-type]
     write_atomically(store / QUERY_BANK, content.getvalue())
@@ -143,7 +146,7 @@ def read_bank(store: Path) -> StoredBank | None:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             arrays = dict(file)
         digest = str(arrays.pop("digest"))
-        if digest != _digest(arrays):
+        if digest != digest_of_arrays(arrays):
             raise ValueError("its content does not match its checksum")
         facts = json.loads(str(arrays["facts"]))
         norms = {kind: BankNorm.from_arrays(_part(arrays, kind)) for kind in KINDS}
@@ -152,23 +155,14 @@ def read_bank(store: Path) -> StoredBank | None:
         raise Damaged(f"{path} is damaged ({error}); compute it again with `emcl index bank`") from error
 
 
-def _digest(arrays: Mapping[str, np.ndarray]) -> str:
-    hashed = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        hashed.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-        hashed.update(array.tobytes())
-    return hashed.hexdigest()
-
-
 def _part(arrays: Mapping[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
     return {name.removeprefix(f"{kind}/"): array for name, array in arrays.items() if name.startswith(f"{kind}/")}
 
 
 def _frozen_blocks(reader: StoreReader, encoder: Encoder, text_BD: Floats, ids_N: Ids) -> Iterator[Floats]:
-    mapped_BD = encoder.map_rows(reader.frozen_map, text_BD)
+    queries_BM = reader.correction.queries(text_BD, "text", "videos", hubs=False)
     for rows in _segment_blocks(len(text_BD), len(ids_N)):
-        yield mapped_BD @ encoder.map_rows(reader.frozen_map, reader.segment_embeddings(ids_N[rows])).T
+        yield queries_BM @ reader.correction.items(reader.segment_embeddings(ids_N[rows]), "videos").T
 
 
 def _pooled_blocks(reader: StoreReader, encoder: Encoder, text_BD: Floats, ids_N: Ids) -> Iterator[Floats]:
@@ -211,10 +205,12 @@ def _fit_candidates(
     scores: list[Floats] = []
     for start in range(0, len(text_BD), _TEXTS_AT_ONCE):
         text_QD = text_BD[start : start + _TEXTS_AT_ONCE]
-        _, ids_QC = reader.search_videos(encoder.map_rows(reader.frozen_map, text_QD), candidates)
+        _, ids_QC = reader.search_videos(reader.correction.queries(text_QD, "text", "videos", hubs=False), candidates)
         ids_QC = np.sort(ids_QC, axis=1)  # an approximate index may find fewer, and fills up with -1
         features_QCFD, mask_QCF = reader.segment_features(ids_QC)
-        scored = encoder.score_videos(text_QD, features_QCFD, mask_QCF, ids_QC >= 0, "emcl")
+        scored = encoder.score_videos(
+            text_QD, features_QCFD, mask_QCF, ids_QC >= 0, "emcl", correction=reader.correction
+        )
         places.append(np.where(ids_QC >= 0, np.searchsorted(ids_N, ids_QC), -1))
         scores.append(scored.scores_QN)
     places_BC, scores_BC = np.concatenate(places), np.concatenate(scores).astype(np.float64)

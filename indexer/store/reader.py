@@ -34,7 +34,7 @@ from indexer.store.shards import CAPTIONS, FRAMES, POOLED, ShardReader, to_singl
 from indexer.store.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from model.emcl.em import FrozenMap
+    from model.emcl.correction import Correction
 
 Ids = npt.NDArray[np.int64]
 
@@ -78,7 +78,11 @@ class _Base:
         folder = path / generation.GENERATIONS / manifest.generation
         self.manifest = manifest
         self.snapshot = folder / generation.SNAPSHOT
-        self.frozen_map: FrozenMap = generation.load_frozen_map(folder)
+        self.correction: Correction = generation.load_correction(folder)
+        self.hub_numbers_N: FloatArray | None = None
+        if generation.SEGMENT_HUBS in manifest.files:
+            self.hub_numbers_N = np.load(folder / generation.SEGMENT_HUBS, mmap_mode="r")
+        self.new_hub_numbers: dict[int, float] = {}  # of segments that came later, by id
         self.shards = generation.open_shards(path, manifest)
         self.serving = serving
         self.segments = self._layers(folder, "videos")
@@ -91,10 +95,10 @@ class _Base:
         shards_N, rows_N = places[f"{prefix}shard"], places[f"{prefix}row"]
         # Not through self: the index would hold this object, which holds the index, and both would outlive their last
         # view until the garbage collector came by.
-        frozen_map, shard = self.frozen_map, self.shards[kind]
+        correction, shard = self.correction, self.shards[kind]
 
         def rows(positions: IdArray) -> FloatArray:
-            return mapped(frozen_map, shard, shards_N[positions], rows_N[positions])
+            return mapped(correction, name, shard, shards_N[positions], rows_N[positions])
 
         report = self.manifest.indexes.get(name)
         ids_N = np.ascontiguousarray(places["id"])
@@ -111,7 +115,8 @@ class StoreReader:
         """Use ``StoreReader.open``, which checks the files first."""
         self.path = path
         self.manifest = base.manifest
-        self.frozen_map = base.frozen_map
+        self.correction = base.correction
+        self.frozen_map = base.correction.frozen
         self.revision = over.revision
         self.overlay_rows = over.rows
         self.counts = _sum(base.manifest.counts, over.gains)
@@ -120,10 +125,11 @@ class StoreReader:
         self._segments, self._captions = base.segments, base.captions
         if over.rows:
             new, text = over.new_segments, over.new_captions
-            pooled = self._mapped(POOLED.name, new["pooled_shard"], new["pooled_row"])
+            pooled = self._mapped("videos", POOLED.name, new["pooled_shard"], new["pooled_row"])
             self._segments = base.segments.under(new, pooled, over.gone_segments)
-            texts = self._mapped(CAPTIONS.name, text["shard"], text["row"])
+            texts = self._mapped("captions", CAPTIONS.name, text["shard"], text["row"])
             self._captions = base.captions.under(text, texts, over.gone_captions)
+            self._number_new(new)
         self._snapshot = Snapshot(base.snapshot, over.content)
 
     @classmethod
@@ -182,7 +188,7 @@ class StoreReader:
     ) -> tuple[FloatArray, IdArray]:
         """The k nearest segments of each query: scores ``(Q, k)`` float32, descending, and segment ids ``(Q, k)``.
 
-        ``queries_QD`` are mapped by ``frozen_map`` and L2-normalised, so scores are cosines. ``allowed_segment_ids``
+        ``queries_QD`` are those of ``correction.queries``, so scores are corrected cosines. ``allowed_segment_ids``
         restricts the answer. Where there are fewer than k, ids are -1 and scores -inf. A query's answer does not
         depend on the others.
         """
@@ -295,8 +301,35 @@ class StoreReader:
     def _reader(self, kind: str) -> ShardReader:
         return self._shards[kind]
 
-    def _mapped(self, kind: str, shards_N: npt.NDArray[np.int32], rows_N: IdArray) -> FloatArray:
-        return mapped(self.frozen_map, self._reader(kind), shards_N, rows_N)
+    def hub_numbers(self, ids: IdArray) -> FloatArray:
+        """How near segments are to all texts of the bank in the rerank's score: the shape of ``ids``, float32.
+
+        0 for an id of -1. Only of a generation whose correction has hub bases of texts.
+        """
+        base_N, base_ids_N = self._base.hub_numbers_N, self._base.segments.ids
+        assert base_N is not None, "the generation has no hub bases of texts"
+        flat = np.asarray(ids, dtype=np.int64).ravel()
+        places = np.minimum(np.searchsorted(base_ids_N, flat), max(0, len(base_ids_N) - 1))
+        known = base_ids_N[places] == flat if len(base_ids_N) else np.zeros(len(flat), bool)
+        numbers = np.zeros(len(flat), np.float32)
+        numbers[known] = base_N[places[known]]
+        for place in np.flatnonzero(~known & (flat >= 0)):
+            numbers[place] = self._base.new_hub_numbers[int(flat[place])]
+        return numbers.reshape(np.shape(ids))
+
+    def _number_new(self, places: npt.NDArray[np.void]) -> None:
+        """Give segments that came after the generation their numbers: one E-step each, kept for the next views."""
+        known = self._base.new_hub_numbers
+        fresh = [place for place, number in enumerate(places["id"]) if int(number) not in known]
+        if self._base.hub_numbers_N is None or not fresh:
+            return
+        numbers = generation.segment_numbers(self.correction, places[fresh], self._reader(FRAMES.name))
+        known.update(zip((int(number) for number in places["id"][fresh]), map(float, numbers), strict=True))
+
+    def _mapped(
+        self, side: Literal["videos", "captions"], kind: str, shards_N: npt.NDArray[np.int32], rows_N: IdArray
+    ) -> FloatArray:
+        return mapped(self.correction, side, self._reader(kind), shards_N, rows_N)
 
 
 def _overlay(path: Path, base: _Base) -> Overlay:

@@ -8,7 +8,7 @@ Legend: Q queries, N rows, D channels, k neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,12 @@ import numpy.typing as npt
 from indexer.store.reader import StoreReader
 from indexer.store.vectors import BLOCK_ROWS
 
+if TYPE_CHECKING:
+    from model.emcl.correction import Side
+    from model.emcl.paired import Modality
+
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
-Embed = Callable[[Ids], Floats]
 
 QUERIES = 200
 DEPTH = 10
@@ -29,29 +32,27 @@ SCORE_TOLERANCE = 1e-5
 def measure_recall(reader: StoreReader, *, queries: int = QUERIES, depth: int = DEPTH) -> dict[str, float]:
     """Recall@``depth`` of both indexes, ``videos`` and ``captions``; a side without vectors is left out."""
     segments, captions = reader.segment_ids(), reader.caption_ids()
-    videos_ask = _sample(segments, queries), reader.segment_embeddings
-    captions_ask = (_sample(captions, queries), reader.caption_embeddings) if len(captions) else videos_ask
     recall = {}
     if len(segments):
-        asked = _mapped(reader, captions_ask[1], captions_ask[0])
+        asked = _queries(reader, "text" if len(captions) else "video", "videos", queries)
         _, found = reader.search_videos(asked, min(depth, len(segments)))
-        recall["videos"] = _recall(reader, asked, found, segments, reader.segment_embeddings)
+        recall["videos"] = _recall(reader, asked, found, segments, "videos")
     if len(captions):
-        side = videos_ask if len(segments) else captions_ask
-        asked = _mapped(reader, side[1], side[0])
+        asked = _queries(reader, "video" if len(segments) else "text", "captions", queries)
         _, found = reader.search_captions(asked, min(depth, len(captions)))
-        recall["captions"] = _recall(reader, asked, found, captions, reader.caption_embeddings)
+        recall["captions"] = _recall(reader, asked, found, captions, "captions")
     return recall
 
 
-def _recall(reader: StoreReader, queries_QD: Floats, found_Qk: Ids, ids_N: Ids, embed: Embed) -> float:
+def _recall(reader: StoreReader, queries_QD: Floats, found_Qk: Ids, ids_N: Ids, side: Side) -> float:
     """Share of ``found_Qk`` whose exact score reaches that of the k-th exact neighbour."""
     depth = found_Qk.shape[1]
     best_Qk = np.full(found_Qk.shape, -np.inf, dtype=np.float32)
     scores_Qk = np.full(found_Qk.shape, -np.inf, dtype=np.float32)
     for start in range(0, len(ids_N), BLOCK_ROWS):
         ids = ids_N[start : start + BLOCK_ROWS]
-        block_QN = queries_QD @ _mapped(reader, embed, ids).T
+        embed = reader.segment_embeddings if side == "videos" else reader.caption_embeddings
+        block_QN = queries_QD @ reader.correction.items(embed(ids), side).T
         best_Qk = -np.sort(-np.concatenate([best_Qk, block_QN], axis=1), axis=1)[:, :depth]
         position = np.clip(np.searchsorted(ids, found_Qk), 0, len(ids) - 1)
         here = ids[position] == found_Qk
@@ -59,11 +60,13 @@ def _recall(reader: StoreReader, queries_QD: Floats, found_Qk: Ids, ids_N: Ids, 
     return float(np.mean(scores_Qk >= best_Qk[:, -1:] - SCORE_TOLERANCE))
 
 
-def _mapped(reader: StoreReader, embed: Embed, ids: Ids) -> Floats:
-    import torch
-
-    mapped: Floats = reader.frozen_map.apply(torch.from_numpy(np.array(embed(ids)))).numpy()
-    return mapped
+def _queries(reader: StoreReader, modality: Modality, against: Side, count: int) -> Floats:
+    """Stored rows of a modality as queries of a side."""
+    if modality == "text":
+        rows_QD = reader.caption_embeddings(_sample(reader.caption_ids(), count))
+    else:
+        rows_QD = reader.segment_embeddings(_sample(reader.segment_ids(), count))
+    return reader.correction.queries(rows_QD, modality, against)
 
 
 def _sample(ids: Ids, count: int) -> Ids:

@@ -59,9 +59,10 @@ class Asked:
 def ask(own: MappedSide, other: MappedSide, *, names: tuple[str, str], queries: int = QUERIES) -> Asked:
     """Queries for the index of ``own``, with their exact neighbours; ``names`` of both sides, for ``source``."""
     if len(other) >= FEWEST_QUERIES:
-        rows_QD, source = other.sample(queries), names[1]
+        rows_QD, source = own.asked_by(other.raw_sample(queries), other.name), names[1]
     else:
-        rows_QD, source = _moved(own.sample(3 * queries)), f"{names[0]}, moved"
+        moved_QD = _moved(_unit(own.raw_sample(3 * queries)))
+        rows_QD, source = own.asked_by(moved_QD, own.name), f"{names[0]}, moved"
     depth = min(DEPTH, len(own))
     return Asked(rows_QD=rows_QD, source=source, least_Q=least_scores(rows_QD, own.blocks(), depth), depth=depth)
 
@@ -136,6 +137,10 @@ def _moved(rows_ND: Floats) -> Floats:
     """A third of the rows, each moved by half the difference of two others."""
     third = max(1, len(rows_ND) // 3)
     moved = rows_ND[:third] + 0.5 * (np.roll(rows_ND, third, axis=0)[:third] - np.roll(rows_ND, -third, axis=0)[:third])
-    norms = np.linalg.norm(moved, axis=1, keepdims=True)
-    scaled: Floats = (moved / np.maximum(norms, 1e-12)).astype(np.float32)
+    return _unit(moved)
+
+
+def _unit(rows_ND: Floats) -> Floats:
+    norms = np.linalg.norm(rows_ND, axis=1, keepdims=True)
+    scaled: Floats = (rows_ND / np.maximum(norms, 1e-12)).astype(np.float32)
     return scaled

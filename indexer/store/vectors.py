@@ -15,6 +15,9 @@ import numpy.typing as npt
 from indexer.store.shards import ShardReader
 
 if TYPE_CHECKING:
+    from model.config import PoolingConfig
+    from model.emcl.correction import Correction, CorrectionSettings
+    from model.emcl.correction import Side as SideName
     from model.emcl.em import FrozenMap
 
 Floats = npt.NDArray[np.float32]
@@ -31,8 +34,14 @@ class RowMapper(Protocol):
         """Fit the frozen EMCL map on raw rows."""
         ...
 
-    def map_rows(self, frozen_map: FrozenMap, rows_ND: npt.NDArray[Any], /) -> Floats:
-        """Map raw rows to L2-normalised ones."""
+    @property
+    def pooling(self) -> PoolingConfig:
+        """How the model pools frames, which the numbers of hubs in the rerank depend on."""
+        ...
+
+    @property
+    def calibrated(self) -> CorrectionSettings | None:
+        """What `emcl calibrate` chose for the model's hub and paired bases, if it did."""
         ...
 
 
@@ -63,18 +72,31 @@ class Side:
 
 @dataclass(frozen=True)
 class MappedSide:
-    """The rows of a side as the index compares them: mapped and L2-normalised."""
+    """The rows of a side as the index compares them: corrected, all of one norm."""
 
     side: Side
-    mapper: RowMapper
-    frozen: FrozenMap
+    correction: Correction
+    name: SideName
 
     def __len__(self) -> int:
         return len(self.side)
 
+    @property
+    def dim(self) -> int:
+        """M: coordinates of a row."""
+        return self.correction.width(self.name, self.side.reader.dim)
+
     def rows(self, which: Ids | slice) -> Floats:
         """Rows at some positions."""
-        return self.mapper.map_rows(self.frozen, self.side.raw(which))
+        return self.correction.items(self.side.raw(which), self.name)
+
+    def raw_sample(self, count: int) -> Floats:
+        """``count`` raw rows, or all, spread evenly."""
+        return self.side.raw(self.side.sample(count))
+
+    def asked_by(self, raw_QD: Floats, name: SideName) -> Floats:
+        """Raw rows of the side ``name`` as queries of this one."""
+        return self.correction.queries(raw_QD, "text" if name == "captions" else "video", self.name)
 
     def blocks(self) -> Iterator[Floats]:
         """All rows, in the order of their ids."""
@@ -85,7 +107,7 @@ class MappedSide:
     def sample(self, count: int) -> Floats:
         """``count`` rows, or all, spread evenly."""
         positions = self.side.sample(count)
-        out_ND = np.empty((len(positions), self.side.reader.dim), dtype=np.float32)
+        out_ND = np.empty((len(positions), self.dim), dtype=np.float32)
         for start in range(0, len(positions), BLOCK_ROWS):
             part = slice(start, start + BLOCK_ROWS)
             out_ND[part] = self.rows(positions[part])

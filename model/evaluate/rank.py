@@ -21,11 +21,12 @@ import torch
 from numpy.typing import NDArray
 
 from model.arrays import row_blocks, unit_rows
+from model.emcl.correction import Correction
+from model.emcl.pairwise_scores import score_all_pairs
 from model.encoder import Scorer
 from model.evaluate.corpus import Corpus, Floats
 from model.evaluate.hubness import DUAL_SOFTMAX_TEMPERATURE, dual_softmax
 from model.evaluate.metrics import matrix_blocks
-from model.evaluate.pairwise_scores import score_all_pairs
 from model.net import Rerank
 
 Scores = NDArray[np.floating[Any]]
@@ -82,32 +83,76 @@ def rerank(encoder: Scorer, corpus: Corpus, first: Ranked, *, candidates: int, h
     )
 
 
+def rank_corrected(
+    encoder: Scorer, corpus: Corpus, correction: Correction, *, candidates: int
+) -> tuple[Ranked, Ranked]:
+    """Rank as the service does over an index that applies ``correction``: the reranking, and stage 1 before it."""
+    pooled_VD = encoder.pool(corpus.features_VFD, corpus.mask_VF)
+    text_TD = corpus.text_TD
+    first = Ranked(
+        text_to_video_TV=correction.queries(text_TD, "text", "videos") @ correction.items(pooled_VD, "videos").T,
+        video_to_text_VT=correction.queries(pooled_VD, "video", "captions") @ correction.items(text_TD, "captions").T,
+    )
+    if correction.order == "stage1":
+        return first, first
+    videos_TV = rerank_videos(
+        encoder, corpus, text_TD, first.text_to_video_TV, candidates=candidates, how="emcl", correction=correction
+    )
+    texts_VT = _rerank_captions(
+        encoder, corpus, first.video_to_text_VT, candidates=candidates, how="emcl", correction=correction
+    )
+    return Ranked(text_to_video_TV=videos_TV, video_to_text_VT=texts_VT), first
+
+
 def rerank_videos(
-    encoder: Scorer, corpus: Corpus, query_QD: Floats, first_QV: Scores, *, candidates: int, how: Rerank
+    encoder: Scorer,
+    corpus: Corpus,
+    query_QD: Floats,
+    first_QV: Scores,
+    *,
+    candidates: int,
+    how: Rerank,
+    correction: Correction | None = None,
 ) -> Scores:
     """Rerank the best ``candidates`` videos of stage 1 for any texts (Q, V); the rest is -inf."""
     stored_VFD = corpus.features_VFD.astype(np.float16)
+    hubs = correction.hubs.get("videos") if correction is not None and how == "emcl" else None
     if how == "none" and candidates >= first_QV.shape[1]:
         return pool_and_score(encoder, query_QD, stored_VFD, corpus.mask_VF)
     scores_QV = np.full(first_QV.shape, -np.inf, np.float32)
     frames = stored_VFD.shape[1] * stored_VFD.shape[2]
     for rows in _turns(len(query_QD), min(candidates, first_QV.shape[1]) * frames):
         ids_QC = best_columns(first_QV[rows], candidates)
-        scores = encoder.score_videos(query_QD[rows], stored_VFD[ids_QC], corpus.mask_VF[ids_QC], None, how)
+        scores = encoder.score_videos(
+            query_QD[rows], stored_VFD[ids_QC], corpus.mask_VF[ids_QC], None, how, correction=correction
+        )
         np.put_along_axis(scores_QV[rows], ids_QC, scores.scores_QN, axis=1)
+    if hubs is not None and correction is not None:
+        scores_QV -= np.float32(hubs.strength) * correction.numbers_of_segments(stored_VFD, corpus.mask_VF)
     return scores_QV
 
 
-def _rerank_captions(encoder: Scorer, corpus: Corpus, first_VT: Scores, *, candidates: int, how: Rerank) -> Scores:
+def _rerank_captions(
+    encoder: Scorer,
+    corpus: Corpus,
+    first_VT: Scores,
+    *,
+    candidates: int,
+    how: Rerank,
+    correction: Correction | None = None,
+) -> Scores:
+    hubs = correction.hubs.get("captions") if correction is not None and how == "emcl" else None
     if how == "none" and candidates >= first_VT.shape[1]:
         return pool_and_score(encoder, corpus.text_TD, corpus.features_VFD, corpus.mask_VF).T
     scores_VT = np.full(first_VT.shape, -np.inf, np.float32)
     for rows in _turns(len(first_VT), min(candidates, first_VT.shape[1]) * corpus.text_TD.shape[1]):
         ids_VC = best_columns(first_VT[rows], candidates)
         scores = encoder.score_captions(
-            corpus.features_VFD[rows], corpus.mask_VF[rows], corpus.text_TD[ids_VC], None, how
+            corpus.features_VFD[rows], corpus.mask_VF[rows], corpus.text_TD[ids_VC], None, how, correction=correction
         )
         np.put_along_axis(scores_VT[rows], ids_VC, scores.scores_QN, axis=1)
+    if hubs is not None and correction is not None:
+        scores_VT -= np.float32(hubs.strength) * correction.numbers_of_captions(corpus.text_TD)
     return scores_VT
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from model.clip.tokenizer import Tokenizer
 from model.data.base import Batch
+from model.emcl.pairwise_scores import score_all_pairs
 from model.evaluate.metrics import evaluate_similarity
-from model.evaluate.pairwise_scores import score_all_pairs
 from model.net import EMCLNet
 from model.train.grad_cache import encode_batch
 

@@ -255,7 +255,16 @@ def _evaluate(job: Job, job_store: JobStore, settings: Settings) -> Command:
 def _calibrate(job: Job, job_store: JobStore, settings: Settings) -> Command:
     asked, folder = job.parameters, job_store.job_folder(job.job_id).absolute()
     made = folder / "model.safetensors"
-    command = ["calibrate", *_measured(asked), "--output", str(made), "--json", str(folder / REPORT)]
+    command = [
+        "calibrate",
+        "--form",
+        "published",
+        *_measured(asked),
+        "--output",
+        str(made),
+        "--json",
+        str(folder / REPORT),
+    ]
     command += ["--mode", asked["mode"]] + (["--only-if-significant"] if asked["only_if_significant"] else [])
     command += model_arguments(asked["model"], job_store, settings, option="--model")
     return Command(arguments=command, progress=NoProgress(), stale=(made, made.with_suffix(".json")))

@@ -63,7 +63,7 @@ def _describe(services: Services) -> IndexAnswer:
     encoder, settings = services.engine.encoder, services.settings
     with services.engine.live.lease() as generation:
         manifest, version = generation.reader.manifest, generation.version
-        correction = active_emcl(encoder.config.emcl, generation.reader.frozen_map)
+        correction = active_emcl(encoder.config.emcl, generation.reader.correction)
         revision, rows, counts = generation.reader.revision, generation.reader.overlay_rows, generation.reader.counts
     library = services.library
     return IndexAnswer(

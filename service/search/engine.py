@@ -4,7 +4,7 @@ In: lists of ``service.search.query`` values. Out: as many results in the same o
 on the queries that share its batch: they are a batch dimension, never one EM pass (``service.search.ranking`` says how
 ties and the order of candidates are kept from mattering).
 
-    text ─ encode ─ frozen map ─ FAISS: candidates ─ their frame features ─ pool by the text ─ EMCL pass ─ cosine
+    text ─ encode ─ frozen map ─ FAISS: candidates ─ their frame features ─ pool by the text ─ EMCL pass ─ score
 
 Legend: Q queries, C candidates, F frames, D channels, S image size.
 """
@@ -155,18 +155,18 @@ class Engine:
             ]
 
     def embed(self, texts: Sequence[str]) -> tuple[Floats, Source]:
-        """The vectors (N, D) that the index compares: mapped by the frozen EMCL map and L2-normalised."""
+        """The unit vectors (N, M) that the index compares, without the coordinates of hub bases."""
         with self.live.lease() as generation:
             watch = _Stopwatch()
             rows_ND = self._text_rows(texts)
             watch.lap("encode")
-            mapped_ND = self.encoder.map_rows(generation.reader.frozen_map, rows_ND)
-            return mapped_ND, self._source(generation, watch, "frozen")
+            mapped_NM = generation.reader.correction.base_rows(rows_ND, "text")
+            return mapped_NM, self._source(generation, watch, "frozen")
 
     def active(self) -> ActiveEMCL:
         """The correction that `rerank: emcl` applies to what is served."""
         with self.live.lease() as generation:
-            return active_emcl(self.encoder.config.emcl, generation.reader.frozen_map)
+            return active_emcl(self.encoder.config.emcl, generation.reader.correction)
 
     def probe(self) -> SearchResult:
         """One query through every stage, with nothing taken from a cache: what "ready" means."""
@@ -224,15 +224,18 @@ class Engine:
         watch: _Stopwatch,
     ) -> list[SearchResult]:
         reader = generation.reader
-        mapped_QD = self.encoder.map_rows(reader.frozen_map, rows_QD)
         scored: dict[int, tuple[Scored, int]] = {}
         for (asked, wanted, left_out), members in _alike(queries, own):
             allowed = None if wanted.is_empty else _allowed(reader, wanted)
+            is_text, hubs = queries[members[0]].text is not None, asked.normalise == "none"
+            mapped_QM = reader.correction.queries(rows_QD[members], "text" if is_text else "video", "videos", hubs=hubs)
             candidates = ranking.find_segments(
-                reader, mapped_QD[members], self.limits.candidates_of(asked), allowed=allowed, left_out=left_out
+                reader, mapped_QM, self.limits.candidates_of(asked), allowed=allowed, left_out=left_out
             )
             watch.lap("candidates")
-            group = ranking.score_segments(self.encoder, reader, rows_QD[members], candidates, asked.rerank)
+            group = ranking.score_segments(
+                self.encoder, reader, rows_QD[members], candidates, asked.rerank, corrects=is_text, hubs=hubs
+            )
             if asked.normalise == "qb-norm":
                 group = rescore(group, usable(generation.bank, reader, self.encoder), asked.rerank)
             scored.update({q: (group, place) for place, q in enumerate(members)})
@@ -250,8 +253,8 @@ class Engine:
     def _rerank_one(self, generation: Generation, row_D: Floats, query: RerankQuery, watch: _Stopwatch) -> SearchResult:
         reader = generation.reader
         ids_C = np.sort([_segment_id(generation, named) for named in query.segments])  # sums depend on their order
-        pooled_CD = self.encoder.map_rows(reader.frozen_map, reader.segment_embeddings(ids_C))
-        stage1_C = pooled_CD @ self.encoder.map_rows(reader.frozen_map, row_D[None])[0]
+        items_CM = reader.correction.items(reader.segment_embeddings(ids_C), "videos")
+        stage1_C = items_CM @ reader.correction.queries(row_D[None], "text", "videos")[0]
         candidates = ranking.sort_by_id(stage1_C[None], ids_C[None])
         watch.lap("candidates")
         scored = ranking.score_segments(self.encoder, reader, row_D[None], candidates, query.rerank)
@@ -269,19 +272,19 @@ class Engine:
         pooled_1D: Floats,
     ) -> tuple[CaptionHit, ...]:
         reader, asked = generation.reader, upload.ranking
-        mapped_1D = self.encoder.map_rows(reader.frozen_map, pooled_1D)
-        candidates = ranking.find_captions(reader, mapped_1D, self.limits.candidates_of(asked))
+        mapped_1M = reader.correction.queries(pooled_1D, "video", "captions")
+        candidates = ranking.find_captions(reader, mapped_1M, self.limits.candidates_of(asked))
         scored = ranking.score_captions(self.encoder, reader, features_1FD, mask_1F, candidates, asked.rerank)
         return caption_hits(self.encoder, reader, scored, upload, features_1FD[0], mask_1F[0])
 
     def _source(self, generation: Generation, watch: _Stopwatch, rerank: Rerank) -> Source:
-        frozen = generation.reader.frozen_map
+        correction = generation.reader.correction
         mode, strength = "off", 0.0
         if rerank == "emcl":
-            active = active_emcl(self.encoder.config.emcl, frozen)
+            active = active_emcl(self.encoder.config.emcl, correction)
             mode, strength = active.mode, active.strength
-        elif rerank == "frozen" and frozen.strength:
-            mode, strength = frozen.mode, frozen.strength
+        elif rerank == "frozen":
+            mode, strength = correction.mode, correction.strength
         return Source(
             generation=generation.reader.manifest.generation,
             version=generation.version,
@@ -312,8 +315,9 @@ def _alike(
     members = defaultdict(list)
     for q, query in enumerate(queries):
         asked = query.ranking
-        members[(asked.candidates, asked.rerank, asked.normalise, query.filter, tuple(own[q]))].append(q)
-    for (candidates, rerank, how, wanted, left_out), group in members.items():
+        is_text = query.text is not None
+        members[(asked.candidates, asked.rerank, asked.normalise, query.filter, tuple(own[q]), is_text)].append(q)
+    for (candidates, rerank, how, wanted, left_out, _), group in members.items():
         yield (Ranking(k=1, candidates=candidates, rerank=rerank, normalise=how), wanted, left_out), group
 
 

@@ -67,7 +67,7 @@ def usable(bank: StoredBank | Damaged | None, reader: StoreReader, encoder: Enco
         raise Conflict("the served index has no query bank", expected="one for qb-norm", next_step=_MAKE_ONE)
     if isinstance(bank, Damaged):
         raise Conflict(f"the query bank cannot be used: {bank}", expected="an intact one", next_step=_MAKE_ONE)
-    if bank.fingerprint != reader.manifest.fingerprint or bank.scoring != scoring_of(encoder.config):
+    if bank.fingerprint != reader.manifest.fingerprint or bank.scoring != scoring_of(encoder.config, reader.correction):
         raise Conflict(
             f"the query bank is of checkpoint {bank.fingerprint[:12]}, or of other settings of its EMCL or pooling",
             expected=f"one of checkpoint {encoder.fingerprint[:12]} as it is configured now",

@@ -84,19 +84,38 @@ def find_captions(reader: StoreReader, rows_QD: Floats, count: int) -> Candidate
 
 
 def score_segments(
-    encoder: Encoder, reader: StoreReader, queries_QD: Floats, candidates: Candidates, rerank: Rerank
+    encoder: Encoder,
+    reader: StoreReader,
+    queries_QD: Floats,
+    candidates: Candidates,
+    rerank: Rerank,
+    *,
+    corrects: bool = True,
+    hubs: bool = True,
 ) -> Scored:
-    """Score each query against its own candidate segments."""
-    if rerank == "frozen":
+    """Score each query against its own candidate segments.
+
+    ``corrects`` is False for queries that are videos: hub and paired bases are between texts and videos. ``hubs`` False
+    leaves the hub bases out, where QB-Norm takes their place.
+    """
+    correction = reader.correction
+    if rerank == "frozen" or (rerank == "emcl" and corrects and correction.order == "stage1"):
         return Scored(candidates=candidates, scores_QC=candidates.stage1_QC, weights_QCF=None)
     ids_QC = candidates.ids_QC
+    own = correction if corrects else None
+    how = rerank if corrects or not correction.has_own_pass else "none"
     parts: list[Any] = []
     for rows in _turns(reader, ids_QC):
         features_QCFD, mask_QCF = reader.stored_features(ids_QC[rows])
-        parts.append(encoder.score_videos(queries_QD[rows], features_QCFD, mask_QCF, ids_QC[rows] >= 0, rerank))
+        parts.append(
+            encoder.score_videos(queries_QD[rows], features_QCFD, mask_QCF, ids_QC[rows] >= 0, how, correction=own)
+        )
+    scores_QC = np.concatenate([part.scores_QN for part in parts])
+    if rerank == "emcl" and corrects and hubs and "videos" in correction.hubs:
+        scores_QC = scores_QC - np.float32(correction.hubs["videos"].strength) * reader.hub_numbers(ids_QC)
     return Scored(
         candidates=candidates,
-        scores_QC=np.concatenate([part.scores_QN for part in parts]),
+        scores_QC=scores_QC,
         weights_QCF=_join([part.frame_weights_QNF for part in parts]),
     )
 
@@ -110,12 +129,17 @@ def score_captions(
     rerank: Rerank,
 ) -> Scored:
     """Score each uploaded video against its own candidate captions."""
-    if rerank == "frozen":
+    correction = reader.correction
+    if rerank == "frozen" or (rerank == "emcl" and correction.order == "stage1"):
         return Scored(candidates=candidates, scores_QC=candidates.stage1_QC, weights_QCF=None)
     ids_QC = candidates.ids_QC
     captions_QCD = reader.caption_embeddings(ids_QC)
-    scores = encoder.score_captions(features_QFD, mask_QF, captions_QCD, ids_QC >= 0, rerank)
-    return Scored(candidates=candidates, scores_QC=scores.scores_QN, weights_QCF=scores.frame_weights_QNF)
+    scores = encoder.score_captions(features_QFD, mask_QF, captions_QCD, ids_QC >= 0, rerank, correction=correction)
+    scores_QC = scores.scores_QN
+    if rerank == "emcl" and "captions" in correction.hubs:
+        numbers_C = correction.numbers_of_captions(captions_QCD.reshape(-1, captions_QCD.shape[-1]))
+        scores_QC = scores_QC - np.float32(correction.hubs["captions"].strength) * numbers_C.reshape(ids_QC.shape)
+    return Scored(candidates=candidates, scores_QC=scores_QC, weights_QCF=scores.frame_weights_QNF)
 
 
 def segment_weights(encoder: Encoder, reader: StoreReader, query_D: Floats, ids_C: Ids) -> Floats:

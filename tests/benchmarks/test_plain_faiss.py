@@ -44,7 +44,7 @@ def test_a_plain_index_is_searched_with_the_shipped_switch_and_leaves_the_other(
 def test_the_server_of_the_alternative_has_them_too(tmp_path):
     program = (
         "import faiss, sys; from benchmarks import naive_server as n; "
-        "import indexer.store.generation as g; g.load_frozen_map = lambda folder: None; "
+        "import indexer.store.generation as g; g.load_correction = lambda folder: None; "
         "import numpy as np; np.save(sys.argv[1] + '/vectors.npy', np.eye(128, dtype='f4')); "
         "from pathlib import Path; n.make_app('faiss', Path(sys.argv[1])); "
         "import indexer.ann.flat; print(faiss.cvar.distance_compute_blas_threshold)"

@@ -24,7 +24,7 @@ from indexer.build.run import BuildRequest, build
 from indexer.locations import Location
 from indexer.store.config import ModelSpec, StoreSettings
 from indexer.store.writer import EncodedSegment, EncodedVideo, StoreWriter
-from model.config import SamplingConfig
+from model.config import PoolingConfig, SamplingConfig
 
 DIM, IMAGE_SIZE = 8, 16
 FINGERPRINT = "ab" * 32
@@ -74,6 +74,9 @@ class FakeEncoder:
         seeds = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") for text in texts]
         rows = [np.random.default_rng(seed).standard_normal(DIM) for seed in seeds]
         return np.array(rows, dtype=np.float32).reshape(-1, DIM)
+
+    pooling = PoolingConfig()
+    calibrated = None
 
     def fit_frozen_map(self, rows_ND: np.ndarray) -> FakeMap:
         assert rows_ND.ndim == 2

@@ -32,8 +32,16 @@ class Rows:
         self.all = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
         self.side = type("Side", (), {"ids_N": np.arange(len(rows)), "reader": type("R", (), {"dim": rows.shape[1]})})
 
+        self.dim, self.name = rows.shape[1], "videos"
+
     def __len__(self) -> int:
         return len(self.all)
+
+    def raw_sample(self, count: int) -> np.ndarray:
+        return self.sample(count)
+
+    def asked_by(self, raw: np.ndarray, name: str) -> np.ndarray:
+        return raw
 
     def rows(self, which: np.ndarray | slice) -> np.ndarray:
         return self.all[which]

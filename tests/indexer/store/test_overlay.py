@@ -32,7 +32,7 @@ class SameMap(FakeEncoder):
 
     def __init__(self, store: Path) -> None:
         super().__init__()
-        self._map = generation.load_frozen_map(store / "generations" / generation.current_name(store))
+        self._map = generation.load_correction(store / "generations" / generation.current_name(store)).frozen
 
     def fit_frozen_map(self, rows_ND: np.ndarray) -> object:
         return self._map

@@ -5,6 +5,7 @@ import pytest
 
 from model.config import EMCLConfig
 from model.emcl.active import active_emcl
+from model.emcl.correction import Correction
 from model.emcl.em import EMCL, FrozenMap
 from model.encoder import load_encoder
 
@@ -42,7 +43,8 @@ def test_with_strength_0_the_frozen_map_only_normalises():
 
 
 def test_what_is_active_is_said_in_words():
-    neutral, published = FrozenMap.neutral(16), EMCL(16, EMCLConfig(num_bases=4, beta=0.2)).freeze(torch.randn(40, 16))
+    neutral = Correction(frozen=FrozenMap.neutral(16))
+    published = Correction(frozen=EMCL(16, EMCLConfig(num_bases=4, beta=0.2)).freeze(torch.randn(40, 16)))
     off, stale = active_emcl(EMCLConfig(beta=0.0), neutral), active_emcl(EMCLConfig(beta=0.0), published)
     assert (off.mode, off.strength, off.text) == ("off", 0.0, "off, not calibrated for this model")
     assert stale.mode == "off"

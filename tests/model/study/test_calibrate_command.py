@@ -27,7 +27,9 @@ def checkpoint(tmp_path, tiny_checkpoint) -> Path:
 
 
 def run(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in ("calibrate", *arguments, "--device", "cpu")])
+    return CliRunner().invoke(
+        app, [str(argument) for argument in ("calibrate", "--form", "published", *arguments, "--device", "cpu")]
+    )
 
 
 def test_the_choice_is_written_into_the_description_alone(checkpoint, validation_folder, tmp_path):

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from model.config import PoolingConfig
+from model.emcl import pairwise_scores
+from model.emcl.pairwise_scores import score_all_pairs
 from model.emcl.pooling import frame_weights
-from model.evaluate import pairwise_scores
-from model.evaluate.pairwise_scores import score_all_pairs
 
 
 def random_pairs(texts=9, videos=7, frames=5, dim=16, scale=3.0):
