@@ -21,7 +21,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from model.clip.preprocess import resize_and_crop
+from model.clip.preprocess import Preprocess
 from model.config import SamplingConfig
 from model.video.sampling import decode
 
@@ -93,7 +93,7 @@ def measure(path: Path, rounds: int) -> dict[str, float]:
     for _ in range(rounds):
         for name, function in functions.items():
             begin = time.perf_counter()
-            resize_and_crop(function(), 224)
+            Preprocess.square(224)(function())
             least[name] = min(least[name], 1000 * (time.perf_counter() - begin))
     return least
 

@@ -96,7 +96,7 @@ def measure(
 def measure_corpus(folder: Path, encoder: Encoder, strategy: str, rounds: int) -> dict[str, Any]:
     """One corpus with one encoder: both floors and the whole, in turns."""
     sampling = SamplingConfig(**{**encoder.config.sampling.model_dump(), "strategy": strategy})
-    settings = DecodeSettings(sampling=sampling, segment_seconds=SEGMENT_SECONDS, image_size=encoder.image_size)
+    settings = DecodeSettings(sampling=sampling, segment_seconds=SEGMENT_SECONDS, preprocess=encoder.preprocess)
     reader = ReaderSettings(decode=settings, workers=WORKERS)
     files = discover([str(folder)]).files
     locations = [found.location for found in hash_files(files, {}, threads=2) if found.location is not None]
@@ -117,7 +117,7 @@ def measure_corpus(folder: Path, encoder: Encoder, strategy: str, rounds: int) -
     return {
         "videos": len(locations),
         "segments": len(segments),
-        "frames": sum(len(segment.frames_FSSC) for segment in segments),
+        "frames": sum(len(segment.frames_FHWC) for segment in segments),
         "seconds": {name: best[name].wall for name in PHASES},
         "cpu_seconds": {name: best[name].cpu for name in PHASES},
         "ratio": best["whole"].wall / floor,
@@ -169,7 +169,7 @@ def _decoded(locations: Sequence[Location], settings: ReaderSettings) -> list[De
 
 def _encode(encoder: Encoder, segments: Sequence[DecodedSegment]) -> None:
     for start in range(0, len(segments), SEGMENT_BATCH):
-        frames, mask = padded([segment.frames_FSSC for segment in segments[start : start + SEGMENT_BATCH]])
+        frames, mask = padded([segment.frames_FHWC for segment in segments[start : start + SEGMENT_BATCH]])
         encoder.pool(encoder.encode_videos(frames, mask), mask)
 
 
@@ -188,15 +188,14 @@ def _build(folder: Path, encoder: Encoder, sampling: SamplingConfig) -> None:
 
 
 def _features(corpus: Path, names: Sequence[str], encoder: Encoder, strategy: str) -> tuple[np.ndarray, np.ndarray]:
-    from model.clip.preprocess import resize_and_crop
     from model.video.sampling import decode
 
     sampling = SamplingConfig(**{**encoder.config.sampling.model_dump(), "strategy": strategy})
-    frames = [resize_and_crop(decode(corpus / name, sampling=sampling).frames, encoder.image_size) for name in names]
-    frames_NFSSC, mask_NF = padded(frames)
+    frames = [encoder.preprocess(decode(corpus / name, sampling=sampling).frames) for name in names]
+    frames_NFHWC, mask_NF = padded(frames)
     parts = [
-        encoder.encode_videos(frames_NFSSC[start : start + 32], mask_NF[start : start + 32])
-        for start in range(0, len(frames_NFSSC), 32)
+        encoder.encode_videos(frames_NFHWC[start : start + 32], mask_NF[start : start + 32])
+        for start in range(0, len(frames_NFHWC), 32)
     ]
     return np.concatenate(parts), mask_NF
 
@@ -247,7 +246,7 @@ def _large_encoder() -> tuple[Encoder, Precision]:
     net = build_net(config)
     tokenizer = build_tokenizer(config.tokenizer, config.clip)
     encoder = Encoder(net, tokenizer, fingerprint="0" * 64, device=torch.device("cpu"))
-    frames = np.zeros((1, 12, encoder.image_size, encoder.image_size, 3), dtype=np.uint8)
+    frames = np.zeros((1, 12, *encoder.preprocess.shape), dtype=np.uint8)
     seconds: dict[Precision, float] = {}
     for precision in PRECISIONS:
         net.clip.set_precision(precision)

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from model.clip.preprocess import Preprocess
 from model.config import EMCLConfig
 from model.data.base import stack_clips
 from model.data.clips import load_frames
@@ -88,7 +89,7 @@ def _plain(value: Any) -> Any:
 def decoded(clips: Any, base: TrainConfig) -> list[tuple[np.ndarray, np.ndarray]]:
     """Frames and masks of all clips in batches, decoded once for all checkpoints."""
     size = base.model.clip.custom["vision_cfg"]["image_size"]
-    frames = [load_frames(clip, image_size=size, sampling=base.model.sampling) for clip in clips]
+    frames = [load_frames(clip, preprocess=Preprocess.square(size), sampling=base.model.sampling) for clip in clips]
     return [stack_clips(frames[at : at + 50], base.model.sampling.max_frames) for at in range(0, len(frames), 50)]
 
 

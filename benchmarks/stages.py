@@ -204,7 +204,7 @@ def decoding(scale: Scale) -> Iterator[Row]:
 
 
 def _sampled(path: Path, sampling: SamplingConfig) -> object:
-    from model.clip.preprocess import resize_and_crop
+    from model.clip.preprocess import Preprocess
     from model.video.sampling import decode
 
-    return resize_and_crop(decode(path, sampling=sampling).frames, 224)
+    return Preprocess.square(224)(decode(path, sampling=sampling).frames)

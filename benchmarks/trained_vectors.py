@@ -55,7 +55,6 @@ class TrainedVectors:
 
 def encode_clips(count: int = ENCODED) -> tuple[Floats, Floats]:
     """Pooled features and caption features ``(E, d)`` of generated clips, L2-normalised, by the demo model."""
-    from model.clip.preprocess import resize_and_crop
     from model.demo.captions import captions_of
     from model.demo.render import render
     from model.demo.scene import make_scene
@@ -69,7 +68,7 @@ def encode_clips(count: int = ENCODED) -> tuple[Floats, Floats]:
         for index in range(start, min(start + 64, count)):
             scene = make_scene(1, "test", index)
             times = (np.arange(FRAMES_OF_A_CLIP) + 0.5) / FRAMES_OF_A_CLIP * scene.duration_seconds
-            frames.append(resize_and_crop(render(scene, times, DRAWN_SIZE), encoder.image_size))
+            frames.append(encoder.preprocess(render(scene, times, DRAWN_SIZE)))
             texts.append(captions_of(scene, 1, index)[0])
         mask = np.ones((len(frames), FRAMES_OF_A_CLIP), dtype=bool)
         pooled.append(encoder.pool(encoder.encode_videos(np.stack(frames), mask), mask))

@@ -6,6 +6,7 @@ StoreError (ValueError)
 ├── StoreLocked          another process is writing
 ├── SettingsConflict     the options given differ from those the store was built with
 ├── ModelMismatch        the store was built with another checkpoint
+│   └── WrongPreprocessing  of the same weights, but of frames that were prepared in another way
 ├── Damaged              a file's size, checksum or content is not what was recorded
 ├── SourceError          a path that was given cannot be indexed
 ├── CaptionFileError     rows of a caption file that cannot be used, each as ``file:line: reason``
@@ -38,6 +39,19 @@ class SettingsConflict(StoreError):  # noqa: N818
 
 class ModelMismatch(StoreError):  # noqa: N818
     """The store was built with another checkpoint than the one that was loaded."""
+
+
+class WrongPreprocessing(ModelMismatch):
+    """The store was built with the same weights, by a release that prepared its frames in another way."""
+
+    def __init__(self, store: str, *, model: str, pretrained: str | None) -> None:
+        named = f"--model {model}" + (f" --pretrained {pretrained}" if pretrained else "")
+        super().__init__(
+            f"{store} was built with the weights that are loaded ({named}), but by a release that cropped and resized "
+            "every model's frames as OpenAI's CLIP does; these weights were trained on frames prepared in another "
+            "way, so the stored features are of the wrong pictures. Index the videos again "
+            f"into a new store: emcl index build VIDEOS --store NEW {named}"
+        )
 
 
 class Damaged(StoreError):  # noqa: N818

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from model.clip.compat import import_open_clip
 from model.clip.towers import Precision, build_clip
 from model.clip.weights import WeightsError, load_strictly, read_weights, tensor_digest
 from model.config import EMCLConfig, ModelConfig, SearchConfig, load_mapping, problems_of
@@ -147,17 +148,37 @@ def fingerprint(net: EMCLNet) -> str:
     Equal for the same weights whatever file, name or pretrained tag they came from, and whatever precision they were
     converted to. Sampling, pooling temperature and EMCL settings are not part of it: stored features do not change.
     """
+    return _fingerprint(_digests(net), net)
+
+
+def former_fingerprints(net: EMCLNet) -> frozenset[str]:
+    """What earlier releases called the same weights when they prepared frames in another way; empty if they did not.
+
+    They cropped the centre and resized bicubically whatever the tag was trained with, and normalised weights from a
+    local file as OpenAI's. A store of such a fingerprint holds features of the wrong pictures.
+    """
+    cfg = net.clip.description["preprocess_cfg"]
+    clip = import_open_clip()
+    usual = {"mean": list(clip.OPENAI_DATASET_MEAN), "std": list(clip.OPENAI_DATASET_STD)}
+    cropped = {key: cfg[key] for key in usual}
+    wrong = [former for former in (cropped, usual) if former != cfg]
+    if cropped == cfg and net.config.clip.custom is not None:  # a checkpoint says what it was trained with
+        return frozenset()
+    digests = _digests(net) if wrong else {}
+    return frozenset(_fingerprint(digests, net, {**net.clip.description, "preprocess_cfg": former}) for former in wrong)
+
+
+def _digests(net: EMCLNet) -> dict[str, bytes]:
     originals = {f"clip.{name}": digest for name, digest in net.clip.original_digests.items()}
-    digests = {name: originals.get(name) or tensor_digest(tensor) for name, tensor in net.state_dict().items()}
-    return _fingerprint(digests, net)
+    return {name: originals.get(name) or tensor_digest(tensor) for name, tensor in net.state_dict().items()}
 
 
-def _fingerprint(digests: Mapping[str, bytes], net: EMCLNet) -> str:
+def _fingerprint(digests: Mapping[str, bytes], net: EMCLNet, description: Mapping[str, Any] | None = None) -> str:
     total = hashlib.sha256()
     for name in sorted(digests):
         total.update(name.encode() + b"\0" + digests[name])
     encoder: dict[str, Any] = {
-        "clip": net.clip.description,
+        "clip": net.clip.description if description is None else description,
         "tokenizer": net.config.tokenizer.model_dump(mode="json"),
         "temporal": net.config.temporal.model_dump(mode="json"),
     }

@@ -153,10 +153,10 @@ def export(
         torch.set_num_threads(threads)
     encoder = load_encoder(model, pretrained=pretrained, device="cpu")
     if samples is None:
-        chosen = generated_samples(sample_videos, image_size=encoder.image_size)
+        chosen = generated_samples(sample_videos, preprocess=encoder.preprocess)
     else:
         sampling = encoder.config.sampling
-        chosen = samples_of(samples, sample_videos, image_size=encoder.image_size, sampling=sampling)
+        chosen = samples_of(samples, sample_videos, preprocess=encoder.preprocess, sampling=sampling)
     store = export_store(model, encoder.fingerprint, pretrained=pretrained, folder=output)
     report = export_towers(encoder, store, runtime, chosen)
     for line in report.lines():

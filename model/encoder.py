@@ -1,7 +1,7 @@
 """The model behind a NumPy façade: what indexer and service use, so that neither handles tensors or devices.
 
 In: texts, uint8 frames, features. Out: float32 arrays. Every call runs without autograd and may be made from
-several threads. Shape suffixes as in ``model.net``; S is the image size.
+several threads. Shape suffixes as in ``model.net``.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from torch import Tensor
 
 from model.arrays import row_blocks
 from model.checkpoint import fingerprint as net_fingerprint
-from model.checkpoint import load_checkpoint, read_metadata
+from model.checkpoint import former_fingerprints, load_checkpoint, read_metadata
 from model.clip.compat import import_open_clip
+from model.clip.preprocess import Preprocess
 from model.clip.tokenizer import Tokenizer, build_tokenizer, rounded_up, text_buckets
 from model.config import ClipConfig, EMCLConfig, ModelConfig, PoolingConfig, TemporalConfig
 from model.emcl.correction import Correction, CorrectionSettings, load_settings
@@ -215,10 +216,14 @@ class Encoder(Scorer):
         super().__init__(net, fingerprint=fingerprint, device=device, runtime=runtime, calibrated=calibrated)
         self.tokenizer = tokenizer
 
+    def former_fingerprints(self) -> frozenset[str]:
+        """See ``model.checkpoint.former_fingerprints``; computed when asked, because it reads all weights."""
+        return former_fingerprints(self.net)
+
     @property
-    def image_size(self) -> int:
-        """S: frames must come as (S, S, 3)."""
-        return self.net.clip.image_size
+    def preprocess(self) -> Preprocess:
+        """How frames of any shape become the (H, W, 3) pictures that the model takes; call it with frames."""
+        return self.net.clip.preprocess
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> Floats:
@@ -241,30 +246,30 @@ class Encoder(Scorer):
         return out
 
     @torch.inference_mode()
-    def encode_videos(self, frames_BFSSC: NDArray[np.uint8], mask_BF: Bools) -> Floats:
-        """Raw frame features (B, F, D) of uint8 RGB frames (B, F, S, S, 3); zero where the mask is False.
+    def encode_videos(self, frames_BFHWC: NDArray[np.uint8], mask_BF: Bools) -> Floats:
+        """Raw frame features (B, F, D) of uint8 RGB frames (B, F, H, W, 3); zero where the mask is False.
 
         On a CPU a video's features are the same to the last bit whatever others are in the batch: each is encoded at
         its own number of frames (with the reference's mask ``after``, at F), because the kernels that multiply matrices
         round by the whole shape. That is also no slower (ViT-B/32, 8 videos of 12 frames: 9.1 s of one core, 10.9 s
         together). A GPU takes the batch as a whole. Raises ``ValueError`` for another shape or dtype.
         """
-        size = self.image_size
-        if frames_BFSSC.dtype != np.uint8 or frames_BFSSC.ndim != 5 or frames_BFSSC.shape[2:] != (size, size, 3):
+        shape = self.preprocess.shape
+        if frames_BFHWC.dtype != np.uint8 or frames_BFHWC.ndim != 5 or frames_BFHWC.shape[2:] != shape:
             raise ValueError(
-                f"encode_videos expects uint8 frames (B, F, {size}, {size}, 3), got {frames_BFSSC.dtype} "
-                f"{frames_BFSSC.shape}; resize with model.clip.preprocess.resize_and_crop(frames, {size})"
+                f"encode_videos expects uint8 frames (B, F, {shape[0]}, {shape[1]}, 3), got {frames_BFHWC.dtype} "
+                f"{frames_BFHWC.shape}; make them with encoder.preprocess(frames)"
             )
         if self.device.type != "cpu":
-            return self._encode_videos(frames_BFSSC, mask_BF)
+            return self._encode_videos(frames_BFHWC, mask_BF)
         features_BFD = np.zeros((*mask_BF.shape, self.dim), dtype=np.float32)
         for row, mask_F in enumerate(mask_BF):
             count = len(mask_F) if self.config.pooling.mask == "after" else int(np.count_nonzero(mask_F))
-            features_BFD[row, :count] = self._encode_videos(frames_BFSSC[row, None, :count], mask_F[None, :count])[0]
+            features_BFD[row, :count] = self._encode_videos(frames_BFHWC[row, None, :count], mask_F[None, :count])[0]
         return features_BFD
 
-    def _encode_videos(self, frames_BFSSC: NDArray[np.uint8], mask_BF: Bools) -> Floats:
-        frames_BFCHW = self._tensor(frames_BFSSC).permute(0, 1, 4, 2, 3)
+    def _encode_videos(self, frames_BFHWC: NDArray[np.uint8], mask_BF: Bools) -> Floats:
+        frames_BFCHW = self._tensor(frames_BFHWC).permute(0, 1, 4, 2, 3)
         return self.net.encode_video(frames_BFCHW, self._tensor(mask_BF)).cpu().numpy()
 
 

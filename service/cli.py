@@ -363,7 +363,6 @@ def _open(engine: Engine, video_id: str) -> None:
 
 
 def _search_by_video(engine: Engine, path: Path, ranking: Ranking, as_json: bool) -> None:
-    from model.clip.preprocess import resize_and_crop
     from model.video.sampling import decode
     from service.schemas.search import UploadAnswer, UploadOut
     from service.search.query import UploadQuery
@@ -371,7 +370,7 @@ def _search_by_video(engine: Engine, path: Path, ranking: Ranking, as_json: bool
     engine.limits.check_ranking(ranking)
     batch = decode(path, sampling=engine.sampling)
     query = UploadQuery(
-        frames_FSSC=resize_and_crop(batch.frames, engine.encoder.image_size),
+        frames_FHWC=engine.encoder.preprocess(batch.frames),
         timestamps_seconds=batch.timestamps_seconds,
         ranking=ranking,
     )

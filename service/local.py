@@ -189,7 +189,6 @@ class LocalLibrary:
 
         Raises ``ValueError`` (``model.video.sampling.VideoError``) for a file that is not a video.
         """
-        from model.clip.preprocess import resize_and_crop
         from model.video.sampling import decode
 
         engine = self._engine()
@@ -197,7 +196,7 @@ class LocalLibrary:
         engine.limits.check_ranking(ranking)
         batch = decode(Path(video).expanduser(), sampling=engine.sampling)
         query = UploadQuery(
-            frames_FSSC=resize_and_crop(batch.frames, engine.encoder.image_size),
+            frames_FHWC=engine.encoder.preprocess(batch.frames),
             timestamps_seconds=batch.timestamps_seconds,
             ranking=ranking,
         )

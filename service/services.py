@@ -167,12 +167,13 @@ class Services:
 
     async def decode(self, file: IO[bytes]) -> UploadedFrames:
         """Decode an upload in the sandbox, killed if cancelled; at most ``upload_workers`` at once."""
-        sampling, size, kill_switch = self.engine.sampling, self.engine.encoder.image_size, KillSwitch()
+        preprocess, kill_switch = self.engine.encoder.preprocess, KillSwitch()
+        sampling = self.engine.sampling
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(
                 self._decoders,
-                lambda: self.sandbox.decode(file, sampling=sampling, image_size=size, kill_switch=kill_switch),
+                lambda: self.sandbox.decode(file, sampling=sampling, preprocess=preprocess, kill_switch=kill_switch),
             )
         except asyncio.CancelledError:
             kill_switch.activate()

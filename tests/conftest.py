@@ -89,7 +89,6 @@ def clip_store(tmp_path_factory, tiny_encoder):
     from indexer.locations import Location
     from indexer.store.config import ModelSpec, StoreSettings
     from indexer.store.writer import EncodedSegment, EncodedVideo, StoreWriter
-    from model.clip.preprocess import resize_and_crop
     from model.demo.captions import captions_of
     from model.demo.corpus import write_clip
     from model.demo.scene import make_scene
@@ -112,7 +111,7 @@ def clip_store(tmp_path_factory, tiny_encoder):
                 [Location(path=str(path), video_id=video_id, size_bytes=len(content), modified_ns=number)]
             )
             batch = decode(path, sampling=sampling)
-            frames = resize_and_crop(batch.frames, tiny_encoder.image_size)[None]
+            frames = tiny_encoder.preprocess(batch.frames)[None]
             mask = np.ones(frames.shape[:2], bool)
             features = tiny_encoder.encode_videos(frames, mask)
             segment = EncodedSegment(

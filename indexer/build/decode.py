@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from indexer.errors import SourceError
 from indexer.locations import Location
+from model.clip.preprocess import Preprocess
 from model.config import SamplingConfig
 
 SHORTEST_TAIL = 0.25
@@ -25,22 +26,22 @@ SHORTEST_TAIL = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeSettings:
-    """How every video of a store is cut and sampled; ``image_size`` is the side of the square frames."""
+    """How every video of a store is cut and sampled; ``preprocess`` makes the model's pictures of frames."""
 
     sampling: SamplingConfig
     segment_seconds: float
-    image_size: int
+    preprocess: Preprocess
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DecodedSegment:
-    """Frames ``(F, S, S, 3)`` uint8 RGB of window ``number``, with their times from the video's first frame."""
+    """Frames ``(F, H, W, 3)`` uint8 RGB of window ``number``, with their times from the video's first frame."""
 
     number: int
     start_seconds: float
     end_seconds: float
     timestamps_seconds: npt.NDArray[np.float64]
-    frames_FSSC: npt.NDArray[np.uint8]
+    frames_FHWC: npt.NDArray[np.uint8]
     skipped_packets: int
 
 
@@ -84,7 +85,6 @@ def decode_segment(
     location: Location, settings: DecodeSettings, number: int, windows: list[tuple[float, float]]
 ) -> DecodedSegment:
     """Decode one window; the last reaches to wherever the frames end. Raises ``SourceError`` or ``VideoError``."""
-    from model.clip.preprocess import resize_and_crop
     from model.video.sampling import decode
 
     check_unchanged(location)
@@ -97,7 +97,7 @@ def decode_segment(
         start_seconds=start,
         end_seconds=end,
         timestamps_seconds=batch.timestamps_seconds,
-        frames_FSSC=resize_and_crop(batch.frames, settings.image_size),
+        frames_FHWC=settings.preprocess(batch.frames),
         skipped_packets=batch.skipped_packets,
     )
 

@@ -28,6 +28,7 @@ from indexer.build.decode_pool import Feed, Reader, ReaderSettings, ReadResult
 from indexer.locations import Location
 from indexer.store.generation import RowMapper
 from indexer.store.writer import EncodedSegment, EncodedVideo, StoreWriter
+from model.clip.preprocess import Preprocess
 
 SEGMENT_BATCH = 8
 """Most segments encoded together: about a hundred frames, enough to fill a GPU, 15 MB of pixels at 224 x 224."""
@@ -52,8 +53,8 @@ class FeatureEncoder(RowMapper, Protocol):
         ...
 
     @property
-    def image_size(self) -> int:
-        """Side of the frames in pixels."""
+    def preprocess(self) -> Preprocess:
+        """How frames become the pictures that the model takes."""
         ...
 
     @property
@@ -61,8 +62,12 @@ class FeatureEncoder(RowMapper, Protocol):
         """Identity of the weights."""
         ...
 
+    def former_fingerprints(self) -> frozenset[str]:
+        """What the same weights were called when frames were prepared in another way."""
+        ...
+
     def encode_videos(
-        self, frames_BFSSC: npt.NDArray[np.uint8], mask_BF: npt.NDArray[np.bool_], /
+        self, frames_BFHWC: npt.NDArray[np.uint8], mask_BF: npt.NDArray[np.bool_], /
     ) -> npt.NDArray[np.float32]:
         """Raw frame features ``(B, F, D)``."""
         ...
@@ -177,8 +182,8 @@ class VideoEncoding:
 
     def _encode(self, batch: _Batch) -> _Encoded:
         """In the encoder's thread."""
-        frames_BFSSC, mask_BF = padded([segment.frames_FSSC for _, segment in batch])
-        features_BFD = self._encoder.encode_videos(frames_BFSSC, mask_BF)
+        frames_BFHWC, mask_BF = padded([segment.frames_FHWC for _, segment in batch])
+        features_BFD = self._encoder.encode_videos(frames_BFHWC, mask_BF)
         pooled_BD = self._encoder.pool(features_BFD, mask_BF)
         encoded = []
         for row, (video, segment) in enumerate(batch):

@@ -19,7 +19,7 @@ from indexer.build.decode import DecodeSettings
 from indexer.build.decode_pool import DECODE_TIMEOUT_SECONDS, ReaderSettings
 from indexer.build.encode import FeatureEncoder, VideoEncoding, encode_captions
 from indexer.build.progress import Progress
-from indexer.errors import Damaged, IndexFactoryError, ModelMismatch, NotAStore
+from indexer.errors import Damaged, IndexFactoryError, ModelMismatch, NotAStore, WrongPreprocessing
 from indexer.locations import Location
 from indexer.sources.captions import Resolved, read_caption_file
 from indexer.sources.discover import Discovery, discover, hash_files, missing
@@ -112,6 +112,10 @@ def build(writer: StoreWriter, encoder: FeatureEncoder, request: BuildRequest, p
 def check_model(settings: StoreSettings, encoder: FeatureEncoder, store: Path) -> None:
     """Raise ``ModelMismatch`` unless ``encoder`` is the model that the store was built with."""
     if encoder.fingerprint != settings.fingerprint:
+        if settings.fingerprint in encoder.former_fingerprints():
+            raise WrongPreprocessing(
+                str(store), model=settings.model_spec.model or "default", pretrained=settings.model_spec.pretrained
+            )
         raise ModelMismatch(
             f"{store} was built with checkpoint {settings.fingerprint[:12]} (--model "
             f"{settings.model_spec.model or 'default'}), the loaded one is {encoder.fingerprint[:12]}; leave --model "
@@ -280,7 +284,7 @@ def _reader(writer: StoreWriter, encoder: FeatureEncoder, request: BuildRequest,
     decode = DecodeSettings(
         sampling=writer.settings.sampling,
         segment_seconds=writer.settings.segment_seconds,
-        image_size=encoder.image_size,
+        preprocess=encoder.preprocess,
     )
     return ReaderSettings(decode=decode, workers=workers, timeout_seconds=request.timeout_seconds)
 

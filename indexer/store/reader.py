@@ -11,7 +11,7 @@ How the indexes of a generation are held for searching: in memory or mapped, on 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +24,7 @@ from indexer.ann import gpu
 from indexer.ann import index as ann
 from indexer.ann.index import Rows
 from indexer.ann.recipe import split_options
-from indexer.errors import Damaged, ModelMismatch
+from indexer.errors import Damaged, ModelMismatch, WrongPreprocessing
 from indexer.store import generation, overlay
 from indexer.store.config import Counts, IndexReport, Manifest
 from indexer.store.layered import Layers, mapped
@@ -133,10 +133,18 @@ class StoreReader:
         self._snapshot = Snapshot(base.snapshot, over.content)
 
     @classmethod
-    def open(cls, path: str | Path, *, fingerprint: str | None = None, serving: Serving | None = None) -> StoreReader:
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        fingerprint: str | None = None,
+        former_fingerprints: Callable[[], frozenset[str]] = frozenset,
+        serving: Serving | None = None,
+    ) -> StoreReader:
         """Open the current generation of the store in ``path``, and everything committed since.
 
         ``fingerprint`` is the loaded checkpoint's; without it any model's generation is opened (to list it, say).
+        ``former_fingerprints`` are what the checkpoint was called when its frames were prepared in another way.
         ``serving`` says how the indexes are held.
         Sizes and checksums of the generation's files and sizes and headers of its shards are checked; what the shards
         contain is checked by ``emcl index verify``. Raises ``NotAStore``, ``ModelMismatch``, ``NewerFormat`` or
@@ -146,7 +154,7 @@ class StoreReader:
         while True:
             name = generation.current_name(path)
             try:
-                base = _Base(path, _checked(path, name, fingerprint), serving or Serving())
+                base = _Base(path, _checked(path, name, fingerprint, former_fingerprints), serving or Serving())
                 return cls(path, base, _overlay(path, base))
             except (Damaged, FileNotFoundError):
                 # Two generations published while this one was being opened delete it; then there is a newer one.
@@ -342,12 +350,16 @@ def _sum(counts: Counts, gains: Counts) -> Counts:
     return Counts(**{name: count + getattr(gains, name) for name, count in counts.model_dump().items()})
 
 
-def _checked(path: Path, name: str, fingerprint: str | None) -> Manifest:
+def _checked(
+    path: Path, name: str, fingerprint: str | None, former_fingerprints: Callable[[], frozenset[str]]
+) -> Manifest:
     """The manifest of generation ``name``, after its files were compared with it."""
     folder = path / generation.GENERATIONS / name
     manifest = generation.read_manifest(folder)
     if fingerprint is not None and fingerprint != manifest.fingerprint:
         spec = manifest.model_spec
+        if manifest.fingerprint in former_fingerprints():
+            raise WrongPreprocessing(str(path), model=spec.model or "default", pretrained=spec.pretrained)
         raise ModelMismatch(
             f"generation {manifest.generation} of {path} was built with checkpoint {manifest.fingerprint[:12]} "
             f"(--model {spec.model or 'default'}{f' --pretrained {spec.pretrained}' if spec.pretrained else ''}), "

@@ -17,6 +17,7 @@ import re
 import socket
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from model.clip.compat import import_open_clip
+from model.clip.preprocess import Preprocess
 from model.clip.weights import load_strictly, read_weights
 from model.config import ClipConfig
 
@@ -72,8 +74,10 @@ def create_clip(config: ClipConfig, *, load_weights: bool) -> tuple[nn.Module, d
 def describe_clip(config: ClipConfig) -> dict[str, Any]:
     """Return the open_clip model dictionary of a configuration, a copy, without loading any weights.
 
-    ``quick_gelu`` and ``preprocess_cfg`` (``mean``, ``std``) are those of the pretrained tag: open_clip only warns when
-    a tag was trained with another activation than the named architecture has, as ``openai`` with ``ViT-B-32``.
+    ``quick_gelu`` and ``preprocess_cfg`` are those of the pretrained tag: open_clip only warns when a tag was trained
+    with another activation than the named architecture has, as ``openai`` with ``ViT-B-32``. ``preprocess_cfg`` holds
+    ``mean`` and ``std``, and ``resize_mode``, ``interpolation`` and ``fill_color`` where they differ from CLIP's own
+    (shortest, bicubic, 0), so that the fingerprints of models with CLIP's preprocessing are what they always were.
     Raises ``ClipError`` for an unknown architecture or tag, and for a dictionary without the three necessary keys.
     """
     open_clip = import_open_clip()
@@ -82,12 +86,8 @@ def describe_clip(config: ClipConfig) -> dict[str, Any]:
         raise ClipError(f"clip.custom must be an open_clip model dictionary; it lacks {', '.join(sorted(missing))}")
     tag = open_clip.get_pretrained_cfg(config.architecture, config.pretrained) if _is_tag(config) else {}
     description["quick_gelu"] = bool(description.get("quick_gelu", False) or tag.get("quick_gelu", False))
-    given = description.get("preprocess_cfg", {})
-    description["preprocess_cfg"] = {
-        "mean": list(given.get("mean") or tag.get("mean") or open_clip.OPENAI_DATASET_MEAN),
-        "std": list(given.get("std") or tag.get("std") or open_clip.OPENAI_DATASET_STD),
-    }
     _check_names(description)
+    description["preprocess_cfg"] = _preprocess_cfg(config, tag, description.get("preprocess_cfg", {}))
     # Towers that timm or transformers would fetch on their own get our weights instead.
     if "timm_model_name" in description["vision_cfg"]:
         description["vision_cfg"]["timm_model_pretrained"] = False
@@ -121,6 +121,63 @@ def _names_in_table(key: str) -> frozenset[str]:
     open_clip = import_open_clip()
     texts = (open_clip.get_model_config(name)["text_cfg"] for name in open_clip.list_models())
     return frozenset(text[key] for text in texts if text.get(key) is not None)
+
+
+_CLIP_PREPROCESSING = {"resize_mode": "shortest", "interpolation": "bicubic", "fill_color": 0}
+
+
+def _preprocess_cfg(config: ClipConfig, tag: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The preprocessing of a description: ``given`` in a dictionary, else the tag's, else that of all tags."""
+    open_clip = import_open_clip()
+    if not tag and config.custom is None:
+        tag = _common_preprocessing(config)
+    cfg: dict[str, Any] = {
+        "mean": list(given.get("mean") or tag.get("mean") or open_clip.OPENAI_DATASET_MEAN),
+        "std": list(given.get("std") or tag.get("std") or open_clip.OPENAI_DATASET_STD),
+    }
+    for key, usual in _CLIP_PREPROCESSING.items():
+        if (value := given.get(key, tag.get(key))) not in (None, usual):
+            cfg[key] = value
+    return cfg
+
+
+def _common_preprocessing(config: ClipConfig) -> Mapping[str, Any]:
+    """What the tags of an architecture have in common: weights from a local file do not say what they want.
+
+    Where the tags disagree, CLIP's own is taken, with a warning.
+    """
+    open_clip = import_open_clip()
+    tags = open_clip.list_pretrained_tags_by_model(config.architecture)
+    entries = [open_clip.get_pretrained_cfg(config.architecture, tag) for tag in tags]
+    found = {key: {str(entry.get(key)) for entry in entries} for key in ("mean", "std", "resize_mode", "interpolation")}
+    if entries and all(len(values) == 1 for values in found.values()):
+        return dict(entries[0])
+    if entries and config.pretrained is not None and config.custom is None:
+        logger.warning(
+            "%s does not say how its frames are to be prepared, and the tags of %s differ in it; CLIP's own is used "
+            "(centre crop, bicubic)",
+            config.pretrained,
+            config.architecture,
+        )
+    return {}
+
+
+def preprocess_of(description: Mapping[str, Any], *, height: int, width: int) -> Preprocess:
+    """How frames become the pictures of a described model, whose image tower takes ``height`` x ``width``.
+
+    Raises ``ClipError`` for a ``preprocess_cfg`` that asks for something unknown.
+    """
+    cfg = description["preprocess_cfg"]
+    try:
+        return Preprocess(
+            height=height,
+            width=width,
+            resize_mode=cfg.get("resize_mode", "shortest"),
+            interpolation="bilinear" if cfg.get("interpolation") == "bilinear" else "bicubic",
+            fill=cfg.get("fill_color", 0),
+        )
+    except ValueError as error:
+        raise ClipError(f"preprocess_cfg of this model dictionary: {error}") from error
 
 
 def _named(architecture: str) -> dict[str, Any]:

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.clip.compat import import_open_clip
-from model.clip.pretrained import ClipError, create_clip
+from model.clip.preprocess import Preprocess
+from model.clip.pretrained import ClipError, create_clip, preprocess_of
 from model.clip.weights import tensor_digest
 from model.config import ClipConfig
 
@@ -65,13 +66,11 @@ class ClipTowers(nn.Module):
         return int(self.description["embed_dim"])
 
     @property
-    def image_size(self) -> int:
-        """Height and width of the pixels that ``encode_image`` takes."""
+    def preprocess(self) -> Preprocess:
+        """How frames become the pictures that the image tower was trained on."""
         size = self.model.visual.image_size
         height, width = size if isinstance(size, (tuple, list)) else (size, size)
-        if height != width:
-            raise ClipError(f"this model takes images of {height}x{width}, only square ones are supported")
-        return int(height)
+        return preprocess_of(self.description, height=int(height), width=int(width))
 
     @property
     def image_mean(self) -> tuple[float, float, float]:

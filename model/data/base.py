@@ -22,9 +22,9 @@ from model.config import ModelConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """``frames_BFSSC`` uint8 RGB, zero on padding; ``mask_BF`` True for real frames; caption i belongs to clip i."""
+    """``frames_BFHWC`` uint8 RGB, zero on padding; ``mask_BF`` True for real frames; caption i belongs to clip i."""
 
-    frames_BFSSC: NDArray[np.uint8]
+    frames_BFHWC: NDArray[np.uint8]
     mask_BF: NDArray[np.bool_]
     captions: list[str]
     clip_ids: list[str]
@@ -104,6 +104,6 @@ def pad_frames(batch: Batch, frames: int) -> Batch:
         return batch
     return replace(
         batch,
-        frames_BFSSC=np.pad(batch.frames_BFSSC, ((0, 0), (0, missing), (0, 0), (0, 0), (0, 0))),
+        frames_BFHWC=np.pad(batch.frames_BFHWC, ((0, 0), (0, missing), (0, 0), (0, 0), (0, 0))),
         mask_BF=np.pad(batch.mask_BF, ((0, 0), (0, missing))),
     )

@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from model.clip.preprocess import resize_and_crop
+from model.clip.preprocess import Preprocess
 from model.config import SamplingConfig
 from model.data.augment import Augmentation, NoAugmentation, augment
 from model.data.base import WHOLE, Batch, Share, stack_clips
@@ -55,17 +55,17 @@ class Clip:
 def load_frames(
     clip: Clip,
     *,
-    image_size: int,
+    preprocess: Preprocess,
     sampling: SamplingConfig,
     change: Change | None = None,
 ) -> NDArray[np.uint8]:
-    """Decode a clip: (F, image_size, image_size, 3) uint8. Raises ``ValueError`` that names the file.
+    """Decode a clip: (F, height, width, 3) uint8. Raises ``ValueError`` that names the file.
 
     ``change`` is applied to the decoded frames, (F, H, W, 3), before they are resized.
     """
     try:
         window = decode(clip.path, sampling=sampling, start_seconds=clip.start_seconds, end_seconds=clip.end_seconds)
-        return resize_and_crop(window.frames if change is None else change(window.frames), image_size)
+        return preprocess(window.frames if change is None else change(window.frames))
     except ValueError as error:
         raise ValueError(f"{clip.path} cannot be decoded ({error}); repair it or remove it from the list") from error
 
@@ -86,7 +86,7 @@ class ClipData:
         source: str,
         seed: int,
         batch_size: int,
-        image_size: int,
+        preprocess: Preprocess,
         sampling: SamplingConfig,
         epoch_of: EpochOf = "videos",
         augmentation: Augmentation = NO_AUGMENTATION,
@@ -97,7 +97,7 @@ class ClipData:
         self.validation_clips = validation_clips
         self.seed = seed
         self.batch_size = batch_size
-        self.image_size = image_size
+        self.preprocess = preprocess
         self.sampling = sampling
         self.augmentation = augmentation
         if self._items < batch_size:
@@ -148,11 +148,11 @@ class ClipData:
     def _load(self, clips: Sequence[Clip], captions: list[str], changes: Sequence[Change | None]) -> Batch:
         frames, mask = stack_clips(
             [
-                load_frames(clip, image_size=self.image_size, sampling=self.sampling, change=change)
+                load_frames(clip, preprocess=self.preprocess, sampling=self.sampling, change=change)
                 for clip, change in zip(clips, changes, strict=True)
             ]
         )
-        return Batch(frames_BFSSC=frames, mask_BF=mask, captions=captions, clip_ids=[clip.name for clip in clips])
+        return Batch(frames_BFHWC=frames, mask_BF=mask, captions=captions, clip_ids=[clip.name for clip in clips])
 
 
 def _pairs(clips: Sequence[Clip]) -> list[tuple[int, int]]:

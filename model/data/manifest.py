@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from model.clip.preprocess import Preprocess
 from model.config import Config, SamplingConfig
 from model.data.annotation_files import read_text
 from model.data.augment import Augmentation
@@ -106,7 +107,7 @@ class ManifestData(ClipData):
         config: ManifestConfig,
         *,
         batch_size: int,
-        image_size: int,
+        preprocess: Preprocess,
         sampling: SamplingConfig,
         epoch_of: EpochOf = "videos",
         augmentation: Augmentation = NO_AUGMENTATION,
@@ -122,7 +123,7 @@ class ManifestData(ClipData):
             source=str(config.train),
             seed=config.seed,
             batch_size=batch_size,
-            image_size=image_size,
+            preprocess=preprocess,
             sampling=sampling,
             epoch_of=epoch_of,
             augmentation=augmentation,

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from model.clip.preprocess import Preprocess
 from model.config import Config, SamplingConfig
 from model.data.base import WHOLE, Batch, Share, stack_clips
 from model.demo.captions import captions_of, describe, describe_briefly, describe_object
@@ -47,10 +48,12 @@ class ScenesConfig(Config):
 class ScenesData:
     """Training batches of scenes; all clips of a batch have one duration, so that no frame is padding."""
 
-    def __init__(self, config: ScenesConfig, *, batch_size: int, image_size: int, sampling: SamplingConfig) -> None:
+    def __init__(
+        self, config: ScenesConfig, *, batch_size: int, preprocess: Preprocess, sampling: SamplingConfig
+    ) -> None:
         self.config = config
         self.batch_size = batch_size
-        self.image_size = image_size
+        self.preprocess = preprocess
         self.times = {seconds: target_times(sampling, 0.0, seconds) for seconds in DURATIONS_SECONDS}
 
     @property
@@ -77,8 +80,12 @@ class ScenesData:
         self, scenes: list[Scene], times: NDArray[np.float64], rng: np.random.Generator, share: Share
     ) -> NDArray[np.uint8]:
         rows = share.rows(len(scenes))
-        frames = np.stack([render(scenes[row], times, self.image_size) for row in rows])
+        frames = np.stack([self._render(scenes[row], times) for row in rows])
         return _augment(frames, rng, len(scenes), rows)
+
+    def _render(self, scene: Scene, times: NDArray[np.float64]) -> NDArray[np.uint8]:
+        """Frames of a scene, drawn in a square as large as the model's pictures and brought to their shape."""
+        return self.preprocess(render(scene, times, max(self.preprocess.height, self.preprocess.width)))
 
     def _objects(self, step: int, rng: np.random.Generator, share: Share) -> Batch:
         """Single objects in two frames each, every (colour, shape), or (size, colour, shape), at most once."""
@@ -112,34 +119,34 @@ class ScenesData:
         for start in range(0, count, _VALIDATION_BATCH):
             indices = range(start, min(start + _VALIDATION_BATCH, count))
             scenes = [make_scene(seed, "val", index) for index in indices]
-            frames, mask = stack_clips([render(s, self.times[s.duration_seconds], self.image_size) for s in scenes])
+            frames, mask = stack_clips([self._render(s, self.times[s.duration_seconds]) for s in scenes])
             captions = [captions_of(scene, seed, index)[0] for scene, index in zip(scenes, indices, strict=True)]
             names = [clip_id(seed, "val", index) for index in indices]
-            yield Batch(frames_BFSSC=frames, mask_BF=mask, captions=captions, clip_ids=names)
+            yield Batch(frames_BFHWC=frames, mask_BF=mask, captions=captions, clip_ids=names)
 
 
 def _pick_size(rng: np.random.Generator) -> str:
     return SIZES[int(rng.integers(len(SIZES)))]
 
 
-def _batch(frames_BFSSC: NDArray[np.uint8], captions: list[str], names: list[str], share: Share) -> Batch:
+def _batch(frames_BFHWC: NDArray[np.uint8], captions: list[str], names: list[str], share: Share) -> Batch:
     rows = share.rows(len(captions))
     return Batch(
-        frames_BFSSC=frames_BFSSC,
-        mask_BF=np.ones(frames_BFSSC.shape[:2], bool),
+        frames_BFHWC=frames_BFHWC,
+        mask_BF=np.ones(frames_BFHWC.shape[:2], bool),
         captions=[captions[row] for row in rows],
         clip_ids=[names[row] for row in rows],
     )
 
 
-def _augment(frames_BFSSC: NDArray[np.uint8], rng: np.random.Generator, clips: int, rows: range) -> NDArray[np.uint8]:
+def _augment(frames_BFHWC: NDArray[np.uint8], rng: np.random.Generator, clips: int, rows: range) -> NDArray[np.uint8]:
     """Change the frames of ``rows`` of a batch of ``clips``, drawing for all of them."""
-    size = frames_BFSSC.shape[2]
+    size = frames_BFHWC.shape[2]
     change = rng.standard_normal((clips, 1, size, size, 3), dtype=np.float32) * np.float32(_NOISE)
     change += rng.uniform(-_BRIGHTNESS, _BRIGHTNESS, (clips, 1, 1, 1, 1)).astype(np.float32)
     contrast = rng.uniform(1 - _CONTRAST, 1 + _CONTRAST, (clips, 1, 1, 1, 1)).astype(np.float32)
-    augmented = np.empty_like(frames_BFSSC)
+    augmented = np.empty_like(frames_BFHWC)
     for row, drawn in enumerate(rows):  # clip by clip stays in the cache, which is twice as fast as all at once
-        changed = (frames_BFSSC[row] - np.float32(128)) * contrast[drawn] + (128.5 + change[drawn])
+        changed = (frames_BFHWC[row] - np.float32(128)) * contrast[drawn] + (128.5 + change[drawn])
         augmented[row] = changed.clip(0, 255)
     return augmented

@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from model.clip.preprocess import Preprocess
 from model.config import SamplingConfig, load_mapping, problems_of
 from model.data.activitynet import ActivityNetConfig
 from model.data.augment import Augmentation
@@ -78,7 +79,7 @@ def training_data(
     config: DatasetConfig,
     *,
     batch_size: int,
-    image_size: int,
+    preprocess: Preprocess,
     sampling: SamplingConfig,
     epoch_of: EpochOf = "videos",
     augmentation: Augmentation = NO_AUGMENTATION,
@@ -106,7 +107,7 @@ def training_data(
         source=f"{config.kind} ({config.root})",
         seed=config.seed,
         batch_size=batch_size,
-        image_size=image_size,
+        preprocess=preprocess,
         sampling=sampling,
         epoch_of=epoch_of,
         augmentation=augmentation,

@@ -226,5 +226,5 @@ def render(scene: Scene, times_seconds: NDArray[np.floating[Any]], size: int) ->
     if scene.then_colour is not None:
         colour_F3[progress_F >= half] = _colour(_RGB[scene.then_colour], tint[9:12])
     still_1SSC = _background(scene, x_SS, y_SS, size)[None]
-    frames_FSSC = still_1SSC + cover_FSS[..., None] * (colour_F3[:, None, None, :] - still_1SSC)
-    return (frames_FSSC + 0.5).clip(0, 255).astype(np.uint8)
+    frames_FHWC = still_1SSC + cover_FSS[..., None] * (colour_F3[:, None, None, :] - still_1SSC)
+    return (frames_FHWC + 0.5).clip(0, 255).astype(np.uint8)

@@ -48,7 +48,7 @@ class Corpus:
 
 def encode_corpus(encoder: Encoder, clips: Sequence[Clip], *, decode_threads: int = 2) -> Corpus:
     """Decode and encode whole videos and all their captions. Raises ``ValueError`` for a video that cannot be read."""
-    load = partial(load_frames, image_size=encoder.image_size, sampling=encoder.config.sampling)
+    load = partial(load_frames, preprocess=encoder.preprocess, sampling=encoder.config.sampling)
     longest = encoder.config.sampling.max_frames
     features = np.zeros((len(clips), longest, encoder.dim), np.float32)
     masks = np.zeros((len(clips), longest), bool)

@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from model.clip.preprocess import Preprocess
 from model.clip.towers import ClipTowers
 from model.config import SamplingConfig
 from model.durable import TEMPORARY_PREFIX
@@ -81,7 +82,7 @@ def write_towers(towers: ClipTowers, folder: Path, kind: ExportKind) -> dict[Tow
     """Trace both towers into ``folder``, as bytes for ``onnx-int8``. Raises ``ExportError``."""
     modules: dict[Tower, tuple[nn.Module, tuple[Tensor, ...]]] = {
         "text": (TextTower(towers), _sample_text(towers)),
-        "image": (ImageTower(towers), (torch.zeros(2, 3, towers.image_size, towers.image_size),)),
+        "image": (ImageTower(towers), (torch.zeros(2, 3, *towers.preprocess.shape[:2]),)),
     }
     files = {}
     for tower, (module, sample) in modules.items():
@@ -189,9 +190,8 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n", 1)[0] or type(error).__name__
 
 
-def generated_samples(count: int, *, image_size: int, seed: int = 1) -> Samples:
+def generated_samples(count: int, *, preprocess: Preprocess, seed: int = 1) -> Samples:
     """``count`` scenes of the demo corpus's test split with one caption each, drawn in memory."""
-    from model.clip.preprocess import resize_and_crop
     from model.demo.captions import captions_of
     from model.demo.render import render
     from model.demo.scene import make_scene
@@ -200,12 +200,12 @@ def generated_samples(count: int, *, image_size: int, seed: int = 1) -> Samples:
     for index in range(count):
         scene = make_scene(seed, "test", index)
         times = (np.arange(GENERATED_FRAMES) + 0.5) / GENERATED_FRAMES * scene.duration_seconds
-        frames.append(resize_and_crop(render(scene, times, _DRAWN_SIZE), image_size))
+        frames.append(preprocess(render(scene, times, _DRAWN_SIZE)))
         texts.append(captions_of(scene, seed, index)[0])
     return Samples(source="generated scenes", frames=frames, texts=texts, video_of_text_T=np.arange(count))
 
 
-def samples_of(manifest: Path, count: int, *, image_size: int, sampling: SamplingConfig) -> Samples:
+def samples_of(manifest: Path, count: int, *, preprocess: Preprocess, sampling: SamplingConfig) -> Samples:
     """The first ``count`` videos of a manifest (JSON lines of ``{video, captions}``) with all their captions.
 
     Raises ``ValueError`` or ``OSError`` for a manifest or a video that cannot be read.
@@ -216,7 +216,7 @@ def samples_of(manifest: Path, count: int, *, image_size: int, sampling: Samplin
     clips: Sequence[Clip] = open_for_evaluation(manifest, "test", allow_missing=False).clips[:count]
 
     def load(clip: Clip) -> NDArray[np.uint8]:
-        return load_frames(clip, image_size=image_size, sampling=sampling)
+        return load_frames(clip, preprocess=preprocess, sampling=sampling)
 
     with ThreadPoolExecutor(2) as pool:
         frames = list(pool.map(load, clips))

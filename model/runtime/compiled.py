@@ -43,7 +43,7 @@ class CompiledTowers:
                 length = self._padded(towers.context_length // 2)
                 ids_BL = torch.ones(count, length, dtype=torch.int64, device=device)
                 self.text_features(ids_BL, torch.full((count,), length, device=device))
-                self.image_features(torch.zeros(count, 3, towers.image_size, towers.image_size, device=device))
+                self.image_features(torch.zeros(count, 3, *towers.preprocess.shape[:2], device=device))
         except Exception as error:  # what a compiler raises is a matter of platform and release
             first = str(error).strip().split("\n", 1)[0] or type(error).__name__
             raise RuntimeUnavailableError(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from model.clip.preprocess import Preprocess
 from model.data.base import Batch, Share, TrainingData
 from model.data.manifest import ManifestConfig, ManifestData
 from model.data.scenes import ScenesConfig, ScenesData
@@ -22,15 +23,15 @@ from model.train.config import TrainConfig
 _PREFETCHED = 4  # batches that each worker prepares ahead
 
 
-def build_data(config: TrainConfig, image_size: int) -> TrainingData:
+def build_data(config: TrainConfig, preprocess: Preprocess) -> TrainingData:
     """Build the data source that ``config.data`` describes."""
     data, sampling, size, epoch_of = config.data, config.model.sampling, config.batch_size, config.epoch_of
     if isinstance(data, ScenesConfig):
-        return ScenesData(data, batch_size=size, image_size=image_size, sampling=sampling)
+        return ScenesData(data, batch_size=size, preprocess=preprocess, sampling=sampling)
     build = partial(ManifestData, data) if isinstance(data, ManifestConfig) else partial(training_data, data)
     return build(
         batch_size=size,
-        image_size=image_size,
+        preprocess=preprocess,
         sampling=sampling,
         epoch_of=epoch_of,
         augmentation=config.augmentation,

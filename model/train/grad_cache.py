@@ -87,7 +87,7 @@ def encode_batch(
     batch = pad_frames(batch, frames_for(net.config, batch.mask_BF.shape[1]))
     ids_BL, mask_BL = tokenizer(batch.captions)
     text_BD = net.encode_text(ids_BL.to(device), mask_BL.to(device))
-    frames_BFCHW = torch.from_numpy(batch.frames_BFSSC).to(device).permute(0, 1, 4, 2, 3)
+    frames_BFCHW = torch.from_numpy(batch.frames_BFHWC).to(device).permute(0, 1, 4, 2, 3)
     mask_BF = torch.from_numpy(batch.mask_BF).to(device)
     return text_BD, net.encode_video(frames_BFCHW, mask_BF), mask_BF
 
@@ -119,7 +119,7 @@ def _split(batch: Batch, size: int) -> Iterator[Batch]:
         rows = slice(start, start + size)
         yield replace(
             batch,
-            frames_BFSSC=batch.frames_BFSSC[rows],
+            frames_BFHWC=batch.frames_BFHWC[rows],
             mask_BF=batch.mask_BF[rows],
             captions=batch.captions[rows],
             clip_ids=batch.clip_ids[rows],

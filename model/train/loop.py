@@ -98,7 +98,7 @@ class Trainer:
         self.net = self._build_net().to(self.world.device)
         prepare_layers(self.net, config, self.world.size)
         self.tokenizer: Tokenizer = build_tokenizer(config.model.tokenizer, config.model.clip)
-        self.data = build_data(config, self.net.clip.image_size)
+        self.data = build_data(config, self.net.clip.preprocess)
         if config.keep_best:
             require_selection_data(config)
         self.steps = self._in_steps(config.steps or "epoch") * (config.epochs or 1)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from model.clip.preprocess import Preprocess
 from service.doctor.checks import Check, Context, Examination, ok, problem, warning
 
 WAITING_TOO_LONG_SECONDS = 60.0
@@ -66,6 +67,11 @@ def check_fingerprint(context: Context) -> Check:
     """The index was built with this model."""
     encoder, manifest = context.need_encoder(), context.need_reader().manifest
     if encoder.fingerprint != manifest.fingerprint:
+        if manifest.fingerprint in encoder.former_fingerprints():
+            return problem(
+                "the index was built with these weights, but its frames were prepared in another way than they want",
+                "index the videos into a new store: emcl index build VIDEOS --store NEW",
+            )
         return problem(
             f"the index was built with checkpoint {manifest.fingerprint[:12]}, the model is {encoder.fingerprint[:12]}",
             "leave out --model, or index the videos into another store with this model",
@@ -110,9 +116,9 @@ def check_decoding(context: Context) -> Check:
         write_clip(make_scene(0, "test", 0), path)
         with path.open("rb") as file:
             video = Sandbox(SandboxLimits.from_settings(context.settings)).decode(
-                file, sampling=SamplingConfig(), image_size=32
+                file, sampling=SamplingConfig(), preprocess=Preprocess.square(32)
             )
-    return ok(f"{len(video.frames_FSSC)} frames of {video.duration_seconds:.1f} s")
+    return ok(f"{len(video.frames_FHWC)} frames of {video.duration_seconds:.1f} s")
 
 
 def check_writer(context: Context) -> Check:

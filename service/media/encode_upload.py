@@ -33,10 +33,10 @@ WINDOWS_AT_ONCE = 8
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Window:
-    """One window: ``frames_FSSC`` uint8 RGB and the time of each, or the ``reason`` why it could not be read."""
+    """One window: ``frames_FHWC`` uint8 RGB and the time of each, or the ``reason`` why it could not be read."""
 
     number: int
-    frames_FSSC: NDArray[np.uint8] | None = None
+    frames_FHWC: NDArray[np.uint8] | None = None
     timestamps_seconds: NDArray[np.float64] | None = None
     skipped_packets: int = 0
     reason: str | None = None
@@ -69,7 +69,7 @@ def _decode(
     sandbox: Sandbox, file: IO[bytes], plan: DecodeSettings, first: int, kill_switch: KillSwitch
 ) -> WindowBatch:
     asked = {"segment_seconds": plan.segment_seconds, "first": first, "count": WINDOWS_AT_ONCE}
-    job = {**sandbox.job(plan.sampling, plan.image_size), "windows": asked}
+    job = {**sandbox.job(plan.sampling, plan.preprocess), "windows": asked}
     head, _, rest = sandbox.answer(job, file, kill_switch, arrays=WINDOWS_AT_ONCE).partition(b"\n")
     header = json.loads(head)
     if "error" in header:
@@ -91,10 +91,9 @@ def _window(facts: dict[str, object], arrays: IO[bytes], plan: DecodeSettings) -
     if "reason" in facts:
         return Window(number=number, reason=str(facts["reason"]))
     frames, times = np.load(arrays, allow_pickle=False), np.load(arrays, allow_pickle=False)
-    side = plan.image_size
     if (
         frames.dtype != np.uint8
-        or frames.shape[1:] != (side, side, 3)
+        or frames.shape[1:] != plan.preprocess.shape
         or not 1 <= len(frames) <= plan.sampling.max_frames
         or times.dtype != np.float64
         or times.shape != frames.shape[:1]
@@ -102,7 +101,7 @@ def _window(facts: dict[str, object], arrays: IO[bytes], plan: DecodeSettings) -
         raise ValueError(f"the decoding process returned frames of shape {frames.shape} and times of {times.shape}")
     return Window(
         number=number,
-        frames_FSSC=frames,
+        frames_FHWC=frames,
         timestamps_seconds=times,
         skipped_packets=int(str(facts["skipped_packets"])),
     )
@@ -117,14 +116,14 @@ class QueuedEncoder:
     """An encoder whose calls go through the compute queue; ``when_its_turn`` runs a call there."""
 
     def __init__(self, encoder: Encoder, when_its_turn: Callable[[Callable[[], Floats]], Floats]) -> None:
-        self.image_size = encoder.image_size
+        self.preprocess = encoder.preprocess
         self.dim = encoder.dim
         self._encoder = encoder
         self._when_its_turn = when_its_turn
 
-    def encode_videos(self, frames_BFSSC: NDArray[np.uint8], mask_BF: NDArray[np.bool_]) -> Floats:
+    def encode_videos(self, frames_BFHWC: NDArray[np.uint8], mask_BF: NDArray[np.bool_]) -> Floats:
         """Raw frame features ``(B, F, D)``."""
-        return self._when_its_turn(lambda: self._encoder.encode_videos(frames_BFSSC, mask_BF))
+        return self._when_its_turn(lambda: self._encoder.encode_videos(frames_BFHWC, mask_BF))
 
     def pool(self, features_BFD: Floats, mask_BF: NDArray[np.bool_]) -> Floats:
         """Raw pooled vectors ``(B, D)``."""
@@ -152,7 +151,7 @@ def encode_video(
     ``Sandbox.decode`` does for a file that cannot be used.
     """
     plan = DecodeSettings(
-        sampling=manifest.sampling, segment_seconds=manifest.segment_seconds, image_size=encoder.image_size
+        sampling=manifest.sampling, segment_seconds=manifest.segment_seconds, preprocess=encoder.preprocess
     )
     segments: list[EncodedSegment] = []
     notes: list[str] = []
@@ -160,14 +159,14 @@ def encode_video(
     progress(0, 0)
     for batch in decode_windows(sandbox, file, plan, kill_switch):
         edges = windows_of(batch.duration_seconds, manifest.segment_seconds)
-        good = [window for window in batch.windows if window.frames_FSSC is not None]
+        good = [window for window in batch.windows if window.frames_FHWC is not None]
         if good:
             segments += _encode(good, edges, encoder)
         skipped += sum(window.skipped_packets for window in good)
         notes += [
             f"{edges[window.number][0]:g}-{edges[window.number][1]:g} s: {window.reason}"
             for window in batch.windows
-            if window.frames_FSSC is None
+            if window.frames_FHWC is None
         ]
         done += len(batch.windows)
         progress(done, batch.total)
@@ -187,8 +186,8 @@ def encode_video(
 def _encode(
     windows: Sequence[Window], edges: Sequence[tuple[float, float]], encoder: QueuedEncoder
 ) -> list[EncodedSegment]:
-    frames_BFSSC, mask_BF = padded([window.frames_FSSC for window in windows if window.frames_FSSC is not None])
-    features_BFD = encoder.encode_videos(frames_BFSSC, mask_BF)
+    frames_BFHWC, mask_BF = padded([window.frames_FHWC for window in windows if window.frames_FHWC is not None])
+    features_BFD = encoder.encode_videos(frames_BFHWC, mask_BF)
     pooled_BD = encoder.pool(features_BFD, mask_BF)
     return [
         EncodedSegment(

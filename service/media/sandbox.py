@@ -23,6 +23,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model.clip.preprocess import Preprocess
 from model.config import SamplingConfig
 from service.errors import ServiceError, TooLarge, Unprocessable, UnsupportedMedia
 from service.settings import Settings
@@ -66,14 +67,14 @@ class SandboxLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class UploadedFrames:
-    """``frames_FSSC`` uint8 RGB (F, S, S, 3), upright; ``timestamps_seconds`` (F,) float64 from the first frame."""
+    """``frames_FHWC`` uint8 RGB (F, S, S, 3), upright; ``timestamps_seconds`` (F,) float64 from the first frame."""
 
-    frames_FSSC: NDArray[np.uint8]
+    frames_FHWC: NDArray[np.uint8]
     timestamps_seconds: NDArray[np.float64]
     duration_seconds: float
 
     def __post_init__(self) -> None:
-        frames, times = self.frames_FSSC, self.timestamps_seconds
+        frames, times = self.frames_FHWC, self.timestamps_seconds
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or len(frames) == 0:
             raise ValueError(f"frames must be uint8 (F, S, S, 3) with F > 0, got {frames.dtype} {frames.shape}")
         if times.dtype != np.float64 or times.shape != frames.shape[:1]:
@@ -115,9 +116,14 @@ class Sandbox:
         self._lock = threading.Lock()
 
     def decode(
-        self, file: IO[bytes], *, sampling: SamplingConfig, image_size: int, kill_switch: KillSwitch | None = None
+        self,
+        file: IO[bytes],
+        *,
+        sampling: SamplingConfig,
+        preprocess: Preprocess,
+        kill_switch: KillSwitch | None = None,
     ) -> UploadedFrames:
-        """Decode the sampled frames of ``file``, cut to ``image_size``. It must be a real file, standing at its start.
+        """Decode the sampled frames of ``file``, as the pictures that the model takes.
 
         ``kill_switch`` ends it from another thread; it then raises ``Unprocessable``.
 
@@ -126,7 +132,7 @@ class Sandbox:
         """
         outcome = "failed"
         try:
-            frames = self._decode(file, sampling, image_size, kill_switch or KillSwitch())
+            frames = self._decode(file, sampling, preprocess, kill_switch or KillSwitch())
             outcome = "decoded"
         except ServiceError as error:
             outcome = error.slug
@@ -137,10 +143,10 @@ class Sandbox:
         return frames
 
     def _decode(
-        self, file: IO[bytes], sampling: SamplingConfig, image_size: int, kill_switch: KillSwitch
+        self, file: IO[bytes], sampling: SamplingConfig, preprocess: Preprocess, kill_switch: KillSwitch
     ) -> UploadedFrames:
-        job = self.job(sampling, image_size)
-        return self._parse(self.answer(job, file, kill_switch, arrays=1), sampling, image_size)
+        job = self.job(sampling, preprocess)
+        return self._parse(self.answer(job, file, kill_switch, arrays=1), sampling, preprocess)
 
     def picture(self, file: IO[bytes], *, at_seconds: float, width: int) -> bytes:
         """A JPEG of a moment, see ``service.media.pictures``.
@@ -159,8 +165,8 @@ class Sandbox:
 
         Raises as ``decode`` does, as far as the process could not do its work.
         """
-        size, frames = job["image_size"], job["sampling"]["max_frames"]
-        return self._answer(job, file, kill_switch, arrays * (_HEADER_BYTES + frames * (size * size * 3 + 8)))
+        pixels, frames = job["preprocess"]["height"] * job["preprocess"]["width"], job["sampling"]["max_frames"]
+        return self._answer(job, file, kill_switch, arrays * (_HEADER_BYTES + frames * (pixels * 3 + 8)))
 
     def _answer(self, job: dict[str, Any], file: IO[bytes], kill_switch: KillSwitch, bound: int) -> bytes:
         code, answer, complaint = self._run(job, file, kill_switch, bound)
@@ -173,9 +179,9 @@ class Sandbox:
             raise _unusable(f"the decoder crashed on this file ({signal.Signals(-code).name})")
         raise RuntimeError(f"the decoding process ended with code {code}: {complaint}")
 
-    def job(self, sampling: SamplingConfig, size: int) -> dict[str, Any]:
-        """The job of the decoding process: how to sample, and the limits."""
-        return {"sampling": sampling.model_dump(), "image_size": size, **self._limits()}
+    def job(self, sampling: SamplingConfig, preprocess: Preprocess) -> dict[str, Any]:
+        """The job of the decoding process: how to sample, what pictures to make, and the limits."""
+        return {"sampling": sampling.model_dump(), "preprocess": asdict(preprocess), **self._limits()}
 
     def _limits(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self.limits).items() if name != "wall_seconds"}
@@ -212,19 +218,19 @@ class Sandbox:
             raise self._over(f"decoding took longer than {self.limits.wall_seconds:g} seconds", "--decode-wall-seconds")
         return process.returncode, answer, complaint.decode("utf-8", "replace")
 
-    def _parse(self, answer: bytes, sampling: SamplingConfig, size: int) -> UploadedFrames:
+    def _parse(self, answer: bytes, sampling: SamplingConfig, preprocess: Preprocess) -> UploadedFrames:
         head, _, arrays = answer.partition(b"\n")
         header = json.loads(head)
         if "error" in header:
             raise self.refusal(header["error"], header["message"])
         stream = io.BytesIO(arrays)
         result = UploadedFrames(
-            frames_FSSC=np.load(stream, allow_pickle=False),
+            frames_FHWC=np.load(stream, allow_pickle=False),
             timestamps_seconds=np.load(stream, allow_pickle=False),
             duration_seconds=float(header["duration_seconds"]),
         )
-        if result.frames_FSSC.shape[1:3] != (size, size) or len(result.frames_FSSC) > sampling.max_frames:
-            raise ValueError(f"the decoding process returned frames of shape {result.frames_FSSC.shape}")
+        if result.frames_FHWC.shape[1:] != preprocess.shape or len(result.frames_FHWC) > sampling.max_frames:
+            raise ValueError(f"the decoding process returned frames of shape {result.frames_FHWC.shape}")
         return result
 
     def refusal(self, kind: str, message: str) -> ServiceError:

@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 
 from indexer.build.decode import windows_of
-from model.clip.preprocess import resize_and_crop
+from model.clip.preprocess import Preprocess
 from model.config import SamplingConfig
 from model.video.sampling import DecodeLimits, OverLimit, VideoError, decode, probe
 from service.media.pictures import picture_of
@@ -52,9 +52,9 @@ def _answer(job: dict[str, Any], video: bytes, answer: IO[bytes]) -> None:
         answer.write(picture)
         return
     batch = decode(video, sampling=SamplingConfig(**job["sampling"]), limits=_limits(job))
-    frames_FSSC = resize_and_crop(batch.frames, job["image_size"])
+    frames_FHWC = Preprocess(**job["preprocess"])(batch.frames)
     arrays = io.BytesIO()  # np.save takes a pipe for a file that it may seek in
-    np.save(arrays, frames_FSSC, allow_pickle=False)
+    np.save(arrays, frames_FHWC, allow_pickle=False)
     np.save(arrays, np.asarray(batch.timestamps_seconds, dtype=np.float64), allow_pickle=False)
     _write_header(answer, {"duration_seconds": batch.duration_seconds})
     answer.write(arrays.getbuffer())
@@ -83,7 +83,7 @@ def _answer_windows(job: dict[str, Any], video: bytes, answer: IO[bytes]) -> Non
             segments.append({"number": number, "reason": str(error)[:500]})
             continue
         segments.append({"number": number, "skipped_packets": batch.skipped_packets})
-        np.save(arrays, resize_and_crop(batch.frames, job["image_size"]), allow_pickle=False)
+        np.save(arrays, Preprocess(**job["preprocess"])(batch.frames), allow_pickle=False)
         np.save(arrays, np.asarray(batch.timestamps_seconds, dtype=np.float64), allow_pickle=False)
     size = {"duration_seconds": info.duration_seconds, "width": info.width, "height": info.height}
     _write_header(answer, {**size, "windows": len(windows), "segments": segments})

@@ -92,10 +92,10 @@ async def search_video(
         services.telemetry.note("receive", perf_counter() - received)
         with services.telemetry.stage("decode"):
             video = await unless_gone(request, services.decode(upload.file))
-    query = UploadQuery(frames_FSSC=video.frames_FSSC, timestamps_seconds=video.timestamps_seconds, ranking=ranking)
+    query = UploadQuery(frames_FHWC=video.frames_FHWC, timestamps_seconds=video.timestamps_seconds, ranking=ranking)
     work = unless_gone(request, services.compute(lambda: services.engine.search_uploads([query])))
     results = await services.telemetry.timed(work)
-    decoded = UploadOut(duration_seconds=video.duration_seconds, frames=len(video.frames_FSSC))
+    decoded = UploadOut(duration_seconds=video.duration_seconds, frames=len(video.frames_FHWC))
     return UploadAnswer.of(results[0], decoded)
 
 

@@ -204,14 +204,13 @@ class Engine:
         return np.stack([row for text in texts if (row := rows[text]) is not None])
 
     def _encode_uploads(self, uploads: Sequence[UploadQuery]) -> tuple[Floats, NDArray[np.bool_]]:
-        longest = max(len(upload.frames_FSSC) for upload in uploads)
-        size = self.encoder.image_size
-        frames_QFSSC = np.zeros((len(uploads), longest, size, size, 3), dtype=np.uint8)
+        longest = max(len(upload.frames_FHWC) for upload in uploads)
+        frames_QFHWC = np.zeros((len(uploads), longest, *self.encoder.preprocess.shape), dtype=np.uint8)
         mask_QF = np.zeros((len(uploads), longest), dtype=np.bool_)
         for q, upload in enumerate(uploads):
-            frames_QFSSC[q, : len(upload.frames_FSSC)] = upload.frames_FSSC
-            mask_QF[q, : len(upload.frames_FSSC)] = True
-        return self.encoder.encode_videos(frames_QFSSC, mask_QF), mask_QF
+            frames_QFHWC[q, : len(upload.frames_FHWC)] = upload.frames_FHWC
+            mask_QF[q, : len(upload.frames_FHWC)] = True
+        return self.encoder.encode_videos(frames_QFHWC, mask_QF), mask_QF
 
     # Rows become hits.
 
@@ -384,7 +383,12 @@ def build_engine(settings: Settings) -> Engine:
     logger.info("model %s, fingerprint %s", encoder.config.name, encoder.fingerprint[:12])
     return Engine(
         encoder,
-        lambda: StoreReader.open(settings.store, fingerprint=encoder.fingerprint, serving=serving),
+        lambda: StoreReader.open(
+            settings.store,
+            fingerprint=encoder.fingerprint,
+            former_fingerprints=encoder.former_fingerprints,
+            serving=serving,
+        ),
         limits=QueryLimits.from_settings(settings, default_candidates=encoder.config.search.candidates),
         cache_entries=settings.cache_entries,
     )

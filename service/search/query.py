@@ -71,7 +71,7 @@ class SearchQuery:
 class UploadQuery:
     """Captions and similar videos for frames (F, S, S, 3) uint8 with their timestamps (F,) in seconds."""
 
-    frames_FSSC: NDArray[np.uint8]
+    frames_FHWC: NDArray[np.uint8]
     timestamps_seconds: NDArray[np.float64]
     ranking: Ranking = field(default_factory=Ranking)
 

@@ -94,13 +94,12 @@ def test_stage_one_uses_the_frozen_map(built: Path, tiny_encoder) -> None:
 
 
 def test_features_match_the_encoder_on_its_own(built: Path, tiny_encoder) -> None:
-    from model.clip.preprocess import resize_and_crop
     from model.video.sampling import decode
 
     with StoreReader.open(built) as reader:
         for video in reader.list_videos():
             batch = decode(video.path, sampling=reader.manifest.sampling)
-            frames = resize_and_crop(batch.frames, tiny_encoder.image_size)[None]
+            frames = tiny_encoder.preprocess(batch.frames)[None]
             mask = np.ones(frames.shape[:2], dtype=bool)
             expected = tiny_encoder.encode_videos(frames, mask)
             features, _ = reader.segment_features(np.array([video.segments[0].segment_id]))

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model import checkpoint as checkpoint_module
-from model.checkpoint import CheckpointError, fingerprint, load_checkpoint, save_checkpoint
+from model.checkpoint import CheckpointError, fingerprint, former_fingerprints, load_checkpoint, save_checkpoint
+from model.clip.preprocess import Preprocess
 from model.clip.tokenizer import build_tokenizer
 from model.config import ClipConfig, EMCLConfig, PoolingConfig, SamplingConfig, TemporalConfig, TokenizerConfig
 from model.net import EMCLNet, build_net
@@ -169,6 +170,28 @@ def test_fingerprint_sees_what_changes_features(net, tiny_config):
         changed(tiny_config, temporal=TemporalConfig(kind="mean")),
     ):
         assert fingerprint(seeded_net(config)) != fingerprint(net)
+
+
+def with_preprocessing(config, **cfg):
+    custom = {**config.clip.custom, "preprocess_cfg": cfg}
+    return config.model_copy(update={"clip": config.clip.model_copy(update={"custom": custom})})
+
+
+def test_fingerprint_sees_the_preprocessing_and_knows_what_it_was_without(tiny_config):
+    plain = seeded_net(with_preprocessing(tiny_config, mean=[0.5] * 3, std=[0.5] * 3))
+    squashed = seeded_net(with_preprocessing(tiny_config, mean=[0.5] * 3, std=[0.5] * 3, resize_mode="squash"))
+    assert fingerprint(squashed) != fingerprint(plain)
+    assert fingerprint(plain) in former_fingerprints(squashed)
+    assert fingerprint(squashed) not in former_fingerprints(squashed)
+    assert former_fingerprints(plain) == frozenset()
+
+
+def test_a_checkpoint_keeps_its_preprocessing(tiny_config, tmp_path):
+    cfg = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "longest", "interpolation": "bilinear", "fill_color": 9}
+    net = seeded_net(with_preprocessing(tiny_config, **cfg))
+    loaded = load_checkpoint(save_checkpoint(net, tmp_path / "net"))
+    assert loaded.clip.preprocess == Preprocess.square(32, resize_mode="longest", interpolation="bilinear", fill=9)
+    assert fingerprint(loaded) == fingerprint(net)
 
 
 def test_fingerprint_ignores_what_can_be_tuned_under_an_index(net, tiny_config):

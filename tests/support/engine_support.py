@@ -47,7 +47,7 @@ def ids(result):
 def upload(seed, frames=4, size=32, **changes):
     rng = np.random.default_rng(seed)
     return UploadQuery(
-        frames_FSSC=rng.integers(0, 256, (frames, size, size, 3), dtype=np.uint8),
+        frames_FHWC=rng.integers(0, 256, (frames, size, size, 3), dtype=np.uint8),
         timestamps_seconds=np.arange(frames, dtype=np.float64),
         ranking=Ranking(**changes),
     )

@@ -24,6 +24,7 @@ from indexer.build.run import BuildRequest, build
 from indexer.locations import Location
 from indexer.store.config import ModelSpec, StoreSettings
 from indexer.store.writer import EncodedSegment, EncodedVideo, StoreWriter
+from model.clip.preprocess import Preprocess
 from model.config import PoolingConfig, SamplingConfig
 
 DIM, IMAGE_SIZE = 8, 16
@@ -46,7 +47,7 @@ class FakeEncoder:
     """Features from pixels and texts without a net."""
 
     dim = DIM
-    image_size = IMAGE_SIZE
+    preprocess = Preprocess.square(IMAGE_SIZE)
 
     def __init__(self, fingerprint: str = FINGERPRINT, scale: float = 1.0, pause_seconds: float = 0.0) -> None:
         self.fingerprint = fingerprint
@@ -55,14 +56,17 @@ class FakeEncoder:
         self.encoded_segments = 0
         self._weights = np.random.default_rng(1).standard_normal((DIM, 48)).astype(np.float32)
 
-    def encode_videos(self, frames_BFSSC: np.ndarray, mask_BF: np.ndarray) -> np.ndarray:
-        assert frames_BFSSC.dtype == np.uint8
-        assert frames_BFSSC.shape[2:] == (IMAGE_SIZE, IMAGE_SIZE, 3)
+    def former_fingerprints(self) -> frozenset[str]:
+        return frozenset()
+
+    def encode_videos(self, frames_BFHWC: np.ndarray, mask_BF: np.ndarray) -> np.ndarray:
+        assert frames_BFHWC.dtype == np.uint8
+        assert frames_BFHWC.shape[2:] == (IMAGE_SIZE, IMAGE_SIZE, 3)
         time.sleep(self.pause_seconds)
-        self.encoded_segments += len(frames_BFSSC)
+        self.encoded_segments += len(frames_BFHWC)
         features = np.zeros((*mask_BF.shape, DIM), dtype=np.float32)
         for b, f in zip(*np.nonzero(mask_BF), strict=True):
-            cells = frames_BFSSC[b, f].reshape(4, 4, 4, 4, 3).mean(axis=(1, 3)).ravel() / 255.0 - 0.5
+            cells = frames_BFHWC[b, f].reshape(4, 4, 4, 4, 3).mean(axis=(1, 3)).ravel() / 255.0 - 0.5
             features[b, f] = [float(row @ cells) * self.scale for row in self._weights]
         return features
 
@@ -253,7 +257,7 @@ def _build(store: Path, corpus: Path) -> None:
 
 def _hang(folder: Path) -> None:
     """Start a decode worker that never comes back."""
-    options = DecodeSettings(sampling=SamplingConfig(), segment_seconds=1, image_size=IMAGE_SIZE)
+    options = DecodeSettings(sampling=SamplingConfig(), segment_seconds=1, preprocess=Preprocess.square(IMAGE_SIZE))
     with Reader(ReaderSettings(decode=options, workers=1)) as reader:
         reader._pool.schedule(_never_end, args=(folder,)).result()
 

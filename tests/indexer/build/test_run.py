@@ -73,7 +73,6 @@ def test_a_folder_is_indexed_and_a_long_video_becomes_segments(folder: Path, tmp
 
 
 def test_features_are_those_of_the_decoded_frames(folder: Path, tmp_path: Path) -> None:
-    from model.clip.preprocess import resize_and_crop
     from model.video.sampling import decode as decode_video
 
     index(tmp_path / "s", folder)
@@ -88,7 +87,7 @@ def test_features_are_those_of_the_decoded_frames(folder: Path, tmp_path: Path) 
                     start_seconds=segment.start_seconds,
                     end_seconds=end,
                 )
-                frames = resize_and_crop(batch.frames, encoder.image_size)[None]
+                frames = encoder.preprocess(batch.frames)[None]
                 mask = np.ones(frames.shape[:2], dtype=bool)
                 expected = encoder.encode_videos(frames, mask)
                 features, found_mask = reader.segment_features(np.array([segment.segment_id]))
@@ -258,11 +257,11 @@ def interruptible() -> Iterator[None]:
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_keeps_what_is_done_and_ends_the_workers(folder: Path, tmp_path: Path) -> None:
     class Interrupting(FakeEncoder):
-        def encode_videos(self, frames_BFSSC: np.ndarray, mask_BF: np.ndarray) -> np.ndarray:
+        def encode_videos(self, frames_BFHWC: np.ndarray, mask_BF: np.ndarray) -> np.ndarray:
             with closing(Catalogue.open_readonly(tmp_path / "s" / "catalogue.db")) as catalogue:
                 if "indexed" in catalogue.states().values():
                     signal.raise_signal(signal.SIGINT)
-            return super().encode_videos(frames_BFSSC, mask_BF)
+            return super().encode_videos(frames_BFHWC, mask_BF)
 
     for number in range(10, 20):
         make_clip(folder / f"{number}.mp4", number, seconds=0.25)

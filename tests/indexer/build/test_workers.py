@@ -23,6 +23,7 @@ from indexer.errors import SourceError
 from indexer.locations import Location
 from indexer.store.reader import StoreReader
 from indexer.store.verify import verify
+from model.clip.preprocess import Preprocess
 from model.config import SamplingConfig
 
 
@@ -54,7 +55,7 @@ def slow_memory(*_: object) -> None:
 def read(folder: Path, timeout_seconds: float, broken: Callable[..., None]) -> dict[str, str | None]:
     """Read all clips with ``broken`` in place of the decoder for every clip called 1.mp4."""
     sampling = SamplingConfig(sample_fps=4.0, max_frames=2)
-    options = DecodeSettings(sampling=sampling, segment_seconds=10, image_size=16)
+    options = DecodeSettings(sampling=sampling, segment_seconds=10, preprocess=Preprocess.square(16))
     paths = sorted(folder.glob("?.mp4"))
     locations = [
         Location(path=str(p), video_id=p.name, size_bytes=p.stat().st_size, modified_ns=p.stat().st_mtime_ns)
@@ -120,7 +121,9 @@ def test_a_long_video_is_read_in_bounded_pieces(tmp_path: Path) -> None:
     path = make_clip(tmp_path / "long.mp4", 1, seconds=6)
     stat = path.stat()
     location = Location(path=str(path), video_id="v", size_bytes=stat.st_size, modified_ns=stat.st_mtime_ns)
-    options = DecodeSettings(sampling=SamplingConfig(sample_fps=4.0), segment_seconds=0.5, image_size=16)
+    options = DecodeSettings(
+        sampling=SamplingConfig(sample_fps=4.0), segment_seconds=0.5, preprocess=Preprocess.square(16)
+    )
     running = []
     with Reader(ReaderSettings(decode=options, workers=1)) as reader:
         submit = reader._submit
@@ -131,4 +134,4 @@ def test_a_long_video_is_read_in_bounded_pieces(tmp_path: Path) -> None:
             assert len(running) - len(results) <= 2
             time.sleep(0.01)
     assert sorted(result.number for result in results) == list(range(12))
-    assert all(result.segment is not None and len(result.segment.frames_FSSC) == 2 for result in results)
+    assert all(result.segment is not None and len(result.segment.frames_FHWC) == 2 for result in results)

@@ -125,10 +125,9 @@ def test_the_service_ranks_captions_as_the_evaluation_does(stored, encoder):
     _, path = stored
     engine = open_engine(path, encoder)
     rng = np.random.default_rng(3)
-    size = encoder.image_size
-    frames = rng.integers(0, 256, (4, size, size, 3), dtype=np.uint8)
+    frames = rng.integers(0, 256, (4, *encoder.preprocess.shape), dtype=np.uint8)
     upload = UploadQuery(
-        frames_FSSC=frames,
+        frames_FHWC=frames,
         timestamps_seconds=np.arange(4.0),
         ranking=Ranking(k=CANDIDATES, candidates=CANDIDATES),
     )

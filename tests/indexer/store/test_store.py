@@ -28,6 +28,7 @@ from indexer.errors import (
     SettingsConflict,
     StoreError,
     StoreLocked,
+    WrongPreprocessing,
 )
 from indexer.store import generation
 from indexer.store.catalogue import Catalogue, read_settings
@@ -268,6 +269,15 @@ def test_nothing_at_all_is_not_published(tmp_path: Path) -> None:
 def test_another_model_is_refused_with_both_fingerprints(built: Path) -> None:
     with pytest.raises(ModelMismatch, match=f"{FINGERPRINT[:12]}.*{'cd' * 6}.*emcl index build"):
         StoreReader.open(built, fingerprint="cd" * 32)
+
+
+def test_a_store_of_wrongly_prepared_frames_is_refused_with_the_reason_and_the_remedy(built: Path) -> None:
+    """Its features are of the same weights, but of pictures that these were not trained on."""
+    former = frozenset({FINGERPRINT})
+    with pytest.raises(WrongPreprocessing, match=r"cropped and resized.*emcl index build VIDEOS --store NEW --model"):
+        StoreReader.open(built, fingerprint="cd" * 32, former_fingerprints=lambda: former)
+    with StoreReader.open(built, fingerprint=FINGERPRINT, former_fingerprints=lambda: former):
+        pass  # the loaded model prepares its frames as the store's did
 
 
 @pytest.mark.parametrize(

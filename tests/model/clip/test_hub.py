@@ -41,7 +41,7 @@ print(json.dumps({
     "digests": {name: tensor_digest(tensor).hex() for name, tensor in towers.model.state_dict().items()},
     "dtypes": sorted({str(tensor.dtype) for tensor in towers.model.state_dict().values()}),
     "activations": sorted({type(part).__name__ for part in towers.modules() if "GELU" in type(part).__name__}),
-    "sizes": [towers.embed_dim, towers.image_size, towers.context_length],
+    "sizes": [towers.embed_dim, towers.preprocess.height, towers.context_length],
 }))
 """
 

@@ -74,7 +74,9 @@ def test_two_names_of_the_same_towers_have_one_description():
 
 def test_pixel_statistics_are_those_of_the_tag():
     siglip = describe_clip(ClipConfig(architecture="ViT-B-16-SigLIP", pretrained="webli"))
-    assert siglip["preprocess_cfg"] == {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    assert siglip["preprocess_cfg"] == {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "resize_mode": "squash"}
+    openai = describe_clip(ClipConfig(architecture="ViT-B-32", pretrained="openai"))
+    assert openai["preprocess_cfg"].keys() == {"mean", "std"}  # as ever, so that fingerprints stay
     custom = {**PLAIN, "preprocess_cfg": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}}
     towers = build_clip(ClipConfig(custom=custom))
     assert (towers.image_mean, towers.image_std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))

@@ -54,7 +54,7 @@ def towers_of(custom: dict, **options) -> ClipTowers:
 
 
 def some_pixels(towers: ClipTowers) -> torch.Tensor:
-    size = towers.image_size
+    size = towers.preprocess.height
     return torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(2))
 
 
@@ -166,7 +166,7 @@ def test_gradients_reach_both_towers(plain):
 
 
 def test_attributes_of_a_plain_model(plain):
-    assert (plain.embed_dim, plain.image_size, plain.context_length) == (48, 32, CONTEXT)
+    assert (plain.embed_dim, plain.preprocess.height, plain.context_length) == (48, 32, CONTEXT)
     assert plain.image_mean == (0.48145466, 0.4578275, 0.40821073)
     assert plain.image_std == (0.26862954, 0.26130258, 0.27577711)
     assert isinstance(plain.logit_scale, nn.Parameter)

@@ -11,6 +11,7 @@ from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
 from model.clip.compat import import_open_clip
+from model.clip.preprocess import Preprocess
 from model.config import SamplingConfig
 from model.data.augment import (
     Augmentation,
@@ -154,19 +155,21 @@ def data_of(manifest, augmentation=CONFIG, seed=0, batch_size=4):
         kind="manifest", train=manifest / "train.jsonl", validation=manifest / "val.jsonl", seed=seed
     )
     sampling = SamplingConfig(sample_fps=1.0, max_frames=4)
-    return ManifestData(config, batch_size=batch_size, image_size=16, sampling=sampling, augmentation=augmentation)
+    return ManifestData(
+        config, batch_size=batch_size, preprocess=Preprocess.square(16), sampling=sampling, augmentation=augmentation
+    )
 
 
 def test_batches_depend_on_seed_step_and_row_alone(manifest):
     data = data_of(manifest)
-    late, early = data.batch(5).frames_BFSSC, data.batch(2).frames_BFSSC
-    np.testing.assert_array_equal(data_of(manifest).batch(5).frames_BFSSC, late)  # whatever was asked for before
-    shares = [data.batch(5, Share(rank=rank, size=3)).frames_BFSSC for rank in range(3)]
+    late, early = data.batch(5).frames_BFHWC, data.batch(2).frames_BFHWC
+    np.testing.assert_array_equal(data_of(manifest).batch(5).frames_BFHWC, late)  # whatever was asked for before
+    shares = [data.batch(5, Share(rank=rank, size=3)).frames_BFHWC for rank in range(3)]
     np.testing.assert_array_equal(np.concatenate(shares), late)  # whatever the number of processes
     assert not np.array_equal(late, early)
-    assert not np.array_equal(data_of(manifest, seed=1).batch(5).frames_BFSSC, late)
+    assert not np.array_equal(data_of(manifest, seed=1).batch(5).frames_BFHWC, late)
     plain = data_of(manifest, augmentation=NoAugmentation()).batch(5)
-    assert not np.array_equal(plain.frames_BFSSC, late)
+    assert not np.array_equal(plain.frames_BFHWC, late)
     assert plain.captions == data.batch(5).captions  # the other draws are the same with and without
 
 
@@ -176,14 +179,14 @@ def test_a_resumed_run_with_workers_sees_the_same_frames(manifest):
     alone = list(batches(data, range(4), share=Share(), workers=0))
     resumed = list(batches(data, range(1, 4), share=Share(), workers=2))
     for batch, again in zip(alone[1:], resumed, strict=True):
-        np.testing.assert_array_equal(batch.frames_BFSSC, again.frames_BFSSC)
+        np.testing.assert_array_equal(batch.frames_BFHWC, again.frames_BFHWC)
         assert batch.clip_ids == again.clip_ids
 
 
 def test_validation_clips_are_never_changed(manifest):
     strong = RandAugmentConfig(probability=1.0)
     (changed,), (plain,) = (list(data_of(manifest, how).validation()) for how in (strong, NoAugmentation()))
-    np.testing.assert_array_equal(changed.frames_BFSSC, plain.frames_BFSSC)
+    np.testing.assert_array_equal(changed.frames_BFHWC, plain.frames_BFHWC)
 
 
 def test_a_configuration_names_the_augmentation():

@@ -10,6 +10,7 @@ from dataset_support import KINDS, make, place, write_video
 from typer.testing import CliRunner
 
 from model.cli import app
+from model.clip.preprocess import Preprocess
 from model.config import SamplingConfig
 from model.data.augment import NoAugmentation, RandAugmentConfig
 from model.data.clips import load_frames
@@ -37,17 +38,17 @@ def test_a_manifest_cuts_windows(tmp_path, video):
     place(video, tmp_path, ["a.mp4"])
     records = [{"video": "a.mp4", "captions": ["x\u2028y"], "start": s, "end": s + 1, "tags": ["t"]} for s in (0, 1, 2)]
     clips = read_manifest(manifest(tmp_path, *records, {"video": "a.mp4", "captions": ["x"], "start": 3.0}))
-    greys = [load_frames(clip, image_size=32, sampling=SAMPLING) for clip in clips]
+    greys = [load_frames(clip, preprocess=Preprocess.square(32), sampling=SAMPLING) for clip in clips]
     assert [len(frames) for frames in greys] == [1, 1, 1, 1]
     np.testing.assert_allclose([frames.mean() for frames in greys], [0, 50, 100, 150], atol=3)
     assert len({clip.name for clip in clips}) == 4
     data = ManifestData(
         ManifestConfig(kind="manifest", train=tmp_path / "captions.jsonl"),
         batch_size=4,
-        image_size=32,
+        preprocess=Preprocess.square(32),
         sampling=SAMPLING,
     )
-    assert sorted(round(float(frames.mean()) / 50) for frames in data.batch(0).frames_BFSSC) == [0, 1, 2, 3]
+    assert sorted(round(float(frames.mean()) / 50) for frames in data.batch(0).frames_BFHWC) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def overlapping(folder, video, train, validation, **more):
 
 
 def build(config):
-    return ManifestData(config, batch_size=2, image_size=16, sampling=SAMPLING)
+    return ManifestData(config, batch_size=2, preprocess=Preprocess.square(16), sampling=SAMPLING)
 
 
 def test_check_and_training_agree_about_manifests_that_overlap(tmp_path, video, caplog):

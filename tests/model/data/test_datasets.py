@@ -8,6 +8,7 @@ import torch
 from dataset_support import KINDS, TEST_VIDEOS, dump, make, place, write_video
 from pydantic import ValidationError
 
+from model.clip.preprocess import Preprocess
 from model.config import SamplingConfig, load_mapping
 from model.data.base import Share
 from model.data.check import overlaps
@@ -47,10 +48,12 @@ def test_a_complete_set_has_all_splits_and_its_own_captions(kind, tmp_path, vide
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_set_trains_on_batches_that_depend_on_the_step_alone(kind, tmp_path, video):
     config = make(kind, tmp_path, video, test=2)
-    data, again = (training_data(config, batch_size=3, image_size=16, sampling=SAMPLING) for _ in range(2))
+    data, again = (
+        training_data(config, batch_size=3, preprocess=Preprocess.square(16), sampling=SAMPLING) for _ in range(2)
+    )
     batch = data.batch(5)
     assert batch.captions == again.batch(5).captions
-    assert batch.frames_BFSSC.shape[0] == 3
+    assert batch.frames_BFHWC.shape[0] == 3
     assert sorted(data.batch(0).clip_ids + data.batch(1).clip_ids) == sorted(clip.name for clip in data.clips)
     assert len([name for part in data.validation() for name in part.clip_ids]) == 3
 
@@ -155,7 +158,9 @@ def test_selection_videos_are_cut_from_training_and_stay_the_same(kind, tmp_path
     none = config.model_copy(update={"held_out_videos": 0})
     assert len(none.read("train").clips) == 9
     assert none.splits == ("train", "test")
-    assert list(training_data(none, batch_size=2, image_size=16, sampling=SAMPLING).validation()) == []
+    assert (
+        list(training_data(none, batch_size=2, preprocess=Preprocess.square(16), sampling=SAMPLING).validation()) == []
+    )
 
 
 def test_the_choice_of_selection_videos_never_changes():
@@ -176,7 +181,7 @@ def test_the_reference_protocol_selects_where_the_released_code_does(kind, tmp_p
     settings = {**config.model_dump(mode="json"), "protocol": "reference"}
     settings.pop("held_out_videos", None)
     reference = parse_stored_set(settings, "test")
-    data = training_data(reference, batch_size=2, image_size=16, sampling=SAMPLING)
+    data = training_data(reference, batch_size=2, preprocess=Preprocess.square(16), sampling=SAMPLING)
     on_test = kind not in ("msvd", "lsmdc")
     assert (data.validation_clips == config.read("test").clips) == on_test
     assert ("TEST split" in caplog.text) == on_test
@@ -192,7 +197,7 @@ def test_splits_that_share_videos_are_refused(tmp_path, video):
     config = make("msvd", tmp_path, video, test=1)
     (config.annotations / "val_list.txt").write_text("train-x_0_9\n", encoding="utf-8")
     with pytest.raises(DatasetError, match=r"1 videos are both in the train and the val split \(train-x_0_9\)"):
-        training_data(config, batch_size=2, image_size=16, sampling=SAMPLING)
+        training_data(config, batch_size=2, preprocess=Preprocess.square(16), sampling=SAMPLING)
 
 
 def test_training_on_test_videos_is_refused_even_if_nothing_selects_on_them(tmp_path, video, caplog):
@@ -214,7 +219,9 @@ def test_training_on_test_videos_is_refused_even_if_nothing_selects_on_them(tmp_
 def test_captions_of_one_video_in_a_batch_share_its_identity(tmp_path, video):
     """So the loss can leave them out; the reference's ids differ from process to process (reference §8, 16)."""
     config = make("msrvtt", tmp_path, video, test=2)
-    data = training_data(config, batch_size=12, image_size=16, sampling=SAMPLING, epoch_of="captions")
+    data = training_data(
+        config, batch_size=12, preprocess=Preprocess.square(16), sampling=SAMPLING, epoch_of="captions"
+    )
     batch = data.batch(0)
     assert len(set(batch.clip_ids)) == 6
     videos, captions = batch.identities.T

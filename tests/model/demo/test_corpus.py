@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from model.clip.preprocess import resize_and_crop
+from model.clip.preprocess import Preprocess
 from model.config import SamplingConfig
 from model.data.base import stack_clips
 from model.data.scenes import ScenesConfig, ScenesData
@@ -138,7 +138,7 @@ def test_decoded_files_look_like_what_training_draws(scenes, tmp_path):
         batch = decode(path, sampling=SAMPLING)
         assert (batch.width, batch.height) == (CLIP_SIZE, CLIP_SIZE)
         np.testing.assert_allclose(batch.timestamps_seconds, times(scene), atol=1e-6)
-        shown = resize_and_crop(batch.frames, 64).astype(int)
+        shown = Preprocess.square(64)(batch.frames).astype(int)
         assert np.abs(shown - render(scene, times(scene), 64).astype(int)).mean() < 5
 
 
@@ -156,9 +156,11 @@ def test_a_corpus_has_files_captions_and_tags(tmp_path):
 
 def test_batches_are_a_function_of_the_step():
     config = ScenesConfig(seed=5, hard_negatives=0.5, short_captions=0.3, validation_clips=7)
-    data, again = (ScenesData(config, batch_size=6, image_size=32, sampling=SAMPLING) for _ in range(2))
+    data, again = (
+        ScenesData(config, batch_size=6, preprocess=Preprocess.square(32), sampling=SAMPLING) for _ in range(2)
+    )
     first, same, other = data.batch(3), again.batch(3), data.batch(4)
-    np.testing.assert_array_equal(first.frames_BFSSC, same.frames_BFSSC)
+    np.testing.assert_array_equal(first.frames_BFHWC, same.frames_BFHWC)
     assert first.captions == same.captions
     assert len(set(first.clip_ids)) == 6
     assert not set(first.clip_ids) & set(other.clip_ids)
@@ -178,20 +180,23 @@ def test_object_steps_show_no_two_clips_alike(step):
     batch = data.batch(step)
     again = data.batch(step)
     assert batch.captions == again.captions
-    assert np.array_equal(batch.frames_BFSSC, again.frames_BFSSC)
-    assert batch.frames_BFSSC.shape[1] == 2
+    assert np.array_equal(batch.frames_BFHWC, again.frames_BFHWC)
+    assert batch.frames_BFHWC.shape[1] == 2
     sized = any(size in batch.captions[0] for size in ("small", "little", "tiny", "large", "big", "huge"))
     told = [object_of(caption, sized=sized) for caption in batch.captions]
     assert len(set(told)) == len(told) == min(data.batch_size, 112 if sized else 56)
 
 
 def test_steps_after_the_warm_up_show_whole_scenes():
-    assert scenes_data(object_warmup_steps=2).batch(2).frames_BFSSC.shape[1] > 2
+    assert scenes_data(object_warmup_steps=2).batch(2).frames_BFHWC.shape[1] > 2
 
 
 def scenes_data(**settings) -> ScenesData:
     return ScenesData(
-        ScenesConfig(**settings), batch_size=120, image_size=16, sampling=SamplingConfig(sample_fps=2.0, max_frames=8)
+        ScenesConfig(**settings),
+        batch_size=120,
+        preprocess=Preprocess.square(16),
+        sampling=SamplingConfig(sample_fps=2.0, max_frames=8),
     )
 
 

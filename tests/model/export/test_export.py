@@ -8,6 +8,7 @@ import pytest
 import torch
 from service_support import serving
 
+from model.clip.preprocess import Preprocess
 from model.encoder import export_store, load_encoder
 from model.export.export import MAX_TOWER_BYTES, export, generated_samples
 from model.export.export import _check_size as check_size
@@ -32,7 +33,7 @@ def has_the_instructions(monkeypatch):
 
 @pytest.fixture(scope="module")
 def samples() -> Samples:
-    return generated_samples(40, image_size=64)
+    return generated_samples(40, preprocess=Preprocess.square(64))
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,7 @@ def test_the_weights_of_pytorch_give_their_memory_back(exports):
 def test_a_vision_transformer_is_exported_for_any_batch_and_length(runtime, tiny_checkpoint, tiny_encoder, tmp_path):
     encoder = load_encoder(str(tiny_checkpoint), device="cpu")
     store = export_store(str(tiny_checkpoint), encoder.fingerprint, folder=tmp_path)
-    export(encoder, store, runtime, generated_samples(MIN_VIDEOS, image_size=32))
+    export(encoder, store, runtime, generated_samples(MIN_VIDEOS, preprocess=Preprocess.square(32)))
     ours, theirs = encoder.encode_texts(TEXTS), tiny_encoder.encode_texts(TEXTS)  # by the export from then on
     cosines = (ours * theirs).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
     assert cosines.min() > (0.99999 if runtime == "onnx" else 0.9)
@@ -253,7 +254,7 @@ def tiny_exports(tiny_checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny_exports")
     encoder = load_encoder(str(tiny_checkpoint), device="cpu")
     store = export_store(str(tiny_checkpoint), encoder.fingerprint, folder=folder)
-    assert export(encoder, store, "onnx", generated_samples(MIN_VIDEOS, image_size=32)).passed
+    assert export(encoder, store, "onnx", generated_samples(MIN_VIDEOS, preprocess=Preprocess.square(32))).passed
     return folder
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from service_support import emcl_command
 
+from model.clip.preprocess import Preprocess
 from model.encoder import DEMO_CHECKPOINT, export_store, load_encoder
 from model.export.export import export, generated_samples, samples_of
 from model.export.guard import SampleFeatures, Samples, Speed, judge
@@ -98,7 +99,7 @@ def outlier_checkpoint(tmp_path):
 def test_a_model_that_bytes_cannot_hold_is_refused_and_not_used(outlier_checkpoint):
     encoder = load_encoder(str(outlier_checkpoint), device="cpu")
     store = export_store(str(outlier_checkpoint), encoder.fingerprint)
-    report = export(encoder, store, "onnx-int8", generated_samples(40, image_size=64))
+    report = export(encoder, store, "onnx-int8", generated_samples(40, preprocess=Preprocess.square(64)))
     assert not report.passed, report.lines()
     assert not list(store.folder.glob("*.onnx"))
     assert store.read("onnx-int8").guard == report
@@ -119,7 +120,7 @@ def test_samples_of_ones_own_have_all_their_captions(tmp_path):
         lines.append(json.dumps({"video": f"{number}.mp4", "captions": ["one", "two"][: number + 1]}))
     (tmp_path / "captions.jsonl").write_text("\n".join(lines))
     sampling = load_encoder("demo", device="cpu").config.sampling
-    found = samples_of(tmp_path, 9, image_size=64, sampling=sampling)
+    found = samples_of(tmp_path, 9, preprocess=Preprocess.square(64), sampling=sampling)
     assert found.texts == ["one", "one", "two"]
     assert found.video_of_text_T.tolist() == [0, 1, 1]
     assert all(frames.shape[1:] == (64, 64, 3) for frames in found.frames)

@@ -38,7 +38,7 @@ def test_batches_of_every_size_compute_the_same(towers, texts, length):
         pytest.skip("oneDNN cannot do this here")
     ids = torch.randint(1, 500, (texts, length), generator=torch.Generator().manual_seed(texts))
     mask = torch.ones_like(ids, dtype=torch.bool)
-    images = torch.rand(texts, 3, towers.image_size, towers.image_size, generator=torch.Generator().manual_seed(1))
+    images = torch.rand(texts, 3, *towers.preprocess.shape[:2], generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         expected = towers.encode_text(ids, mask), towers.encode_image(images)
         pack(towers)

@@ -137,7 +137,7 @@ def test_shares_are_the_batch_whatever_their_number(tmp_path):
             parts = [data.batch(3, Share(rank=rank, size=size)) for rank in range(size)]
             assert [name for part in parts for name in part.clip_ids] == whole.clip_ids
             assert [text for part in parts for text in part.captions] == whole.captions
-            assert np.array_equal(np.concatenate([part.frames_BFSSC for part in parts]), whole.frames_BFSSC)
+            assert np.array_equal(np.concatenate([part.frames_BFHWC for part in parts]), whole.frames_BFHWC)
 
 
 def test_more_processes_than_clips_are_refused(tmp_path):

@@ -97,7 +97,7 @@ CAPTIONS = ["one", "two", "two", "A red  Circle", "a red circle "]
 def batch_of(videos, captions):
     frames = np.zeros((len(videos), 1, 2, 2, 3), np.uint8)
     mask = np.ones((len(videos), 1), bool)
-    return Batch(frames_BFSSC=frames, mask_BF=mask, captions=list(captions), clip_ids=list(videos))
+    return Batch(frames_BFHWC=frames, mask_BF=mask, captions=list(captions), clip_ids=list(videos))
 
 
 def identities():
@@ -169,7 +169,7 @@ def test_distinct_items_have_the_same_loss_with_and_without_their_identities():
 
 def test_identities_are_the_same_in_every_process():
     code = (
-        "import numpy as np; from model.data.base import Batch; print(Batch(frames_BFSSC=np.zeros((1, 1, 2, 2, 3), "
+        "import numpy as np; from model.data.base import Batch; print(Batch(frames_BFHWC=np.zeros((1, 1, 2, 2, 3), "
         "np.uint8), mask_BF=np.ones((1, 1), bool), captions=['A  cat'], clip_ids=['video7']).identities.tolist())"
     )
     results = {

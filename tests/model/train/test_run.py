@@ -10,6 +10,7 @@ import yaml
 from training_support import tiny, train_until_killed
 
 from model.checkpoint import load_checkpoint, save_checkpoint
+from model.clip.preprocess import Preprocess
 from model.clip.weights import WeightsError
 from model.config import load_mapping
 from model.data.manifest import ManifestConfig, ManifestData, read_manifest
@@ -163,7 +164,9 @@ def manifest_data(listing, batch_size=2):
     files = {"train": str(listing), "validation": str(listing)}
     config = tiny(data={"kind": "manifest", **files, "allow_overlap": True})
     assert isinstance(config.data, ManifestConfig)
-    return ManifestData(config.data, batch_size=batch_size, image_size=32, sampling=config.model.sampling)
+    return ManifestData(
+        config.data, batch_size=batch_size, preprocess=Preprocess.square(32), sampling=config.model.sampling
+    )
 
 
 def test_own_videos_are_seen_once_per_epoch(listing):

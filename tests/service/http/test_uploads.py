@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 from starlette.requests import ClientDisconnect, Request
 
 from indexer.store.reader import StoreReader
+from model.clip.preprocess import Preprocess
 from model.config import SamplingConfig
 from service.app import create_app
 from service.errors import (
@@ -104,17 +105,16 @@ def decode(sandbox, content):
     with tempfile.TemporaryFile() as file:
         file.write(content)
         file.seek(0)
-        return sandbox.decode(file, sampling=SAMPLING, image_size=32)
+        return sandbox.decode(file, sampling=SAMPLING, preprocess=Preprocess.square(32))
 
 
 def test_the_sandbox_gives_what_decoding_here_gives(clip_store):
-    from model.clip.preprocess import resize_and_crop
     from model.video.sampling import decode as decode_here
 
     path = clip_store / "clips" / "clip_0.mp4"
     sandboxed = decode(make_sandbox(), path.read_bytes())
     batch = decode_here(path, sampling=SAMPLING)
-    np.testing.assert_array_equal(sandboxed.frames_FSSC, resize_and_crop(batch.frames, 32))
+    np.testing.assert_array_equal(sandboxed.frames_FHWC, Preprocess.square(32)(batch.frames))
     np.testing.assert_array_equal(sandboxed.timestamps_seconds, batch.timestamps_seconds)
     assert sandboxed.duration_seconds == batch.duration_seconds
 

@@ -121,13 +121,12 @@ def test_all_ways_of_ranking_see_the_same_moment(engine):
 
 
 def test_an_upload_of_indexed_frames_finds_its_video(clip_store, tiny_encoder):
-    from model.clip.preprocess import resize_and_crop
     from model.video.sampling import decode
 
     engine = Engine(tiny_encoder, lambda: StoreReader.open(clip_store / "store"), limits=LIMITS, cache_entries=0)
     batch = decode(clip_store / "clips" / "clip_3.mp4", sampling=engine.sampling)
     query = UploadQuery(
-        frames_FSSC=resize_and_crop(batch.frames, tiny_encoder.image_size),
+        frames_FHWC=tiny_encoder.preprocess(batch.frames),
         timestamps_seconds=batch.timestamps_seconds,
         ranking=Ranking(rerank="frozen"),
     )
@@ -146,7 +145,7 @@ def test_captions_of_an_upload_are_scored_by_the_model(engine, tiny_encoder, rer
     found = {caption.caption_id: caption for caption in result.captions}
     with engine.live.lease() as generation:
         texts = generation.reader.caption_embeddings(generation.reader.caption_ids())
-        features = tiny_encoder.encode_videos(query.frames_FSSC[None], np.ones((1, 5), bool))
+        features = tiny_encoder.encode_videos(query.frames_FHWC[None], np.ones((1, 5), bool))
         mask = np.ones((1, 5), bool)
         if rerank == "frozen":
             mapped = tiny_encoder.map_rows(generation.reader.frozen_map, texts)
