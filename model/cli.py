@@ -620,6 +620,39 @@ def evaluate(
     typer.echo(run(request))
 
 
+@app.command("classify")
+def classify_video(
+    video: Annotated[Path, typer.Argument(help="A video file.")],
+    labels: Annotated[Path, typer.Option(help="A text file, one label a line: 1 to 1,000, of 200 characters at most.")],
+    prompt: Annotated[
+        str, typer.Option(help="The text that a label is put into; the paper's for actions: 'human action of {}'.")
+    ] = "a video of {}",
+    top: Annotated[int, typer.Option(min=1, help="Most labels to print.")] = 10,
+    model: Annotated[str, typer.Option(help="'demo', a checkpoint's path, or an open_clip name.")] = "demo",
+    pretrained: Annotated[str | None, typer.Option(help="Tag or weights file of an open_clip model.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda[:N].")] = "auto",
+) -> None:
+    """Say which of your labels describes a video: probability among the labels, cosine, label; best first."""
+    import numpy as np
+
+    from model.data.clips import Clip, load_frames
+    from model.encoder import load_encoder
+    from model.evaluate.labels import prompts_of, read_labels
+    from model.evaluate.zero_shot import classify
+
+    if not video.is_file():
+        raise FileNotFoundError(f"no video {video}")
+    names = read_labels(labels)
+    texts = prompts_of(names, prompt)
+    encoder = load_encoder(model, pretrained=pretrained, device=device)
+    clip = Clip(path=video, captions=())
+    frames = load_frames(clip, image_size=encoder.image_size, sampling=encoder.config.sampling)
+    mask = np.ones((1, len(frames)), bool)
+    features = encoder.encode_videos(frames[None], mask)
+    for found in classify(encoder, features[0], mask[0], names, encoder.encode_texts(texts))[:top]:
+        typer.echo(f"{found.probability * 100:5.1f}%  {found.score:+.3f}  {found.label}")
+
+
 tables_app = typer.Typer(help="The paper's other tables, on your own data.", no_args_is_help=True)
 app.add_typer(tables_app, name="study")
 

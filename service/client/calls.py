@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from service.schemas.index import IndexAnswer, LiveAnswer, ReadyAnswer, SessionAnswer
 from service.schemas.jobs import JobMetrics, JobOut, JobsPage
 from service.schemas.library import CaptionsAdded, CaptionsPage, VideoAdded, VideoOut, VideosPage
-from service.schemas.search import EmbeddingsAnswer, ManyAnswers, SearchAnswer, UploadAnswer
+from service.schemas.search import ClassifyAnswer, EmbeddingsAnswer, ManyAnswers, SearchAnswer, UploadAnswer
 from service.search.query import Group, Rerank
 
 P = ParamSpec("P")
@@ -206,6 +206,21 @@ def search_video(
     """Captions and similar videos for a video file, of which nothing is kept."""
     query = _given(k=k, offset=offset, candidates=candidates, rerank=rerank, group=group)
     return Sent(file=Path(path), query=query)
+
+
+@endpoint("POST", "/v1/classify", _a(ClassifyAnswer))
+def classify(video_id: str, labels: Sequence[str], *, prompt: str | None = None, segment: int | None = None) -> Sent:
+    """Which of some labels describe an indexed video, best first."""
+    return Sent(json=_given(video_id=video_id, labels=list(labels), prompt=prompt, segment=segment))
+
+
+@endpoint("POST", "/v1/classify/video", _a(ClassifyAnswer))
+def classify_video(path: Path | str, labels: Sequence[str], *, prompt: str | None = None) -> Sent:
+    """Which of some labels describe a video file, of which nothing is kept."""
+    form: dict[str, str | list[str]] = {"labels": list(labels)}
+    if prompt is not None:
+        form["prompt"] = prompt
+    return Sent(file=Path(path), form=form)
 
 
 @endpoint("POST", "/v1/rerank", _a(SearchAnswer))

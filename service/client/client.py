@@ -50,6 +50,8 @@ class _Endpoints:
     search_video = calls.search_video
     rerank = calls.rerank
     embeddings = calls.embeddings
+    classify = calls.classify
+    classify_video = calls.classify_video
     videos = calls.videos
     video = calls.video
     add_video = calls.add_video

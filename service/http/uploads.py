@@ -54,26 +54,29 @@ class UploadReceiver:
         return self._taken
 
     @asynccontextmanager
-    async def receive(self, request: Request, texts: Collection[str] = ()) -> AsyncIterator[Upload]:
+    async def receive(
+        self, request: Request, texts: Collection[str] = (), *, texts_bytes: int = ENVELOPE_BYTES
+    ) -> AsyncIterator[Upload]:
         """The upload of a request; its slot is free again, and its bytes are gone, when the context ends.
 
-        ``texts`` are the fields that may come with it; where there are any, others are refused.
+        ``texts`` are the fields that may come with it; where there are any, others are refused. They, their headers
+        and the boundaries have at most ``texts_bytes`` together.
 
         Raises ``Overloaded``, ``TooLarge``, ``UnsupportedMedia`` (not multipart), ``BadRequest`` (broken multipart),
         ``Unprocessable`` (no file, several, or empty) or ``RequestTimeout``.
         """
-        self._check_size(request.headers.get("content-length"))
+        self._check_size(request.headers.get("content-length"), texts_bytes)
         boundary = _boundary(request.headers.get("content-type"))
         self._take_slot()
         try:
             with tempfile.TemporaryFile(dir=self.folder) as file:
-                part = await self._receive_into(file, request, boundary, texts)
+                part = await self._receive_into(file, request, boundary, texts, texts_bytes)
                 yield Upload(file=file, size_bytes=part.size_bytes, texts=part.texts())
         finally:
             self._taken -= 1
 
-    def _check_size(self, declared: str | None) -> None:
-        if declared is not None and declared.isdecimal() and int(declared) > self.max_bytes + ENVELOPE_BYTES:
+    def _check_size(self, declared: str | None, texts_bytes: int) -> None:
+        if declared is not None and declared.isdecimal() and int(declared) > self.max_bytes + texts_bytes:
             raise self._too_large(f"the upload has {declared} bytes")
 
     def _too_large(self, detail: str) -> TooLarge:
@@ -95,7 +98,7 @@ class UploadReceiver:
         self._taken += 1
 
     async def _receive_into(
-        self, file: IO[bytes], request: Request, boundary: bytes, texts: Collection[str]
+        self, file: IO[bytes], request: Request, boundary: bytes, texts: Collection[str], texts_bytes: int
     ) -> _FilePart:
         part = _FilePart(names=frozenset(texts))
         received = 0
@@ -107,7 +110,7 @@ class UploadReceiver:
                     parser.write(chunk)
                     pending = part.take()
                     # Whatever is not the file counts, empty parts and their headers too: a body may have no end.
-                    if part.size_bytes > self.max_bytes or received - part.size_bytes > ENVELOPE_BYTES:
+                    if part.size_bytes > self.max_bytes or received - part.size_bytes > texts_bytes:
                         raise self._too_large(f"the upload has more than {self.max_bytes} bytes")
                     if pending:
                         await asyncio.to_thread(file.write, pending)

@@ -10,8 +10,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from model.evaluate.labels import DEFAULT_PROMPT, MAX_LABEL_CHARS, MAX_LABELS
 from service.search.query import (
     CaptionHit,
+    ClassifyQuery,
+    ClassifyResult,
     FrameWeights,
     Group,
     Hit,
@@ -269,6 +272,51 @@ class RerankRequest(Request):
             segments=tuple(SegmentRef(video_id=named.video_id, segment=named.segment) for named in self.segments),
             rerank=self.rerank,
         )
+
+
+class ClassifyRequest(Request):
+    """An indexed video and the labels that it may have."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"video_id": "0" * 64, "labels": ["a ring", "a star"], "prompt": "a video of {}"}]
+        }
+    )
+
+    video_id: str = Field(pattern=VIDEO_ID)
+    segment: int | None = Field(None, ge=0, description="This segment alone. Default: the whole video.")
+    labels: list[str] = Field(
+        min_length=1, max_length=MAX_LABELS, description=f"Different labels, each of 1 to {MAX_LABEL_CHARS} characters."
+    )
+    prompt: str = Field(DEFAULT_PROMPT, description="The text that each label is put into, in the place of `{}`.")
+
+    def to_query(self) -> ClassifyQuery:
+        """The engine's value."""
+        return ClassifyQuery(
+            labels=tuple(self.labels), prompt=self.prompt, video_id=self.video_id, segment=self.segment
+        )
+
+
+class LabelOut(Answer):
+    """A label and how well it fits."""
+
+    label: str
+    probability: float = Field(description="Among the labels that were given, at the model's own scale; they sum to 1.")
+    score: float = Field(description="Cosine of the video and the prompt.")
+
+
+class ClassifyAnswer(Answer):
+    """All labels, best first. `upload` says what was decoded; null for an indexed video."""
+
+    labels: list[LabelOut]
+    upload: UploadOut | None
+    source: SourceOut
+
+    @classmethod
+    def of(cls, result: ClassifyResult, upload: UploadOut | None = None) -> ClassifyAnswer:
+        """The JSON of a result."""
+        labels = [LabelOut(label=hit.label, probability=hit.probability, score=hit.score) for hit in result.labels]
+        return cls(labels=labels, upload=upload, source=SourceOut.of(result.source))
 
 
 class EmbeddingsRequest(Request):

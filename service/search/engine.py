@@ -29,6 +29,9 @@ from service.search.live_index import Generation, LiveIndex
 from service.search.qb_norm import rescore, usable
 from service.search.query import (
     CaptionHit,
+    ClassifyQuery,
+    ClassifyResult,
+    LabelHit,
     QueryLimits,
     Ranking,
     Rerank,
@@ -153,6 +156,31 @@ class Engine:
             return [
                 self._rerank_one(generation, row_D, query, watch) for row_D, query in zip(rows_QD, queries, strict=True)
             ]
+
+    def classify(self, query: ClassifyQuery) -> ClassifyResult:
+        """Score labels for a video, best first, by its frames at unit norm and without EMCL.
+
+        Raises ``NotFound`` for a video or segment that is not indexed.
+        """
+        from model.evaluate.labels import prompts_of
+        from model.evaluate.zero_shot import classify
+
+        with self.live.lease() as generation:
+            watch = _Stopwatch()
+            if query.video_id is not None:
+                _, meant = _segments_of(generation, query.video_id, query.segment)
+                features, mask = generation.reader.segment_features(np.array(meant))
+            else:
+                assert query.frames_FSSC is not None
+                upload = UploadQuery(frames_FSSC=query.frames_FSSC, timestamps_seconds=np.zeros(len(query.frames_FSSC)))
+                features, mask = self._encode_uploads([upload])
+            prompt_ND = self._text_rows(prompts_of(query.labels, query.prompt))
+            watch.lap("encode")
+            flat_FD = features.reshape(-1, features.shape[-1])
+            found = classify(self.encoder, flat_FD, mask.reshape(-1), query.labels, prompt_ND)
+            watch.lap("answer")
+            hits = tuple(LabelHit(label=item.label, score=item.score, probability=item.probability) for item in found)
+            return ClassifyResult(labels=hits, source=self._source(generation, watch, "none"))
 
     def embed(self, texts: Sequence[str]) -> tuple[Floats, Source]:
         """The unit vectors (N, M) that the index compares, without the coordinates of hub bases."""

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from model.evaluate.labels import DEFAULT_PROMPT, MAX_LABEL_CHARS, MAX_LABELS, check_labels
 from service.errors import Unprocessable
 from service.settings import Settings
 
@@ -91,6 +92,17 @@ class RerankQuery:
     text: str
     segments: tuple[SegmentRef, ...]
     rerank: Literal["emcl", "none"] = "emcl"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClassifyQuery:
+    """Labels for an indexed video (all of it, or ``segment`` alone) or for uploaded frames (F, S, S, 3) uint8."""
+
+    labels: tuple[str, ...]
+    prompt: str = DEFAULT_PROMPT
+    video_id: str | None = None
+    segment: int | None = None
+    frames_FSSC: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +186,23 @@ class UploadResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelHit:
+    """A label with its cosine, and its probability among the labels of the query."""
+
+    label: str
+    score: float
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyResult:
+    """All labels of a query, best first."""
+
+    labels: tuple[LabelHit, ...]
+    source: Source
+
+
+@dataclass(frozen=True, kw_only=True)
 class QueryLimits:
     """What the service takes on in one query; ``check_`` methods raise ``Unprocessable`` that names the limit."""
 
@@ -238,6 +267,19 @@ class QueryLimits:
             raise _over("normalise for a video_id", "it with a text", "leave it out: the query bank holds texts")
         self.check_ranking(query.ranking)
         self.check_filter(query.filter)
+
+    def check_labels(self, labels: tuple[str, ...], prompt: str) -> None:
+        """1 to 1,000 different labels of at most 200 characters, and a prompt with one {}."""
+        try:
+            check_labels(labels, prompt)
+        except ValueError as error:
+            raise Unprocessable(
+                str(error),
+                expected=f"1 to {MAX_LABELS} different labels, {MAX_LABEL_CHARS} characters each, one {{}} in the prompt",
+                next_step="correct the labels or the prompt",
+            ) from error
+        for text in (*labels, prompt):
+            _check_unicode(text)
 
     def check_rerank(self, query: RerankQuery) -> None:
         """A text and between 1 and ``max_candidates`` segments, each named once."""

@@ -110,6 +110,11 @@ def test_searching(client, clip_store):
     ranked = client.rerank("a red circle", [(hit.video_id, hit.segment) for hit in answer.hits])
     assert {hit.video_id for hit in ranked.hits} == {hit.video_id for hit in answer.hits}
     assert len(client.embeddings(["a", "b"]).embeddings) == 2
+    labels = ["a red circle", "a blue star"]
+    stored = client.classify(found.hits[0].video_id, labels, prompt="{}")
+    uploaded = client.classify_video(clip_store / "clips" / "clip_4.mp4", labels, prompt="{}")
+    assert [item.label for item in stored.labels] == [item.label for item in uploaded.labels]
+    assert uploaded.upload is not None
 
 
 def test_videos_the_index_and_health(client, clip_store):
