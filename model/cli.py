@@ -646,7 +646,7 @@ def classify_video(
     texts = prompts_of(names, prompt)
     encoder = load_encoder(model, pretrained=pretrained, device=device)
     clip = Clip(path=video, captions=())
-    frames = load_frames(clip, image_size=encoder.image_size, sampling=encoder.config.sampling)
+    frames = load_frames(clip, preprocess=encoder.preprocess, sampling=encoder.config.sampling)
     mask = np.ones((1, len(frames)), bool)
     features = encoder.encode_videos(frames[None], mask)
     for found in classify(encoder, features[0], mask[0], names, encoder.encode_texts(texts))[:top]:

@@ -58,7 +58,7 @@ async def classify_video(request: Request, services: ServicesDep) -> ClassifyAns
         services.engine.limits.check_labels(labels, prompts[0])
         with services.telemetry.stage("decode"):
             video = await unless_gone(request, services.decode(upload.file))
-    query = ClassifyQuery(labels=labels, prompt=prompts[0], frames_FSSC=video.frames_FSSC)
+    query = ClassifyQuery(labels=labels, prompt=prompts[0], frames_FHWC=video.frames_FHWC)
     work = unless_gone(request, services.compute(lambda: services.engine.classify(query)))
     result = await services.telemetry.timed(work)
-    return ClassifyAnswer.of(result, UploadOut(duration_seconds=video.duration_seconds, frames=len(video.frames_FSSC)))
+    return ClassifyAnswer.of(result, UploadOut(duration_seconds=video.duration_seconds, frames=len(video.frames_FHWC)))

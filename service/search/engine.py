@@ -171,8 +171,8 @@ class Engine:
                 _, meant = _segments_of(generation, query.video_id, query.segment)
                 features, mask = generation.reader.segment_features(np.array(meant))
             else:
-                assert query.frames_FSSC is not None
-                upload = UploadQuery(frames_FSSC=query.frames_FSSC, timestamps_seconds=np.zeros(len(query.frames_FSSC)))
+                assert query.frames_FHWC is not None
+                upload = UploadQuery(frames_FHWC=query.frames_FHWC, timestamps_seconds=np.zeros(len(query.frames_FHWC)))
                 features, mask = self._encode_uploads([upload])
             prompt_ND = self._text_rows(prompts_of(query.labels, query.prompt))
             watch.lap("encode")

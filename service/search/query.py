@@ -96,13 +96,13 @@ class RerankQuery:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClassifyQuery:
-    """Labels for an indexed video (all of it, or ``segment`` alone) or for uploaded frames (F, S, S, 3) uint8."""
+    """Labels for an indexed video (all of it, or ``segment`` alone) or for uploaded frames (F, H, W, 3) uint8."""
 
     labels: tuple[str, ...]
     prompt: str = DEFAULT_PROMPT
     video_id: str | None = None
     segment: int | None = None
-    frames_FSSC: NDArray[np.uint8] | None = None
+    frames_FHWC: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,7 +275,7 @@ class QueryLimits:
         except ValueError as error:
             raise Unprocessable(
                 str(error),
-                expected=f"1 to {MAX_LABELS} different labels, {MAX_LABEL_CHARS} characters each, one {{}} in the prompt",
+                expected=f"1 to {MAX_LABELS} different labels of {MAX_LABEL_CHARS} characters, one {{}} in the prompt",
                 next_step="correct the labels or the prompt",
             ) from error
         for text in (*labels, prompt):
