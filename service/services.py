@@ -21,7 +21,6 @@ from service.http.middleware import Admission
 from service.http.uploads import UploadReceiver
 from service.jobs.service import JobService
 from service.library.library import Library
-from service.library.upload_store import MEDIA
 from service.media.files import Thumbnails
 from service.media.previews import PreviewLimits, Previews
 from service.media.sandbox import KillSwitch, Sandbox, SandboxLimits, UploadedFrames
@@ -64,8 +63,7 @@ class Services:
             width=settings.thumbnail_width,
             cache_bytes=settings.thumbnail_cache_bytes,
             max_queue=settings.max_queue,
-            sandbox=self.sandbox,
-            uploads=settings.store.absolute() / MEDIA,
+            sandbox=Sandbox(SandboxLimits.of_thumbnails(settings)),
         )
         self.previews = Previews(settings.preview_folder.absolute(), PreviewLimits.from_settings(settings))
         self.jobs = jobs or JobService(settings)

@@ -6,6 +6,7 @@ then checks the scope that the route needs.
 """
 # Without `from __future__ import annotations`: FastAPI reads the annotations of ``Require.__call__``, of an object.
 
+from collections.abc import Collection
 from typing import Any
 
 from fastapi import Request, Security
@@ -15,22 +16,26 @@ from starlette.datastructures import Headers
 
 from service.access.keys import KeyBook, KeyIdentity, Scope, includes
 from service.access.rate_limit import RateLimiter
-from service.access.sessions import Sessions, check_same_origin
+from service.access.sessions import Sessions, check_own_page, check_same_origin
 from service.errors import Forbidden, Unauthorised
 from service.settings import Settings
 
 SESSION_PATH = "/v1/session"
 OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", SESSION_PATH})
 OPEN_FOLDERS = ("/web/", "/health/")
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _HOW = "send it as `Authorization: Bearer emcl_…` (or `X-API-Key: emcl_…`); `emcl keys create` makes one"
 
 
 class Gate:
     """Checks credentials and rates. Without ``book`` no keys are required: then everybody may do everything."""
 
-    def __init__(self, book: KeyBook | None, limits: RateLimiter, *, session_seconds: int) -> None:
+    def __init__(
+        self, book: KeyBook | None, limits: RateLimiter, *, session_seconds: int, origins: Collection[str] = ()
+    ) -> None:
         self.book = book
         self.limits = limits
+        self.origins = frozenset(origins)
         self.sessions = None if book is None else Sessions(book, session_seconds)
 
     @property
@@ -41,9 +46,14 @@ class Gate:
     def identify(self, method: str, path: str, headers: Headers) -> KeyIdentity | None:
         """The identity of a request; ``None`` where it does not matter.
 
-        Raises ``Unauthorised``, or ``Forbidden`` for a session's request that may come from another page.
+        Raises ``Unauthorised``, or ``Forbidden`` for a request of a session, or one without keys, that may come from
+        another page.
         """
-        if self.book is None or self.sessions is None or (is_open(path) and path != SESSION_PATH):
+        if self.book is None or self.sessions is None:
+            if method not in _READING or not is_open(path):
+                check_own_page(method, headers, self.origins)
+            return None
+        if is_open(path) and path != SESSION_PATH:
             return None
         token = token_of(headers)
         if token is not None:
@@ -120,7 +130,7 @@ def require(scope: Scope) -> Any:
 
 def build_gate(settings: Settings, limits: RateLimiter) -> Gate:
     """The gate of the settings. Raises ``ValueError`` if keys are required and there is none."""
-    return Gate(open_keys(settings), limits, session_seconds=settings.session_seconds)
+    return Gate(open_keys(settings), limits, session_seconds=settings.session_seconds, origins=settings.cors_origins)
 
 
 def open_keys(settings: Settings) -> KeyBook | None:

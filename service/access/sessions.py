@@ -10,6 +10,7 @@ from __future__ import annotations
 import hmac
 import re
 import time
+from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -59,10 +60,42 @@ def check_same_origin(method: str, headers: Headers) -> None:
     """
     if method in _READING or CUSTOM_HEADER in headers:
         return
-    origin, host = headers.get("origin"), headers.get("host", "")
-    if origin is None or urlsplit(origin).netloc.lower() != host.lower():
+    origin = headers.get("origin")
+    if origin is None or not _names_host(origin, headers):
         raise Forbidden(
             "a session cookie may change something only from this server's own page",
             expected="the header X-Requested-With, or an Origin header that names this host",
             next_step="send X-Requested-With: fetch, or use the key itself as Authorization: Bearer",
         )
+
+
+def check_own_page(method: str, headers: Headers, origins: Collection[str]) -> None:
+    """Raise ``Forbidden`` if a request that needs no credentials comes from a page of another origin.
+
+    Any page can make a browser send a form to a service on loopback, or load a picture from it. What such a request
+    changes or computes happens although the page cannot read the answer. Browsers say where it comes from in
+    ``Sec-Fetch-Site`` and ``Origin``, and pages cannot change either. Other clients send neither. ``origins`` are pages
+    that the operator lets in. Following a link is no request of the page that has it.
+    """
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if site in ("same-origin", "none") or (origin is not None and origin in origins):
+        return
+    reading = method in _READING
+    if site is not None:
+        foreign = not (reading and headers.get("sec-fetch-mode") == "navigate")
+    else:
+        foreign = not reading and origin is not None and not _names_host(origin, headers)
+    if foreign:
+        raise Forbidden(
+            f"a page of another origin ({(origin or site or '')[:100]}) may not use this service",
+            expected="a request from this server's own page, or of a client that is not a browser",
+            next_step="open the page of this server, or start it with --cors-origins and the origin of that page",
+        )
+
+
+def _names_host(origin: str, headers: Headers) -> bool:
+    try:
+        named = urlsplit(origin).netloc
+    except ValueError:  # such as http://[
+        return False
+    return named.lower() == headers.get("host", "").lower()

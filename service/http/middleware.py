@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -86,6 +87,8 @@ class HeldBody:
         admission.held_bytes += size_bytes
         self.size_bytes += size_bytes
 
+
+_HOST = re.compile(r"(\[[0-9a-f:.]*\]|[^\[\]:@/?#]*)(?::[0-9]{0,5})?")  # a name or an address, and a port
 
 _DRAINED_BYTES = 64 * 1024  # the rest of a body that is read and dropped, so that its connection can be used again
 
@@ -163,8 +166,9 @@ class AnswerOnlyFor:
         """Pass the request on, or answer 421."""
         if scope["type"] == "http":
             host = Headers(scope=scope).get("host", "").lower()
-            name = host if host.endswith("]") else host.rsplit(":", 1)[0]
-            if name not in self.hosts:
+            match = _HOST.fullmatch(host)
+            name = host if match is None else match[1]
+            if match is None or name not in self.hosts:
                 await from_error(
                     Misdirected(
                         f"this server does not answer for the host {name[:200]!r}",

@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from indexer.locations import protocol_of, shard_of
-from model.video.sampling import VideoError
 from service.errors import Gone, RangeNotSatisfiable, ServiceError, Unprocessable
-from service.media.pictures import picture_of
 from service.search.batching import Batcher
 from service.search.cache import LRUCache
 
@@ -102,14 +100,14 @@ class Moment:
 class Thumbnails:
     """Makes JPEG pictures of moments, one at a time in a thread of its own, and keeps the last ones.
 
-    Files in the folder ``uploads`` came over HTTP: they are decoded in the ``sandbox``, as when they were added.
-    Start it inside a running event loop, and close it before the loop ends.
+    Every file is decoded in a process of its own, in ``sandbox``, whether it was uploaded or indexed: a single frame
+    can take gigabytes, or, far from the last key frame, minutes. Start it inside a running event loop, and close it
+    before the loop ends.
     """
 
-    def __init__(self, *, width: int, cache_bytes: int, max_queue: int, sandbox: Sandbox, uploads: Path) -> None:
+    def __init__(self, *, width: int, cache_bytes: int, max_queue: int, sandbox: Sandbox) -> None:
         self._width = width
         self._sandbox = sandbox
-        self._uploads = uploads.resolve()
         self.cache: LRUCache[tuple[str, int], bytes] = LRUCache(cache_bytes, weigh=len)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="thumbnails")
         self.batcher: Batcher[Moment, bytes] = Batcher(
@@ -142,11 +140,9 @@ class Thumbnails:
     def _make(self, moment: Moment) -> bytes:
         seconds = moment.milliseconds / 1000
         try:
-            if moment.path.parent.resolve() != self._uploads:
-                return picture_of(moment.path, seconds, self._width)
             with moment.path.open("rb") as file:
                 return self._sandbox.picture(file, at_seconds=seconds, width=self._width)
-        except (VideoError, ServiceError) as error:
+        except (OSError, ServiceError) as error:
             raise Unprocessable(
                 f"no picture can be made at {seconds:g} s: {error}",
                 expected="a moment with a frame that decodes",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -62,6 +63,18 @@ class SandboxLimits:
             max_bytes=settings.upload_max_bytes,
             max_seconds=settings.upload_max_seconds,
             max_pixels=settings.upload_max_pixels,
+        )
+
+    @classmethod
+    def of_thumbnails(cls, settings: Settings) -> SandboxLimits:
+        """The limits of one thumbnail in the settings: indexed files may be longer and larger than uploads."""
+        return cls(
+            wall_seconds=settings.thumbnail_seconds,
+            cpu_seconds=math.ceil(settings.thumbnail_seconds),
+            memory_bytes=settings.decode_memory_bytes,
+            max_bytes=sys.maxsize,
+            max_seconds=math.inf,
+            max_pixels=settings.thumbnail_max_pixels,
         )
 
 

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import sys
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -32,11 +33,15 @@ def main() -> int:
     os.dup2(silence, 0)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
-    memory_bytes = job["memory_bytes"] + os.fstat(upload.fileno()).st_size
+    size_bytes = os.fstat(upload.fileno()).st_size
+    memory_bytes = job["memory_bytes"] + (0 if "picture" in job else size_bytes)
     limit_process(cpu_seconds=job["cpu_seconds"], memory_bytes=memory_bytes, file_bytes=0)
     with answer:
         try:
-            _answer(job, upload.read(), answer)
+            if "picture" in job:
+                _answer_picture(job, upload.fileno(), size_bytes, answer)
+            else:
+                _answer(job, upload.read(), answer)
         except Exception as error:  # whatever a stranger's file provokes is reported, by type
             _write_header(answer, {"error": type(error).__name__, "message": str(error)[:2000]})
     return 0
@@ -46,11 +51,6 @@ def _answer(job: dict[str, Any], video: bytes, answer: IO[bytes]) -> None:
     if "windows" in job:
         _answer_windows(job, video, answer)
         return
-    if "picture" in job:
-        picture = picture_of(video, job["picture"]["at_seconds"], job["picture"]["width"], _limits(job))
-        _write_header(answer, {})
-        answer.write(picture)
-        return
     batch = decode(video, sampling=SamplingConfig(**job["sampling"]), limits=_limits(job))
     frames_FHWC = Preprocess(**job["preprocess"])(batch.frames)
     arrays = io.BytesIO()  # np.save takes a pipe for a file that it may seek in
@@ -58,6 +58,16 @@ def _answer(job: dict[str, Any], video: bytes, answer: IO[bytes]) -> None:
     np.save(arrays, np.asarray(batch.timestamps_seconds, dtype=np.float64), allow_pickle=False)
     _write_header(answer, {"duration_seconds": batch.duration_seconds})
     answer.write(arrays.getbuffer())
+
+
+def _answer_picture(job: dict[str, Any], number: int, size_bytes: int, answer: IO[bytes]) -> None:
+    """A moment of a file that may be too large to be held: it is read through its open descriptor."""
+    limits = _limits(job)
+    limits.check_bytes(size_bytes)
+    source = Path(f"/proc/self/fd/{number}")
+    picture = picture_of(source, job["picture"]["at_seconds"], job["picture"]["width"], limits)
+    _write_header(answer, {})
+    answer.write(picture)
 
 
 def _answer_windows(job: dict[str, Any], video: bytes, answer: IO[bytes]) -> None:

@@ -210,7 +210,9 @@ def add(target: Target, file: Hostile) -> None:
 
     if added["job_id"] is not None:
         _until(ended, 4 * MARGIN_SECONDS)
-    kept = list((target.folder / "store" / "media").glob(f"{video_id}*"))
+    kept = list(
+        (target.folder / "store" / "media").glob(f"{video_id}.[!j]*")
+    )  # the record goes after the job has ended
     if job.get("state", "succeeded") == "succeeded":
         assert file.outcome != "refused", f"{file.name} was taken for a video"
         assert len(kept) == 1

@@ -1,0 +1,95 @@
+"""Thumbnails of indexed files are decoded in a process of their own, with limits."""
+
+from __future__ import annotations
+
+import resource
+import struct
+import time
+import zlib
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from service.errors import TooLarge, Unprocessable
+from service.media.files import Moment, Thumbnails
+from service.media.sandbox import Sandbox, SandboxLimits
+
+MEBIBYTE = 1 << 20
+
+
+def limits(**changes: object) -> SandboxLimits:
+    generous = {
+        "wall_seconds": 60.0,
+        "cpu_seconds": 60,
+        "memory_bytes": 2048 * MEBIBYTE,
+        "max_bytes": 1 << 40,
+        "max_seconds": float("inf"),
+        "max_pixels": 8192 * 4352,
+    }
+    return SandboxLimits(**{**generous, **changes})
+
+
+def make(path: Path, milliseconds: int = 0, **changes: object) -> bytes:
+    thumbnails = Thumbnails(width=64, cache_bytes=0, max_queue=4, sandbox=Sandbox(limits(**changes)))
+    return thumbnails._make(Moment(video_id="v", path=path, milliseconds=milliseconds))
+
+
+def png(path: Path, side: int) -> None:
+    """A black picture of ``side`` × ``side`` pixels: a few hundred kilobytes, and gigabytes when it is decoded."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    packer = zlib.compressobj(9)
+    rows = b"".join(packer.compress(bytes(1 + 3 * side)) for _ in range(side)) + packer.flush()
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+
+
+def film(path: Path, frames: int, *, gop: int) -> None:
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=30, options={"preset": "ultrafast", "sc_threshold": "0"})
+        stream.width = stream.height = 64
+        stream.codec_context.gop_size = gop
+        for number in range(frames):
+            pixels = np.full((64, 64, 3), number % 256, np.uint8)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        out.mux(stream.encode(None))
+
+
+def test_a_picture_of_gigabytes_costs_the_service_nothing(tmp_path):
+    png(tmp_path / "huge.png", 16_000)
+    assert (tmp_path / "huge.png").stat().st_size < 2 * MEBIBYTE
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(Unprocessable, match="no picture can be made"):
+        make(tmp_path / "huge.png")
+    with pytest.raises(Unprocessable):  # also where its size is allowed, but not its memory
+        make(tmp_path / "huge.png", max_pixels=1 << 40, memory_bytes=512 * MEBIBYTE)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024  # kibibytes
+
+
+def test_a_thumbnail_that_takes_too_long_is_given_up(tmp_path):
+    film(tmp_path / "a.mp4", 60, gop=1000)
+    start = time.monotonic()
+    with pytest.raises(Unprocessable, match="decoding took longer than"):
+        make(tmp_path / "a.mp4", 1900, wall_seconds=0.05)
+    assert time.monotonic() - start < 30
+
+
+def test_indexed_files_may_be_larger_than_what_memory_holds(tmp_path):
+    film(tmp_path / "a.mp4", 60, gop=30)
+    with (tmp_path / "a.mp4").open("ab") as file:  # a free box of 3 GiB, all hole
+        file.write(struct.pack(">I4sQ", 1, b"free", 3 << 30))
+        file.truncate(file.tell() + (3 << 30) - 16)
+    picture = make(tmp_path / "a.mp4", 1000)
+    assert picture.startswith(b"\xff\xd8")
+
+
+def test_a_file_that_vanished_has_no_picture(tmp_path):
+    with pytest.raises(Unprocessable, match="no picture can be made"):
+        make(tmp_path / "gone.mp4")
+    film(tmp_path / "a.mp4", 2, gop=1)
+    with (tmp_path / "a.mp4").open("rb") as file, pytest.raises(TooLarge):
+        Sandbox(limits(max_bytes=10)).picture(file, at_seconds=0, width=64)
