@@ -417,6 +417,9 @@ def build(
     index_memory: IndexMemory = None,
     index_recall: IndexRecall = None,
     prune: Annotated[bool, typer.Option(help="Remove videos whose files are gone or were replaced.")] = False,
+    force_prune: Annotated[
+        bool, typer.Option(help="Prune even if a folder is empty, or if more than half of its videos are gone.")
+    ] = False,
     partition: PartitionOption = None,
     allow_protocol: AllowProtocol = None,
     keep_media: KeepMedia = False,
@@ -450,7 +453,8 @@ def build(
     request = BuildRequest(
         paths=paths,
         captions=captions,
-        prune=prune,
+        prune=prune or force_prune,
+        force_prune=force_prune,
         workers=workers or _cores(),
         timeout_seconds=timeout,
         partition=part,
@@ -660,11 +664,24 @@ def _run(
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
+    """The first Ctrl-C ends a run in order; the second ends the process, also while a thread hangs on a dead mount."""
+    import signal
+    import threading
+
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))  # killing a run loses nothing that is committed
+        raise KeyboardInterrupt
+
+    in_charge = threading.current_thread() is threading.main_thread()
+    former = signal.signal(signal.SIGINT, end) if in_charge else None
     try:
         yield
     except KeyboardInterrupt:
         typer.echo("interrupted: what was done is kept; run the same command again to continue and publish", err=True)
         raise typer.Exit(INTERRUPTED) from None
+    finally:
+        if in_charge:
+            signal.signal(signal.SIGINT, former)
 
 
 def _load(

@@ -5,13 +5,15 @@ The pattern everywhere: write under a temporary name, ``fsync`` the file, rename
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
+import stat
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from zipfile import BadZipFile
 
 import numpy as np
@@ -55,10 +57,26 @@ def write_atomically(path: Path, content: bytes, *, mode: int | None = None) -> 
     sync_folder(path.parent)
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file, also behind a link, for reading. Raises ``OSError`` for a pipe, a socket or a device.
+
+    Opening one of those can wait for ever, and checking first leaves time to put one there.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file (a pipe, a socket, a device or a folder)", str(path))
+        os.set_blocking(descriptor, True)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
 def sha256_of_file(path: Path) -> str:
-    """SHA-256 of a file's bytes as 64 hex digits, read in blocks."""
+    """SHA-256 of a regular file's bytes as 64 hex digits, read in blocks."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()

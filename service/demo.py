@@ -92,4 +92,5 @@ def _make_clips(clips: Path, count: int) -> None:
 def _index(clips: Path, store: Path) -> None:
     from indexer.cli import build
 
-    build([str(clips)], store, captions=clips / _LISTING, model="demo", prune=True)
+    # The folder belongs to the demo: clips that it no longer holds are not wanted.
+    build([str(clips)], store, captions=clips / _LISTING, model="demo", force_prune=True)

@@ -19,8 +19,8 @@ from indexer.build.decode import DecodeSettings
 from indexer.build.decode_pool import DECODE_TIMEOUT_SECONDS, ReaderSettings
 from indexer.build.encode import FeatureEncoder, VideoEncoding, encode_captions
 from indexer.build.progress import Progress
-from indexer.errors import Damaged, IndexFactoryError, ModelMismatch, NotAStore, WrongPreprocessing
-from indexer.locations import Location
+from indexer.errors import Damaged, IndexFactoryError, ModelMismatch, NotAStore, SourceError, WrongPreprocessing
+from indexer.locations import Location, shard_of
 from indexer.sources.captions import Resolved, read_caption_file
 from indexer.sources.discover import Discovery, discover, hash_files, missing
 from indexer.sources.partition import WHOLE, Partition, split
@@ -38,7 +38,8 @@ BYTES_PER_TASK = 8 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class BuildRequest:
-    """What a run is to index. ``prune`` removes videos whose files are gone or were replaced.
+    """What a run is to index. ``prune`` removes videos whose files are gone or were replaced; if a folder is empty or
+    most of its videos are gone, as on a disk that is not mounted, only with ``force_prune``.
 
     ``partition`` is the part of it that this run takes; ``protocols`` are those of URLs that may be fetched; ``packed``
     is for what comes from shards and URLs. Reading of those ends when nothing came for ``fetch_timeout_seconds``.
@@ -48,6 +49,7 @@ class BuildRequest:
     paths: Sequence[str]
     captions: Path | None = None
     prune: bool = False
+    force_prune: bool = False
     workers: int = 1
     timeout_seconds: float = DECODE_TIMEOUT_SECONDS
     partition: Partition = WHOLE
@@ -94,6 +96,8 @@ def build(writer: StoreWriter, encoder: FeatureEncoder, request: BuildRequest, p
         before = writer.catalogue.locations()
         found = _hash(writer, mine, before, report, progress)
         gone = _reconcile(writer, before, found, mine, request, report)
+        if request.prune and not request.force_prune:
+            refuse_mass_prune(writer.path, before, _without_place(writer, gone), discovery)
         _index_packed(writer, encoder, mine, remote, request, report, progress)
     attached = attach(writer.catalogue.locations(), entries, mine, others)  # before hours are spent on encoding files
     report.unmatched += attached.unmatched
@@ -103,10 +107,37 @@ def build(writer: StoreWriter, encoder: FeatureEncoder, request: BuildRequest, p
     _encode_captions(writer, encoder, attached.texts, report, progress)
     if request.prune:
         orphans = _without_place(writer, gone)
-        writer.remove_videos(orphans)
-        report.removed = len(orphans)
+        try:
+            if not request.force_prune:  # shards may have lost members
+                refuse_mass_prune(writer.path, before, orphans, discovery)
+            writer.remove_videos(orphans)
+            report.removed = len(orphans)
+        except SourceError as error:  # what was encoded is published all the same
+            report.failed.append((str(writer.path), str(error)))
     report.manifest = publish_if_changed(writer, encoder, progress)
     return report
+
+
+def refuse_mass_prune(store: Path, before: Sequence[Location], orphans: Collection[str], discovery: Discovery) -> None:
+    """Raise ``SourceError`` if a named folder holds no video any more, or most of what was below them would go."""
+    places = {*(found.path for found in discovery.files), *(Path(source.name) for source in discovery.packed)}
+    shards = {source.name for source in discovery.packed}
+    known = set()
+    for folder in discovery.folders:
+        below = {place.video_id for place in before if Path(place.path).is_relative_to(folder)}
+        if below & set(orphans) and not any(path.is_relative_to(folder) for path in places):
+            raise SourceError(
+                f"{folder} holds no video, but {store} knows {len(below)} below it; if its disk is not mounted, mount "
+                "it; if they are really gone, remove them with --force-prune"
+            )
+        known |= below
+    known |= {place.video_id for place in before if shard_of(place.path) in shards}
+    lost = known & set(orphans)
+    if 2 * len(lost) > len(known):
+        raise SourceError(
+            f"--prune would remove {len(lost)} of the {len(known)} videos that {store} knows there, which is more than "
+            "half; if their files are really gone, use --force-prune"
+        )
 
 
 def check_model(settings: StoreSettings, encoder: FeatureEncoder, store: Path) -> None:
@@ -200,7 +231,7 @@ def _reconcile(
 ) -> set[str]:
     """Say what became of files that were indexed earlier; returns the places that are gone."""
     now = {location.path: location.video_id for location in found}
-    gone = {location.path: location.video_id for location in missing(before, discovery)}
+    gone = {location.path: location.video_id for location in missing(before, discovery, exclude=writer.path)}
     places: dict[str, set[str]] = defaultdict(set)
     for location in writer.catalogue.locations():
         if location.path not in gone:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from indexer.errors import CaptionFileError
+from model.durable import open_regular
 
 logger = logging.getLogger(__name__)
 
@@ -218,7 +219,8 @@ def strings_of(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig") as file:
+            return file.read()
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise CaptionFileError(f"{path}:{line}: not valid UTF-8 ({error.reason}); save the file as UTF-8") from error

@@ -173,12 +173,17 @@ def hash_files(files: Sequence[FoundFile], known: Mapping[str, Location], *, thr
         yield from pool.map(work, files)
 
 
-def missing(known: Iterable[Location], discovery: Discovery) -> list[Location]:
-    """Known places under the folders searched where there is no file any more."""
+def missing(known: Iterable[Location], discovery: Discovery, *, exclude: Path | None = None) -> list[Location]:
+    """Known places under the folders searched where there is no file any more.
+
+    ``exclude`` (the store itself) was not searched: its own files are not among them.
+    """
+    skipped = None if exclude is None else _absolute(exclude)
     return [
         location
         for location in known
         if any(Path(location.path).is_relative_to(folder) for folder in discovery.folders)
+        and not (skipped is not None and Path(location.path).is_relative_to(skipped))
         and not os.path.lexists(location.path)
         and not os.path.lexists(shard_of(location.path) or location.path)
     ]

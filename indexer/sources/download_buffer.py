@@ -26,6 +26,7 @@ from indexer.locations import Location, SourceRow, member_path, possible_sources
 from indexer.sources.discover import VIDEO_SUFFIXES, PackedSource
 from indexer.sources.tar import LARGEST_TEXT_BYTES, Labels, Readable, TarMember, key_of, read_members
 from indexer.sources.url import UNKNOWN, RemoteFiles, RemoteInfo, version_number
+from model.durable import open_regular
 
 BUFFER_FILES = 256
 """Most copies at a time: far more than are decoded, few enough to be read again after a kill."""
@@ -321,7 +322,7 @@ class DownloadBuffer:
         return RemoteInfo(size_bytes=found.st_size, version=version_number(str(found.st_mtime_ns)))
 
     def _open(self, source: PackedSource, info: RemoteInfo) -> IO[bytes]:
-        return self._remote.open(source.name, info.size_bytes) if source.is_url else Path(source.name).open("rb")
+        return self._remote.open(source.name, info.size_bytes) if source.is_url else open_regular(Path(source.name))
 
 
 class _TooLargeError(SourceError):
