@@ -31,6 +31,7 @@ from service.search.query import (
     CaptionHit,
     ClassifyQuery,
     ClassifyResult,
+    Hit,
     LabelHit,
     QueryLimits,
     Ranking,
@@ -44,7 +45,7 @@ from service.search.query import (
     UploadResult,
     VideoFilter,
 )
-from service.search.ranking import Scored
+from service.search.ranking import Candidates, Scored
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -251,31 +252,57 @@ class Engine:
         watch: _Stopwatch,
     ) -> list[SearchResult]:
         reader = generation.reader
-        scored: dict[int, tuple[Scored, int]] = {}
+        hits: dict[int, tuple[Hit, ...]] = {}
         for (asked, wanted, left_out), members in _alike(queries, own):
             allowed = None if wanted.is_empty else _allowed(reader, wanted)
             is_text, hubs = queries[members[0]].text is not None, asked.normalise == "none"
             mapped_QM = reader.correction.queries(rows_QD[members], "text" if is_text else "video", "videos", hubs=hubs)
+
             candidates = ranking.find_segments(
                 reader, mapped_QM, self.limits.candidates_of(asked), allowed=allowed, left_out=left_out
             )
             watch.lap("candidates")
-            group = ranking.score_segments(
-                self.encoder, reader, rows_QD[members], candidates, asked.rerank, corrects=is_text, hubs=hubs
-            )
-            if asked.normalise == "qb-norm":
-                group = rescore(group, usable(generation.bank, reader, self.encoder), asked.rerank)
-            scored.update({q: (group, place) for place, q in enumerate(members)})
+            group = self._scored(generation, rows_QD[members], candidates, asked, is_text=is_text)
             watch.lap("rerank")
-        hits = [
-            segment_hits(self.encoder, generation, *scored[q], rows_QD[q], query.ranking)
-            for q, query in enumerate(queries)
-        ]
+            for place, q in enumerate(members):
+                page = queries[q].ranking
+                hits[q] = segment_hits(self.encoder, generation, group, place, rows_QD[q], page)
+                if len(hits[q]) == page.k or page.group == "segment":
+                    continue
+                more = ranking.find_further_videos(
+                    reader,
+                    mapped_QM[[place]],
+                    candidates.of(place),
+                    min(page.offset + page.k, reader.counts.videos),
+                    allowed=allowed,
+                    left_out=left_out,
+                )
+                if more.ids_QC.shape != candidates.of(place).ids_QC.shape:
+                    scored = self._scored(generation, rows_QD[[q]], more, asked, is_text=is_text)
+                    hits[q] = segment_hits(self.encoder, generation, scored, 0, rows_QD[q], page)
         watch.lap("answer")
         return [
             SearchResult(hits=page, source=self._source(generation, watch, query.ranking.rerank))
-            for page, query in zip(hits, queries, strict=True)
+            for page, query in zip((hits[q] for q in range(len(queries))), queries, strict=True)
         ]
+
+    def _scored(
+        self, generation: Generation, rows_QD: Floats, candidates: Candidates, asked: Ranking, *, is_text: bool
+    ) -> Scored:
+        """Candidates with the scores that ``asked`` ranks them by."""
+        reader = generation.reader
+        scored = ranking.score_segments(
+            self.encoder,
+            reader,
+            rows_QD,
+            candidates,
+            asked.rerank,
+            corrects=is_text,
+            hubs=asked.normalise == "none",
+        )
+        if asked.normalise == "qb-norm":
+            scored = rescore(scored, usable(generation.bank, reader, self.encoder), asked.rerank)
+        return scored
 
     def _rerank_one(self, generation: Generation, row_D: Floats, query: RerankQuery, watch: _Stopwatch) -> SearchResult:
         reader = generation.reader

@@ -37,6 +37,10 @@ class Candidates:
     ids_QC: Ids
     stage1_QC: Floats
 
+    def of(self, query: int) -> Candidates:
+        """Those of one query."""
+        return Candidates(ids_QC=self.ids_QC[[query]], stage1_QC=self.stage1_QC[[query]])
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scored:
@@ -75,6 +79,44 @@ def find_segments(
         order = np.argsort(own, axis=1, kind="stable")[:, :count]  # the others move up, in their order
         ids_QC, stage1_QC = np.take_along_axis(ids_QC, order, axis=1), np.take_along_axis(stage1_QC, order, axis=1)
     return sort_by_id(stage1_QC, ids_QC)
+
+
+def find_further_videos(
+    reader: StoreReader,
+    row_1D: Floats,
+    candidates: Candidates,
+    videos: int,
+    *,
+    allowed: Ids | None,
+    left_out: Collection[int] = (),
+) -> Candidates:
+    """One query's candidates, and the best segment of further videos until ``videos`` videos are there or none is left.
+
+    A long video can take all candidates. Each round searches among the segments of the videos that were not found yet,
+    for as many as are missing, then for twice as many, so the cost grows with what is missing alone.
+    """
+    ids, stage1 = candidates.ids_QC[0], candidates.stage1_QC[0]
+    if len(ids) == 0 or ids[-1] < 0:  # the index has no more than these
+        return candidates
+    found = {segment.video_id for segment in reader.segments(ids)}
+    pool = np.setdiff1d(reader.segment_ids() if allowed is None else allowed, np.array([*left_out], dtype=np.int64))
+    pool = np.setdiff1d(pool, reader.select_segments(video_ids=sorted(found)), assume_unique=True)
+    width = videos - len(found)
+    while len(found) < videos and len(pool):
+        scores_1K, ids_1K = reader.search_videos(row_1D, min(width, len(pool)), pool)
+        there = ids_1K[0] >= 0
+        best: dict[str, tuple[int, float]] = {}
+        for segment, score in zip(reader.segments(ids_1K[0, there]), scores_1K[0, there].tolist(), strict=True):
+            best.setdefault(segment.video_id, (segment.segment_id, score))
+        if not best:
+            break
+        chosen = list(best.values())[: videos - len(found)]
+        ids = np.append(ids, [number for number, _ in chosen])
+        stage1 = np.append(stage1, np.array([score for _, score in chosen], dtype=np.float32))
+        found |= best.keys()
+        pool = np.setdiff1d(pool, reader.select_segments(video_ids=sorted(best)), assume_unique=True)
+        width *= 2
+    return sort_by_id(stage1[None], ids[None])
 
 
 def find_captions(reader: StoreReader, rows_QD: Floats, count: int) -> Candidates:

@@ -1,10 +1,16 @@
 """The engine: answers that depend on nothing but their query, and what each way of ranking means."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from engine_support import CAPTIONS, LIMITS, fill_store, ids, upload, video_id
+from service_support import random_video
 
+from indexer.locations import Location
+from indexer.store.config import ModelSpec, StoreSettings
 from indexer.store.reader import StoreReader
+from indexer.store.writer import StoreWriter
 from service.search import ranking as ranking_module
 from service.search.engine import Engine
 from service.search.query import Ranking, RerankQuery, SearchQuery, SegmentRef, UploadQuery
@@ -210,3 +216,63 @@ def test_gathering_in_turns_changes_nothing(engine, monkeypatch):
     monkeypatch.setattr(ranking_module, "GATHER_ELEMENTS", 1)
     in_turns = engine.search(queries)
     assert [ids(result) for result in at_once] == [ids(result) for result in in_turns]
+
+
+@pytest.fixture(scope="module")
+def hour_store(tmp_path_factory, tiny_encoder):
+    """One static hour, 120 segments that are nearly the same, among 15 short videos."""
+    rng = np.random.default_rng(11)
+    path = tmp_path_factory.mktemp("hour") / "store"
+    settings = StoreSettings(
+        model_spec=ModelSpec(),
+        fingerprint=tiny_encoder.fingerprint,
+        dim=tiny_encoder.dim,
+        sampling=tiny_encoder.config.sampling,
+    )
+    hour = random_video(rng, tiny_encoder, 0)
+    first = hour.segments[0]
+    text_D = tiny_encoder.encode_texts([HOUR_TEXT])[0]
+    lean = first.features_FD + 20 * text_D / np.linalg.norm(text_D)
+    segments = [
+        replace(
+            first,
+            number=number,
+            start_seconds=30.0 * number,
+            end_seconds=30.0 * number + 30,
+            features_FD=lean,
+            pooled_D=lean.mean(axis=0),
+        )
+        for number in range(120)
+    ]
+    videos = [replace(hour, segments=segments), *(random_video(rng, tiny_encoder, number) for number in range(1, 16))]
+    with StoreWriter.open(path, settings=settings) as writer:
+        writer.add_locations(
+            Location(path=f"/nowhere/{video.video_id}", video_id=video.video_id, size_bytes=1, modified_ns=1)
+            for video in videos
+        )
+        writer.add_videos(videos)
+        writer.publish(tiny_encoder)
+    return path
+
+
+HOUR_TEXT = "a thing that the hour shows"
+
+
+@pytest.mark.parametrize("rerank", ["emcl", "none", "frozen"])
+def test_a_static_hour_does_not_hide_the_other_videos(hour_store, tiny_encoder, rerank):
+    engine = Engine(tiny_encoder, lambda: StoreReader.open(hour_store), limits=LIMITS, cache_entries=0)
+    try:
+        for k, offset, count in ((10, 0, 10), (10, 10, 6), (16, 0, 16)):
+            asked = Ranking(k=k, offset=offset, candidates=20, rerank=rerank)
+            (result,) = engine.search([SearchQuery(text=HOUR_TEXT, ranking=asked)])
+            assert len({hit.video_id for hit in result.hits}) == len(result.hits) == count
+        (few,) = engine.search([SearchQuery(text=HOUR_TEXT, ranking=Ranking(k=16, candidates=20, rerank=rerank))])
+        asked = Ranking(k=16, candidates=150, rerank="frozen")  # every segment is a candidate
+        (all_of_them,) = engine.search([SearchQuery(text=HOUR_TEXT, ranking=asked)])
+        if rerank == "frozen":
+            assert ids(few) == ids(all_of_them)
+        (alike,) = engine.search([SearchQuery(video_id=video_id(1), ranking=Ranking(k=10, candidates=10))])
+        assert len({hit.video_id for hit in alike.hits}) == 10
+        assert video_id(1) not in {hit.video_id for hit in alike.hits}
+    finally:
+        engine.close()
