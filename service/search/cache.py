@@ -51,3 +51,8 @@ class LRUCache(Generic[Key, Value]):
             self._entries.pop(key, None)
             if self._entries.getsizeof(value) <= self.capacity:
                 self._entries[key] = value
+
+    def clear(self) -> None:
+        """Forget all entries; the counters stay."""
+        with self._lock:
+            self._entries.clear()
