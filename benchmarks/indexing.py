@@ -174,8 +174,9 @@ def _encode(encoder: Encoder, segments: Sequence[DecodedSegment]) -> None:
 
 
 def _build(folder: Path, encoder: Encoder, sampling: SamplingConfig) -> None:
+    from indexer.build.options import BuildRequest
     from indexer.build.progress import Progress
-    from indexer.build.run import BuildRequest, build
+    from indexer.build.run import build
     from indexer.store.config import ModelSpec, StoreSettings
     from indexer.store.writer import StoreWriter
 

@@ -15,26 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from indexer.cli_options import (
-    AllowProtocol,
-    Device,
-    Exports,
-    Factory,
-    IndexMemory,
-    IndexRecall,
-    KeepMedia,
-    Model,
-    PartitionOption,
-    Precision,
-    Pretrained,
-    RetryFailed,
-    Runtime,
-    SearchOptions,
-)
+from indexer.build.options import BuildOptions
+from indexer.cli_options import EncoderOptions, Only, from_models
+from indexer.store.config import Wishes
 
 if TYPE_CHECKING:
-    from indexer.build.run import BuildReport, BuildRequest
-    from indexer.options import Wishes
+    from indexer.build.options import BuildRequest
+    from indexer.build.run import BuildReport
     from indexer.store.compact import Compaction
     from indexer.store.config import IndexReport, Manifest, ModelSpec, StoreSettings
     from indexer.store.verify import Verification
@@ -42,6 +29,27 @@ if TYPE_CHECKING:
     from model.encoder import Encoder
 
 SHOWN_NOTES = 20
+
+INCOMPLETE, INTERRUPTED = 3, 130
+
+Store = Annotated[Path, typer.Option(help="Folder of the store.")]
+DeviceOnly = Annotated[EncoderOptions, Only("device")]
+ModelOnly = Annotated[EncoderOptions, Only("model", "pretrained", "device")]
+Paths = Annotated[
+    list[str],
+    typer.Argument(metavar="PATH...", help="Folders, video files, tar shards, globs in quotes, or URLs."),
+]
+MorePaths = Annotated[list[str] | None, typer.Argument(metavar="PATH...", help="As for build.")]
+ProgressFile = Annotated[
+    Path | None, typer.Option("--progress-file", help="Append progress to this file, as JSON lines, for programs.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+app = typer.Typer(
+    help="Index videos and captions into a store that can be searched. Exit code 3: done, but some files or captions "
+    "could not be used; they are listed.",
+    no_args_is_help=True,
+)
 
 
 def print_report(report: BuildReport) -> None:
@@ -149,329 +157,37 @@ def print_videos(videos: Sequence[dict[str, Any]], *, as_json: bool) -> None:
     typer.echo(f"{len(videos)} videos", err=True)
 
 
-bank_app = typer.Typer()
-
-
-@bank_app.command()
-def bank(
-    store: Annotated[Path, typer.Option(help="Folder of the store.")],
-    captions: Annotated[
-        Path,
-        typer.Option(
-            exists=True,
-            help="Texts like the queries to come, best those that the model was trained on: JSON lines with "
-            "`captions`, or .txt with one a line.",
-        ),
-    ],
-    size: Annotated[int, typer.Option(min=1, help="Most texts, drawn at random.")] = 5000,
-    seed: Annotated[int, typer.Option(help="Seed of that draw.")] = 0,
-    beta: Annotated[float, typer.Option(min=0.01, max=1000, help="QB-Norm's inverse temperature.")] = 20.0,
-    top: Annotated[int, typer.Option(min=1, help="Segments that each text marks as hubs.")] = 1,
-    device: Device = "auto",
-) -> None:
-    """Take texts as the bank of queries: fit EMCL's hub bases on them, publish, and compute what QB-Norm needs.
-
-    Hub bases correct all searches; `normalise: qb-norm` is a choice of each. Run it again after many videos were added:
-    QB-Norm's statistics are of the segments that are there, while hub bases number new ones by themselves. A running
-    service takes it up when its index is reloaded (`POST /v1/index/reload`).
-    """
-    from indexer.build.progress import TerminalProgress
-    from indexer.build.run import check_model, publish
-    from indexer.errors import NotAStore
-    from indexer.options import recorded_settings
-    from indexer.store.bank import write_bank_texts
-    from indexer.store.query_bank import compute_bank, report_lines, write_bank
-    from indexer.store.reader import StoreReader
-    from indexer.store.writer import StoreWriter
-    from model.encoder import load_encoder
-    from model.evaluate.query_bank import open_bank
-
-    recorded = recorded_settings(store)
-    if recorded is None:
-        raise NotAStore(f"{store} holds no store; make one with `emcl index build PATH --store {store}`")
-    texts = open_bank(str(captions), None, size=size, seed=seed, beta=beta, top=top)
-    spec = recorded.model_spec
-    encoder = load_encoder(spec.model, pretrained=spec.pretrained, device=device)
-    check_model(recorded, encoder, store)
-    with StoreReader.open(store) as reader:
-        if len(reader.segment_ids()) == 0:
-            raise ValueError(f"{store} holds no segment to compute a query bank for; index videos first")
-    with StoreWriter.open(store) as writer:
-        write_bank_texts(store, encoder.encode_texts(texts.texts), f"{len(texts.texts):,} texts of {captions.name}")
-        publish(writer, encoder, TerminalProgress())
-    with StoreReader.open(store, fingerprint=encoder.fingerprint) as reader:
-        computed = compute_bank(reader, encoder, texts)
-    write_bank(store, computed)
-    for line in report_lines(computed, texts.texts):
-        typer.echo(line)
-    print_correction(store)
-
-
-merge_app = typer.Typer()
-
-
-@merge_app.command()
-def merge(
-    stores: Annotated[list[Path], typer.Argument(metavar="STORE...", help="Stores of one model; they are only read.")],
-    store: Annotated[Path, typer.Option(help="Folder of the merged store; made if need be, else added to.")],
-    device: Device = "auto",
-) -> None:
-    """Put stores together that were built apart, such as the parts of `build --partition`, without encoding anything.
-
-    A video that is in several is taken once; captions and tags are united. Run it again after an interruption.
-    """
-    from indexer.build.progress import TerminalProgress
-    from indexer.build.run import check_model, publish_if_changed
-    from indexer.store.merge import count_videos, read_merge_settings
-    from indexer.store.merge import merge as merge_stores
-    from indexer.store.writer import StoreWriter
-    from model.encoder import load_encoder
-
-    settings = read_merge_settings(stores, store)
-    encoder = load_encoder(settings.model_spec.model, pretrained=settings.model_spec.pretrained, device=device)
-    check_model(settings, encoder, stores[0])
-    progress = TerminalProgress()
-    with StoreWriter.open(store, settings=settings) as writer:
-        with progress.phase("merge", count_videos(stores), "video") as bar:
-            report = merge_stores(writer, stores, bar.advance)
-        manifest = publish_if_changed(writer, encoder, progress)
-    for note in report.notes:
-        typer.echo(f"note: {note}", err=True)
-    typer.echo(
-        f"{report.videos} videos and {report.captions} captions copied, {report.known_videos} videos were there already"
-    )
-    if manifest is None:
-        typer.echo("nothing to search yet, so nothing was published", err=True)
-        return
-    print_manifest(manifest)
-
-
-@merge_app.command()
-def compact(
-    store: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store.")],
-    drop_former: Annotated[
-        bool,
-        typer.Option(
-            "--drop-former",
-            help="Remove the former generation too, so that the space is free at once and not after the next "
-            "publication. Readers that have it open go on.",
-        ),
-    ] = False,
-    device: Device = "auto",
-) -> None:
-    """Give back the space of removed videos and captions: shards are written anew without their rows, and published."""
-    from indexer.build.progress import TerminalProgress
-    from indexer.build.run import check_model, current_manifest, publish_if_changed
-    from indexer.errors import NotAStore
-    from indexer.options import recorded_settings
-    from indexer.store.compact import compact as compact_store
-    from indexer.store.compact import drop_former as drop_former_generations
-    from indexer.store.writer import StoreWriter
-    from model.encoder import load_encoder
-
-    settings = recorded_settings(store)
-    if settings is None:
-        raise NotAStore(f"{store} holds no store; make one with `emcl index build PATH --store {store}`")
-    encoder = load_encoder(settings.model_spec.model, pretrained=settings.model_spec.pretrained, device=device)
-    check_model(settings, encoder, store)
-    progress = TerminalProgress()
-    with StoreWriter.open(store) as writer:
-        with progress.phase("compact", 0, "row") as bar:
-            done = compact_store(writer, bar.advance)
-        if current_manifest(store) is not None:
-            manifest = publish_if_changed(writer, encoder, progress)
-            if drop_former:
-                drop_former_generations(writer)
-            print_compaction(writer, done)
-            if manifest is not None:
-                print_manifest(manifest)
-        else:
-            print_compaction(writer, done)
-
-
-create_app = typer.Typer()
-
-
-@create_app.command()
-def create(
-    store: Annotated[Path, typer.Option(help="Folder of the new store.")],
-    model: Annotated[
-        str | None,
-        typer.Option(help="As for build. Default: CLIP ViT-B-32 with OpenAI's weights.", show_default=False),
-    ] = None,
-    pretrained: Pretrained = None,
-    segment_seconds: Annotated[
-        float | None, typer.Option(min=0.1, help="Longer videos are cut into segments of this length. Default: 30.")
-    ] = None,
-    index: Factory = None,
-    index_options: SearchOptions = None,
-    index_memory: IndexMemory = None,
-    index_recall: IndexRecall = None,
-    device: Device = "auto",
-) -> None:
-    """Make an empty store, so that a service can start and take its first videos by `POST /v1/videos`.
-
-    Until the next publication (`emcl index build|add|rebuild`, or a service that has taken in enough) stage 1 ranks
-    without an EMCL map: there is no corpus yet to fit one on.
-    """
-    from indexer.errors import StoreError
-    from indexer.options import Wishes, bytes_of, choose_model, new_settings, recorded_settings
-    from indexer.store.writer import StoreWriter
-    from model.emcl.em import FrozenMap
-    from model.encoder import load_encoder
-
-    if recorded_settings(store) is not None:
-        raise StoreError(f"{store} holds a store already; add to it with `emcl index add`, or name another folder")
-    spec = choose_model(None, model, pretrained)
-    encoder = load_encoder(spec.model, pretrained=spec.pretrained, device=device)
-    wishes = Wishes(
-        segment_seconds=segment_seconds,
-        factory=index,
-        options=index_options,
-        index_memory=bytes_of(index_memory),
-        index_recall=index_recall,
-    )
-    settings = new_settings(wishes, spec=spec, fingerprint=encoder.fingerprint, dim=encoder.dim, config=encoder.config)
-    with StoreWriter.open(store, settings=settings) as writer:
-        manifest = writer.publish(encoder, empty_map=FrozenMap.neutral(encoder.dim))
-    print_manifest(manifest)
-
-
-app = typer.Typer(
-    help="Index videos and captions into a store that can be searched. Exit code 3: done, but some files or captions "
-    "could not be used; they are listed.",
-    no_args_is_help=True,
-)
-
-app.add_typer(bank_app)
-
-app.add_typer(create_app)
-
-app.add_typer(merge_app)
-
-INCOMPLETE, INTERRUPTED = 3, 130
-
-Paths = Annotated[
-    list[str],
-    typer.Argument(metavar="PATH...", help="Folders, video files, tar shards, globs in quotes, or URLs."),
-]
-
-MorePaths = Annotated[list[str] | None, typer.Argument(metavar="PATH...", help="As for build.")]
-
-Store = Annotated[Path, typer.Option(help="Folder of the store.")]
-
-Captions = Annotated[
-    Path | None,
-    typer.Option(
-        exists=True,
-        dir_okay=False,
-        help="JSONL or CSV with `video`, `captions`, optional `tags`. NAME.txt beside a video works too.",
-    ),
-]
-
-Workers = Annotated[int | None, typer.Option(min=1, help="Decoding processes. Default: one per core, at most 8.")]
-
-Timeout = Annotated[float, typer.Option(min=1, help="Seconds that decoding one segment may take.")]
-
-SegmentSeconds = Annotated[
-    float | None, typer.Option(min=0.1, help="Longer videos are cut into segments of this length. Default: 30.")
-]
-
-SampleFps = Annotated[
-    float | None, typer.Option(min=0.01, max=240, help="Frames taken per second. Default: the model's.")
-]
-
-MaxFrames = Annotated[int | None, typer.Option(min=1, max=512, help="Most frames of a segment. Default: the model's.")]
-
-Sampling = Annotated[
-    Literal["uniform", "keyframes"] | None,
-    typer.Option(help="keyframes takes the nearest key frames: many times faster, other frames."),
-]
-
-ProgressFile = Annotated[
-    Path | None, typer.Option("--progress-file", help="Append progress to this file, as JSON lines, for programs.")
-]
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
 @app.command()
+@from_models
 def build(
     paths: Paths,
     store: Store,
-    captions: Captions = None,
-    model: Model = None,
-    pretrained: Pretrained = None,
-    device: Device = "auto",
-    runtime: Runtime = "auto",
-    precision: Precision = "auto",
-    exports: Exports = None,
-    workers: Workers = None,
-    timeout: Timeout = 300.0,
-    segment_seconds: SegmentSeconds = None,
-    sample_fps: SampleFps = None,
-    max_frames: MaxFrames = None,
-    sampling: Sampling = None,
-    index: Factory = None,
-    index_options: SearchOptions = None,
-    index_memory: IndexMemory = None,
-    index_recall: IndexRecall = None,
-    prune: Annotated[bool, typer.Option(help="Remove videos whose files are gone or were replaced.")] = False,
-    force_prune: Annotated[
-        bool, typer.Option(help="Prune even if a folder is empty, or if more than half of its videos are gone.")
-    ] = False,
-    partition: PartitionOption = None,
-    allow_protocol: AllowProtocol = None,
-    keep_media: KeepMedia = False,
-    retry_failed: RetryFailed = False,
+    encoding: EncoderOptions,
+    wishes: Wishes,
+    options: BuildOptions,
     progress_file: ProgressFile = None,
 ) -> None:
     """Index videos into a store, made if need be. Run it again after an interruption, or when files changed."""
-    from indexer.build.archives import PackedOptions
-    from indexer.build.run import BuildRequest
-    from indexer.options import Wishes, bytes_of, check_wishes, recorded_settings
+    from indexer.build.options import BuildRequest
+    from indexer.options import check_wishes, recorded_settings
     from indexer.sources.discover import check_paths
-    from indexer.sources.partition import WHOLE, Partition
 
-    protocols = frozenset(allow_protocol or ())
-    part = WHOLE if partition is None else Partition.parse(partition)
-    check_paths(paths, protocols)  # a slip of the pen is told before weights are fetched and a store is made
-    wishes = Wishes(
-        segment_seconds=segment_seconds,
-        sample_fps=sample_fps,
-        max_frames=max_frames,
-        strategy=sampling,
-        factory=index,
-        options=index_options,
-        index_memory=bytes_of(index_memory),
-        index_recall=index_recall,
-    )
+    check_paths(paths, options.protocols)  # a typing error is reported before weights are loaded and a store is made
     recorded = recorded_settings(store)
     if recorded is not None:
         check_wishes(recorded, wishes, store)
-    encoder, spec = _load(recorded, model, pretrained, device, precision, runtime, exports)
-    request = BuildRequest(
-        paths=paths,
-        captions=captions,
-        prune=prune or force_prune,
-        force_prune=force_prune,
-        workers=workers or _cores(),
-        timeout_seconds=timeout,
-        partition=part,
-        protocols=protocols,
-        packed=PackedOptions(keep_media=keep_media, retry_failed=retry_failed),
-    )
+    encoder, spec = _load(recorded, encoding)
+    request = BuildRequest(paths=paths, **dict(options))
     _run(store, recorded or _new(wishes, encoder, spec), encoder, request, progress_file)
 
 
 @app.command("watch")
+@from_models
 def watch_command(
     paths: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Folders with videos, and all below them.")],
     store: Store,
-    device: Device = "auto",
-    workers: Workers = None,
-    timeout: Timeout = 300.0,
-    prune: Annotated[bool, typer.Option(help="Remove videos whose files are gone or were replaced.")] = False,
+    encoding: DeviceOnly,
+    options: Annotated[BuildOptions, Only("workers", "timeout_seconds", "prune")],
     settle_seconds: Annotated[
         float, typer.Option(min=0.1, help="A file is indexed when it has not changed for this long.")
     ] = 5.0,
@@ -487,8 +203,8 @@ def watch_command(
     import signal
     import threading
 
+    from indexer.build.options import BuildRequest
     from indexer.build.progress import TerminalProgress
-    from indexer.build.run import BuildRequest
     from indexer.build.run import build as build_store
     from indexer.build.watch import watch_folders
     from indexer.errors import SourceError
@@ -499,17 +215,15 @@ def watch_command(
     for folder in folders:
         if folder.exists() and not folder.is_dir():
             raise SourceError(f"{folder} is a file, expected a folder; index a file with `emcl index add`")
-    encoder, _ = _load(recorded, None, None, device)
+    encoder, _ = _load(recorded, encoding)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
 
     def index(present: Sequence[Path], unsettled: Collection[Path]) -> None:
         request = BuildRequest(
             paths=[str(path) for path in present],
-            prune=prune and not unsettled,
-            workers=workers or _cores(),
-            timeout_seconds=timeout,
-            unsettled=unsettled,
+            unsettled=frozenset(unsettled),
+            **{**dict(options), "prune": options.prune and not unsettled},
         )
         with StoreWriter.open(store, settings=recorded) as writer:
             report = build_store(writer, encoder, request, TerminalProgress())
@@ -522,55 +236,41 @@ def watch_command(
 
 
 @app.command()
+@from_models
 def add(
     store: Store,
+    encoding: Annotated[EncoderOptions, Only("device", "runtime", "precision", "exports")],
+    options: Annotated[
+        BuildOptions, Only("captions", "workers", "timeout_seconds", "protocols", "keep_media", "retry_failed")
+    ],
     paths: MorePaths = None,
-    captions: Captions = None,
-    device: Device = "auto",
-    runtime: Runtime = "auto",
-    precision: Precision = "auto",
-    exports: Exports = None,
-    workers: Workers = None,
-    timeout: Timeout = 300.0,
-    allow_protocol: AllowProtocol = None,
-    keep_media: KeepMedia = False,
-    retry_failed: RetryFailed = False,
     progress_file: ProgressFile = None,
 ) -> None:
     """Add videos or captions to a store, with the model and settings that it was built with."""
-    from indexer.build.archives import PackedOptions
-    from indexer.build.run import BuildRequest
+    from indexer.build.options import BuildRequest
     from indexer.sources.discover import check_paths
 
-    if not paths and captions is None:
+    if not paths and options.captions is None:
         raise typer.BadParameter("give videos to add, or --captions FILE")
     recorded = _recorded(store)
-    protocols = frozenset(allow_protocol or ())
-    check_paths(paths or [], protocols)
-    encoder, _ = _load(recorded, None, None, device, precision, runtime, exports)
-    request = BuildRequest(
-        paths=paths or [],
-        captions=captions,
-        workers=workers or _cores(),
-        timeout_seconds=timeout,
-        protocols=protocols,
-        packed=PackedOptions(keep_media=keep_media, retry_failed=retry_failed),
-    )
-    _run(store, recorded, encoder, request, progress_file)
+    check_paths(paths or [], options.protocols)
+    encoder, _ = _load(recorded, encoding)
+    _run(store, recorded, encoder, BuildRequest(paths=paths or [], **dict(options)), progress_file)
 
 
 @app.command()
+@from_models
 def remove(
     videos: Annotated[list[str], typer.Argument(metavar="VIDEO_ID|PATH...", help="Ids, or files that were indexed.")],
     store: Store,
-    device: Device = "auto",
+    encoding: DeviceOnly,
 ) -> None:
     """Remove videos with their captions, whatever other paths lead to them. Files are not touched."""
     from indexer.build.progress import TerminalProgress
     from indexer.build.run import check_model, publish
     from indexer.store.writer import StoreWriter
 
-    encoder, _ = _load(_recorded(store), None, None, device)
+    encoder, _ = _load(_recorded(store), encoding)
     with StoreWriter.open(store) as writer:
         check_model(writer.settings, encoder, store)
         writer.remove_videos(writer.catalogue.find_videos(videos))
@@ -614,35 +314,180 @@ def verify(
 
 
 @app.command()
+@from_models
 def rebuild(
     store: Store,
-    index: Factory = None,
-    index_options: SearchOptions = None,
-    index_memory: IndexMemory = None,
-    index_recall: IndexRecall = None,
-    model: Annotated[
-        str | None, typer.Option(help="The same weights under another name, such as a calibrated checkpoint.")
-    ] = None,
-    pretrained: Pretrained = None,
-    device: Device = "auto",
+    wishes: Annotated[Wishes, Only("index", "index_options", "index_memory", "index_recall")],
+    encoding: Annotated[
+        EncoderOptions,
+        Only("pretrained", "device", model="The same weights under another name, such as a calibrated checkpoint."),
+    ],
 ) -> None:
     """Publish a new generation from what is stored, without decoding: other FAISS index, newly fitted EMCL map."""
     from indexer.build.progress import TerminalProgress
     from indexer.build.run import check_model, publish
-    from indexer.options import Wishes, bytes_of, with_index
+    from indexer.options import with_index
     from indexer.store.writer import StoreWriter
 
     recorded = _recorded(store)
-    encoder, spec = _load(recorded, model, pretrained, device)
-    wishes = Wishes(
-        factory=index, options=index_options, index_memory=bytes_of(index_memory), index_recall=index_recall
-    )
+    encoder, spec = _load(recorded, encoding)
     with StoreWriter.open(store) as writer:
         check_model(writer.settings, encoder, store)
         settings = with_index(writer.settings, wishes).model_copy(update={"model_spec": spec})
         manifest = publish(writer, encoder, TerminalProgress(), settings)
     print_manifest(manifest)
     print_correction(store)
+
+
+@app.command()
+@from_models
+def bank(
+    store: Store,
+    encoding: DeviceOnly,
+    captions: Annotated[
+        Path,
+        typer.Option(
+            exists=True,
+            help="Texts like the queries to come, best those that the model was trained on: JSON lines with "
+            "`captions`, or .txt with one a line.",
+        ),
+    ],
+    size: Annotated[int, typer.Option(min=1, help="Most texts, drawn at random.")] = 5000,
+    seed: Annotated[int, typer.Option(help="Seed of that draw.")] = 0,
+    beta: Annotated[float, typer.Option(min=0.01, max=1000, help="QB-Norm's inverse temperature.")] = 20.0,
+    top: Annotated[int, typer.Option(min=1, help="Segments that each text marks as hubs.")] = 1,
+) -> None:
+    """Take texts as the bank of queries: fit EMCL's hub bases on them, publish, and compute what QB-Norm needs.
+
+    Hub bases correct all searches; `normalise: qb-norm` is a choice of each. Run it again after many videos were added:
+    QB-Norm's statistics are of the segments that are there, while hub bases number new ones by themselves. A running
+    service takes it up when its index is reloaded (`POST /v1/index/reload`).
+    """
+    from indexer.build.progress import TerminalProgress
+    from indexer.build.run import check_model, publish
+    from indexer.store.bank import write_bank_texts
+    from indexer.store.query_bank import compute_bank, report_lines, write_bank
+    from indexer.store.reader import StoreReader
+    from indexer.store.writer import StoreWriter
+    from model.evaluate.query_bank import open_bank
+
+    recorded = _recorded(store)
+    texts = open_bank(str(captions), None, size=size, seed=seed, beta=beta, top=top)
+    encoder, _ = _load(recorded, encoding)
+    check_model(recorded, encoder, store)
+    with StoreReader.open(store) as reader:
+        if len(reader.segment_ids()) == 0:
+            raise ValueError(f"{store} holds no segment to compute a query bank for; index videos first")
+    with StoreWriter.open(store) as writer:
+        write_bank_texts(store, encoder.encode_texts(texts.texts), f"{len(texts.texts):,} texts of {captions.name}")
+        publish(writer, encoder, TerminalProgress())
+    with StoreReader.open(store, fingerprint=encoder.fingerprint) as reader:
+        computed = compute_bank(reader, encoder, texts)
+    write_bank(store, computed)
+    for line in report_lines(computed, texts.texts):
+        typer.echo(line)
+    print_correction(store)
+
+
+@app.command()
+@from_models
+def create(
+    store: Annotated[Path, typer.Option(help="Folder of the new store.")],
+    encoding: ModelOnly,
+    wishes: Annotated[Wishes, Only("segment_seconds", "index", "index_options", "index_memory", "index_recall")],
+) -> None:
+    """Make an empty store, so that a service can start and take its first videos by `POST /v1/videos`.
+
+    Until the next publication (`emcl index build|add|rebuild`, or a service that has taken in enough) stage 1 ranks
+    without an EMCL map: there is no corpus yet to fit one on.
+    """
+    from indexer.errors import StoreError
+    from indexer.options import recorded_settings
+    from indexer.store.writer import StoreWriter
+    from model.emcl.em import FrozenMap
+
+    if recorded_settings(store) is not None:
+        raise StoreError(f"{store} holds a store already; add to it with `emcl index add`, or name another folder")
+    encoder, spec = _load(None, encoding)
+    settings = _new(wishes, encoder, spec)
+    with StoreWriter.open(store, settings=settings) as writer:
+        manifest = writer.publish(encoder, empty_map=FrozenMap.neutral(encoder.dim))
+    print_manifest(manifest)
+
+
+@app.command()
+@from_models
+def merge(
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE...", help="Stores of one model; they are only read.")],
+    store: Annotated[Path, typer.Option(help="Folder of the merged store; made if need be, else added to.")],
+    encoding: DeviceOnly,
+) -> None:
+    """Put stores together that were built apart, such as the parts of `build --partition`, without encoding anything.
+
+    A video that is in several is taken once; captions and tags are united. Run it again after an interruption.
+    """
+    from indexer.build.progress import TerminalProgress
+    from indexer.build.run import check_model, publish_if_changed
+    from indexer.store.merge import count_videos, read_merge_settings
+    from indexer.store.merge import merge as merge_stores
+    from indexer.store.writer import StoreWriter
+
+    settings = read_merge_settings(stores, store)
+    encoder, _ = _load(settings, encoding)
+    check_model(settings, encoder, stores[0])
+    progress = TerminalProgress()
+    with StoreWriter.open(store, settings=settings) as writer:
+        with progress.phase("merge", count_videos(stores), "video") as bar:
+            report = merge_stores(writer, stores, bar.advance)
+        manifest = publish_if_changed(writer, encoder, progress)
+    for note in report.notes:
+        typer.echo(f"note: {note}", err=True)
+    typer.echo(
+        f"{report.videos} videos and {report.captions} captions copied, {report.known_videos} videos were there already"
+    )
+    if manifest is None:
+        typer.echo("nothing to search yet, so nothing was published", err=True)
+        return
+    print_manifest(manifest)
+
+
+@app.command()
+@from_models
+def compact(
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store.")],
+    encoding: DeviceOnly,
+    drop_former: Annotated[
+        bool,
+        typer.Option(
+            "--drop-former",
+            help="Remove the former generation too, so that the space is free at once and not after the next "
+            "publication. Readers that have it open go on.",
+        ),
+    ] = False,
+) -> None:
+    """Give back the space of removed videos and captions: shards are written anew without their rows, and published."""
+    from indexer.build.progress import TerminalProgress
+    from indexer.build.run import check_model, current_manifest, publish_if_changed
+    from indexer.store.compact import compact as compact_store
+    from indexer.store.compact import drop_former as drop_former_generations
+    from indexer.store.writer import StoreWriter
+
+    settings = _recorded(store)
+    encoder, _ = _load(settings, encoding)
+    check_model(settings, encoder, store)
+    progress = TerminalProgress()
+    with StoreWriter.open(store) as writer:
+        with progress.phase("compact", 0, "row") as bar:
+            done = compact_store(writer, bar.advance)
+        if current_manifest(store) is not None:
+            manifest = publish_if_changed(writer, encoder, progress)
+            if drop_former:
+                drop_former_generations(writer)
+            print_compaction(writer, done)
+            if manifest is not None:
+                print_manifest(manifest)
+        else:
+            print_compaction(writer, done)
 
 
 def _run(
@@ -684,23 +529,15 @@ def _interruptible() -> Iterator[None]:
             signal.signal(signal.SIGINT, former)
 
 
-def _load(
-    recorded: StoreSettings | None,
-    model: str | None,
-    pretrained: str | None,
-    device: str,
-    precision: Precision = "fp32",
-    runtime: Runtime | None = None,
-    exports: Path | None = None,
-) -> tuple[Encoder, ModelSpec]:
+def _load(recorded: StoreSettings | None, options: EncoderOptions) -> tuple[Encoder, ModelSpec]:
+    """The encoder that is asked for, else the store's. Commands without --runtime use PyTorch in single precision."""
     from indexer.options import choose_model
     from model.encoder import load_encoder
 
-    spec = choose_model(recorded, model, pretrained)
-    encoder = load_encoder(
-        spec.model, pretrained=spec.pretrained, device=device, precision=precision, runtime=runtime, exports=exports
-    )
-    if runtime is not None:
+    spec = choose_model(recorded, options.model, options.pretrained)
+    how = options.model_dump(exclude_unset=True, exclude={"model", "pretrained"})
+    encoder = load_encoder(spec.model, pretrained=spec.pretrained, **how)
+    if "runtime" in how:
         typer.echo(f"encoding with {encoder.runtime.label}: {encoder.runtime.reason}", err=True)
     return encoder, spec
 
@@ -719,10 +556,6 @@ def _new(wishes: Wishes, encoder: Encoder, spec: ModelSpec) -> StoreSettings:
     from indexer.options import new_settings
 
     return new_settings(wishes, spec=spec, fingerprint=encoder.fingerprint, dim=encoder.dim, config=encoder.config)
-
-
-def _cores() -> int:
-    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 store_app = typer.Typer(help="Copy a store while it is served, and bring a copy back.", no_args_is_help=True)
@@ -760,7 +593,7 @@ def restore(
 
 @store_app.command("export-embeddings")
 def export_embeddings(
-    store: Annotated[Path, typer.Option(help="Folder of the store.")],
+    store: Store,
     output: Annotated[Path, typer.Option(help="Folder for the files; it is made.")],
     file_format: Annotated[
         Literal["npy", "parquet"],
@@ -786,6 +619,7 @@ def export_embeddings(
 
 
 @store_app.command("import-embeddings")
+@from_models
 def import_embeddings(
     source: Annotated[
         Path,
@@ -795,25 +629,28 @@ def import_embeddings(
         ),
     ],
     store: Annotated[Path, typer.Option(help="Folder of the store; made if need be.")],
-    model: Annotated[
-        str | None, typer.Option(help="The model that made the embeddings: needed for a new store, else the store's.")
-    ] = None,
-    pretrained: Pretrained = None,
-    device: Device = "auto",
+    encoding: Annotated[
+        EncoderOptions,
+        Only(
+            "pretrained",
+            "device",
+            model="The model that made the embeddings: needed for a new store, else the store's.",
+        ),
+    ],
     captions: Annotated[bool, typer.Option(help="Encode and add the captions that the source names.")] = True,
 ) -> None:
     """Add videos by embeddings that the same model made elsewhere. Nothing is decoded; there is one frame a segment."""
     from indexer.build.encode import encode_captions
     from indexer.build.progress import TerminalProgress
     from indexer.build.run import publish_if_changed
-    from indexer.options import Wishes, recorded_settings
+    from indexer.options import recorded_settings
     from indexer.store import exchange
     from indexer.store.writer import StoreWriter
 
     recorded = recorded_settings(store)
-    if recorded is None and model is None:
+    if recorded is None and encoding.model is None:
         raise typer.BadParameter("--model: a new store needs the name of the model that made the embeddings")
-    encoder, spec = _load(recorded, model, pretrained, device)
+    encoder, spec = _load(recorded, encoding)
     progress = TerminalProgress()
     with _interruptible(), StoreWriter.open(store, settings=recorded or _new(Wishes(), encoder, spec)) as writer:
         with progress.phase("read", 0, "row") as bar:

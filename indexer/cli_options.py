@@ -1,106 +1,168 @@
-"""Options of ``emcl index`` about what encodes. Imports nothing heavy.
+"""Options of commands from pydantic models: a model's fields alone name, describe and bound them.
 
-Options of ``emcl index build|create|rebuild`` about the kind of index.
+A command names the models that it wants as parameters, and ``from_models`` gives it one option for each field:
 
-Options of ``emcl index build`` and ``add`` about where videos come from. Imports nothing heavy.
+    @app.command()
+    @from_models
+    def rebuild(store: Store, encoder: Annotated[EncoderOptions, Only("model", "device")], wishes: Wishes) -> None: ...
+
+Called from Python, such a command takes the options as keyword arguments. Imports nothing heavy.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
+from pydantic import BaseModel, Field, ValidationError
+from pydantic.fields import FieldInfo
 
-Model = Annotated[
-    str | None,
-    typer.Option(
-        help="`demo`, a checkpoint's path, or an open_clip name with --pretrained. Default: the store's model; "
-        "for a new store CLIP ViT-B-32 with OpenAI's weights."
-    ),
-]
+from indexer.errors import StoreError
+from model.config import Config
 
-Pretrained = Annotated[str | None, typer.Option(help="Tag or weights file of an open_clip model.")]
+_SHOWN: dict[str, dict[str, Any]] = {
+    "captions": {"exists": True, "dir_okay": False},
+    "timeout_seconds": {"flag": "--timeout"},
+    "protocols": {"flag": "--allow-protocol", "metavar": "NAME"},
+    "partition": {"flag": "--partition", "metavar": "I/N"},
+    "keep_media": {"flag": "--keep-media"},
+    "retry_failed": {"flag": "--retry-failed"},
+}
+"""What typer is to do otherwise than a field says: another name than the field's (a flag has no --no- form then),
+what stands for the value, and checks of files before anything is loaded."""
 
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
-Precision = Annotated[
-    Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="Arithmetic of the encoder; auto as the runtime has it.")
-]
+class EncoderOptions(Config):
+    """What encodes: keyword arguments of ``model.encoder.load_encoder``, which has the defaults of what is not set."""
 
-Runtime = Annotated[
-    Literal["auto", "torch", "torch-compiled", "onnx", "onnx-int8"],
-    typer.Option(help="What computes the encoder; auto: the fastest that `emcl export` has judged, else torch."),
-]
+    model: str | None = Field(
+        None,
+        description="`demo`, a checkpoint's path, or an open_clip name with --pretrained. Default: the store's model; "
+        "for a new store CLIP ViT-B-32 with OpenAI's weights.",
+    )
+    pretrained: str | None = Field(None, description="Tag or weights file of an open_clip model.")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    runtime: Literal["auto", "torch", "torch-compiled", "onnx", "onnx-int8"] = Field(
+        "auto", description="What computes the encoder; auto: the fastest that `emcl export` has judged, else torch."
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="Arithmetic of the encoder; auto: the runtime decides."
+    )
+    exports: Path | None = Field(
+        None, description="Folder of `emcl export`. Default: beside the checkpoint, or var/exports."
+    )
 
-Exports = Annotated[
-    Path | None, typer.Option(help="Folder of `emcl export`. Default: beside the checkpoint, or var/exports.")
-]
 
-Factory = Annotated[
-    str | None,
-    typer.Option(
-        "--index",
-        help="auto (chosen by size, memory and recall; the default of a new store), or a FAISS factory string: Flat "
-        "(exact), HNSW32, 'IVF256,SQ8', … or CAGRA (on a GPU).",
-    ),
-]
+class Only:
+    """As metadata of an annotation: only these fields are options, some of them described in other words."""
 
-SearchOptions = Annotated[
-    str | None,
-    typer.Option(
-        "--index-options",
-        help="FAISS search parameters of a named kind, such as nprobe=32 or efSearch=64, and refine=4: order four "
-        "times as many by exact scores.",
-    ),
-]
+    def __init__(self, *names: str, **described: str) -> None:
+        self.names = (*names, *described)
+        self.described = described
 
-IndexMemory = Annotated[
-    str | None,
-    typer.Option("--index-memory", help="For auto: memory that the indexes may take, such as 512MiB. Default: 4GiB."),
-]
 
-IndexRecall = Annotated[
-    float | None,
-    typer.Option(
-        "--index-recall",
-        min=0.01,
-        max=1,
-        help="For auto: share of the 100 nearest that must be found, measured on queries. Default: 0.98.",
-    ),
-]
+def from_models(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace each parameter of ``command`` that is a pydantic model by one option for each of its fields.
 
-AllowProtocol = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--allow-protocol",
-        metavar="NAME",
-        help="Fetch URLs of this protocol, such as https or s3; may be given several times. Default: nothing is "
-        "fetched.",
-    ),
-]
+    The command gets the model with the values that were given or are the defaults; fields outside of ``Only`` stay
+    unset. A value that a model refuses is a usage error (exit code 2) that names its option.
+    """
+    signature = inspect.signature(command, eval_str=True)
+    groups: dict[str, tuple[type[BaseModel], list[str]]] = {}
+    parameters = []
+    for parameter in signature.parameters.values():
+        model, only = _model_of(parameter.annotation)
+        if model is None:
+            parameters.append(parameter)
+            continue
+        names = [name for name in model.model_fields if only is None or name in only.names]
+        groups[parameter.name] = model, names
+        described = only.described if only else {}
+        parameters += [_option(name, model.model_fields[name], described.get(name)) for name in names]
 
-KeepMedia = Annotated[
-    bool,
-    typer.Option(
-        "--keep-media",
-        help="Copy videos of tar shards and URLs into the store, so that the service can show them.",
-    ),
-]
+    @functools.wraps(command)
+    def call(*args: Any, **kwargs: Any) -> None:
+        bound = flat.bind(*args, **kwargs)
+        bound.apply_defaults()
+        values = dict(bound.arguments)
+        for parameter, (model, names) in groups.items():
+            values[parameter] = _make(model, {name: values.pop(name) for name in names})
+        command(**values)
 
-RetryFailed = Annotated[
-    bool,
-    typer.Option(
-        "--retry-failed",
-        help="Read videos of unchanged shards and URLs again that could not be decoded. Files always are.",
-    ),
-]
+    # Called from Python, options may be left out; those without a default come first, as Python wants it.
+    parameters.sort(key=lambda parameter: parameter.default is not inspect.Parameter.empty)
+    flat = signature.replace(parameters=parameters)
+    call.__signature__ = flat  # type: ignore[attr-defined]
+    return call
 
-PartitionOption = Annotated[
-    str | None,
-    typer.Option(
-        "--partition",
-        metavar="I/N",
-        help="Index part I of N (1/N to N/N), which every machine works out alike; see `emcl index merge`.",
-    ),
-]
+
+def _model_of(annotation: Any) -> tuple[type[BaseModel] | None, Only | None]:
+    kind, *metadata = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
+    if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+        return None, None
+    return kind, next((item for item in metadata if isinstance(item, Only)), None)
+
+
+def _make(model: type[BaseModel], given: dict[str, Any]) -> BaseModel:
+    absent = {name for name, value in given.items() if value is None}  # such fields keep the model's own default
+    try:
+        return model(**{name: value for name, value in given.items() if name not in absent})
+    except ValidationError as error:
+        first = error.errors()[0]
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, StoreError):
+            raise cause from error
+        name = str(first["loc"][0])
+        flag = _SHOWN.get(name, {}).get("flag", f"--{name.replace('_', '-')}")
+        described = model.model_fields[name].description
+        raise typer.BadParameter(f"{flag} is {first['input']!r}: {first['msg']}. {described}") from error
+
+
+def _option(name: str, field: FieldInfo, described: str | None) -> inspect.Parameter:
+    kind = _kind(field.annotation)
+    shown = dict(_SHOWN.get(name, {}))
+    flags = [shown.pop("flag")] if "flag" in shown else []
+    if kind in (int, float):
+        for item in _metadata(field):
+            least, most = getattr(item, "ge", None), getattr(item, "le", None)
+            shown.update({name: bound for name, bound in (("min", least), ("max", most)) if bound is not None})
+    option: Any = typer.Option(*flags, help=described or field.description, **shown)
+    default = field.default if isinstance(field.default, str | int | float) else None
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        default=default,
+        annotation=Annotated[kind if default is not None else kind | None, option],
+    )
+
+
+def _kind(annotation: Any) -> Any:
+    """What typer parses for a field: numbers, choices and paths itself, anything else as text for the model."""
+    members = [part for part in _members(annotation) if part is not type(None)]
+    kind = members[0]
+    if get_origin(kind) is frozenset:
+        return list[str]
+    return kind if kind in (bool, int, float, Path) or get_origin(kind) is Literal else str
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    """The types of a union, without their ``Annotated``."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        for part in get_args(annotation):
+            yield from _members(part)
+    elif get_origin(annotation) is Annotated:
+        yield from _members(get_args(annotation)[0])
+    else:
+        yield annotation
+
+
+def _metadata(field: FieldInfo) -> Iterator[Any]:
+    """Bounds of a field, also those inside of ``Annotated[int, Field(ge=1)] | None``."""
+    parts = [field.metadata, *(get_args(part)[1:] for part in get_args(field.annotation))]
+    for item in (item for part in parts for item in part):
+        yield from item.metadata if isinstance(item, FieldInfo) else [item]

@@ -2,83 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ByteSize, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from indexer.ann.choose import AUTO
 from indexer.ann.recipe import check
 from indexer.errors import IndexFactoryError, StoreError
 from indexer.store.catalogue import read_settings
-from indexer.store.config import DEFAULT_FACTORY, DEFAULT_SEGMENT_SECONDS, ModelSpec, StoreSettings, refuse_differences
+from indexer.store.config import DEFAULT_FACTORY, ModelSpec, StoreSettings, Wishes, refuse_differences
 from indexer.store.generation import CATALOGUE
 from model.config import ModelConfig, problems_of
 
 
-@dataclass(frozen=True, kw_only=True)
-class Wishes:
-    """Options as they were given; None leaves the choice to the store, or to the defaults in a new one."""
-
-    segment_seconds: float | None = None
-    sample_fps: float | None = None
-    max_frames: int | None = None
-    strategy: str | None = None
-    factory: str | None = None
-    options: str | None = None
-    index_memory: int | None = None
-    index_recall: float | None = None
-
-    def sampling(self) -> dict[str, Any]:
-        """The wishes about frames, as fields of ``SamplingConfig``."""
-        given = {"sample_fps": self.sample_fps, "max_frames": self.max_frames, "strategy": self.strategy}
-        return {name: value for name, value in given.items() if value is not None}
-
-    def store(self) -> dict[str, Any]:
-        """The other wishes, as fields of ``StoreSettings``."""
-        given = {"segment_seconds": self.segment_seconds, **self.index()}
-        return {name: value for name, value in given.items() if value is not None}
-
-    def index(self) -> dict[str, Any]:
-        """The wishes about the index, as fields of ``StoreSettings``."""
-        given = {
-            "factory": self.factory,
-            "options": self.options,
-            "index_memory": self.index_memory,
-            "index_recall": self.index_recall,
-        }
-        return {name: value for name, value in given.items() if value is not None}
-
-
 def with_index(settings: StoreSettings, wishes: Wishes) -> StoreSettings:
     """``settings`` with another kind of index; a new kind has its own search options. Raises ``IndexFactoryError``."""
-    changes = wishes.index()
-    if wishes.factory is not None:
+    changes = wishes.for_index()
+    if wishes.index is not None:
         changes = {"options": "", **changes}
     return _checked_index(settings.model_dump() | changes, wishes)
 
 
-def bytes_of(size: str | None) -> int | None:
-    """A size such as ``4GiB`` or a number of bytes. Raises ``StoreError``."""
-    try:
-        return None if size is None else int(TypeAdapter(ByteSize).validate_python(size))
-    except ValidationError as error:
-        raise StoreError(f"--index-memory is {size!r}, expected a size such as 512MiB or 4GiB") from error
-
-
 def _checked_index(fields: dict[str, Any], wishes: Wishes) -> StoreSettings:
-    chosen = fields["factory"] == AUTO
+    factory, options = fields.get("factory", DEFAULT_FACTORY), fields.get("options", "")
+    chosen = factory == AUTO
     bounded = {"--index-memory": wishes.index_memory, "--index-recall": wishes.index_recall}
     given = [name for name, value in bounded.items() if value is not None]
     if given and not chosen:
         raise IndexFactoryError(
-            f"{' and '.join(given)} say how to choose an index, but the index is {fields['factory']!r}; use them with "
+            f"{' and '.join(given)} say how to choose an index, but the index is {factory!r}; use them with "
             "--index auto"
         )
-    if chosen and fields["options"]:
+    if chosen and options:
         raise IndexFactoryError(
-            f"the index auto does not take the search options {fields['options']!r}, it finds its own; name a kind: "
+            f"the index auto does not take the search options {options!r}, it finds its own; name a kind: "
             "--index 'IVF256,SQ8', say"
         )
     return StoreSettings(**fields)
@@ -92,7 +50,7 @@ def recorded_settings(store: Path) -> StoreSettings | None:
 def check_wishes(recorded: StoreSettings, wishes: Wishes, store: Path) -> None:
     """Raise ``SettingsConflict`` for an option that differs from what the store was built with."""
     old = {**recorded.model_dump(), **recorded.sampling.model_dump()}
-    given = {**wishes.store(), **wishes.sampling()}
+    given = {**wishes.for_store(), **wishes.for_sampling()}
     refuse_differences(store, old, given)
 
 
@@ -110,13 +68,20 @@ def new_settings(wishes: Wishes, *, spec: ModelSpec, fingerprint: str, dim: int,
     """
     try:
         fitting = ModelConfig(
-            **{**config.model_dump(), "sampling": {**config.sampling.model_dump(), **wishes.sampling()}}
+            **{**config.model_dump(), "sampling": {**config.sampling.model_dump(), **wishes.for_sampling()}}
         )
     except ValidationError as error:
         raise StoreError(f"these options do not fit the model: {problems_of(error)}") from error
-    chosen = {"segment_seconds": DEFAULT_SEGMENT_SECONDS, "factory": DEFAULT_FACTORY, "options": "", **wishes.store()}
-    fields = {"model_spec": spec, "fingerprint": fingerprint, "dim": dim, "sampling": fitting.sampling, **chosen}
-    settings = _checked_index(fields, wishes)
+    settings = _checked_index(
+        {
+            "model_spec": spec,
+            "fingerprint": fingerprint,
+            "dim": dim,
+            "sampling": fitting.sampling,
+            **wishes.for_store(),
+        },
+        wishes,
+    )
     check(settings, dim)  # an index that FAISS does not know is refused now, not when everything is encoded
     return settings
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -83,12 +83,17 @@ class EMCLConfig(Config):
         return cls(**{"mode": "reference", "sigma": 1.0, "beta": 3.0, **changes})
 
 
+SampleFps = Annotated[float, Field(gt=0, le=240)]
+MaxFrames = Annotated[int, Field(ge=1, le=512)]
+Strategy = Literal["uniform", "keyframes"]
+
+
 class SamplingConfig(Config):
     """Which frames of a window are taken (see ``model.video.sampling``)."""
 
-    sample_fps: float = Field(1.0, gt=0, le=240)
-    max_frames: int = Field(12, ge=1, le=512)
-    strategy: Literal["uniform", "keyframes"] = "uniform"
+    sample_fps: SampleFps = 1.0
+    max_frames: MaxFrames = 12
+    strategy: Strategy = "uniform"
 
 
 class SearchConfig(Config):

@@ -1,4 +1,5 @@
-"""Files that are either wholly there or not there, also after a power cut. Imports nothing of the project.
+"""Files that are either wholly there or not there, also after a power cut. Imports nothing of the project,
+and NumPy only where arrays are read or written, because commands that only show their help import this too.
 
 The pattern everywhere: write under a temporary name, ``fsync`` the file, rename it, ``fsync`` the folder.
 """
@@ -13,11 +14,11 @@ import stat
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 from zipfile import BadZipFile
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 TEMPORARY_PREFIX = ".tmp-"
 _BLOCK_BYTES = 1 << 20
@@ -84,6 +85,8 @@ def sha256_of_file(path: Path) -> str:
 
 def digest_of_arrays(arrays: Mapping[str, NDArray[Any]]) -> str:
     """SHA-256 over names, types, shapes and contents."""
+    import numpy as np
+
     hashed = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
@@ -94,6 +97,8 @@ def digest_of_arrays(arrays: Mapping[str, NDArray[Any]]) -> str:
 
 def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write arrays with their digest to one file, wholly or not at all."""
+    import numpy as np
+
     content = io.BytesIO()
     np.savez(content, digest=np.array(digest_of_arrays(arrays)), **arrays)  # type: ignore[arg-type]
     write_atomically(path, content.getvalue())
@@ -101,6 +106,8 @@ def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 def load_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
     """Read what ``save_arrays`` wrote; None without a file. Raises ``ValueError`` for what is not what was written."""
+    import numpy as np
+
     try:
         content = path.read_bytes()
     except FileNotFoundError:

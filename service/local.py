@@ -226,8 +226,9 @@ class LocalLibrary:
 
         ``captions`` is a JSON Lines or CSV file.
         """
+        from indexer.build.options import BuildRequest
         from indexer.build.progress import Progress
-        from indexer.build.run import BuildRequest, build
+        from indexer.build.run import build
         from indexer.store.writer import StoreWriter
 
         encoder, settings = self._encoder_and_settings()
@@ -308,7 +309,8 @@ class LocalLibrary:
             self._made = self._build()
 
     def _encoder_and_settings(self) -> tuple[Encoder, StoreSettings]:
-        from indexer.options import Wishes, choose_model, new_settings, recorded_settings
+        from indexer.options import choose_model, new_settings, recorded_settings
+        from indexer.store.config import Wishes
         from model.encoder import load_encoder
 
         given = self._settings

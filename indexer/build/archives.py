@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from indexer.build.decode_pool import ReaderSettings
 from indexer.build.encode import FeatureEncoder, VideoEncoding, encode_captions
+from indexer.build.options import BuildOptions
 from indexer.build.progress import Bar, Progress
 from indexer.locations import SEPARATOR, Location, shard_of
 from indexer.sources.discover import PackedSource
@@ -43,21 +44,13 @@ class PackedReport:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PackedOptions:
-    """``keep_media`` copies every video into the store; ``retry_failed`` reads again what could not be decoded."""
-
-    keep_media: bool = False
-    retry_failed: bool = False
-
-
 def index_packed(
     writer: StoreWriter,
     encoder: FeatureEncoder,
     sources: Sequence[PackedSource],
     remote: RemoteFiles,
     reader: ReaderSettings,
-    options: PackedOptions,
+    options: BuildOptions,
     progress: Progress,
 ) -> PackedReport:
     """Read, encode and commit what the sources hold. Errors of sources and videos are results, never exceptions."""
@@ -82,7 +75,7 @@ def index_packed(
 
 class _Run:
     def __init__(
-        self, writer: StoreWriter, encoder: FeatureEncoder, options: PackedOptions, report: PackedReport
+        self, writer: StoreWriter, encoder: FeatureEncoder, options: BuildOptions, report: PackedReport
     ) -> None:
         self._writer = writer
         self._encoder = encoder

@@ -20,12 +20,10 @@ from typing import Final
 from pebble import ProcessExpired, ProcessPool
 
 from indexer.build.decode import DecodedSegment, DecodeSettings, OpenedVideo, decode_segment, open_video, start_worker
+from indexer.build.options import DECODE_TIMEOUT_SECONDS
 from indexer.locations import Location
 
 logger = logging.getLogger(__name__)
-
-DECODE_TIMEOUT_SECONDS = 300.0
-"""A task decodes the frames of one window; minutes mean that the file or the disk hangs."""
 
 
 @dataclass(frozen=True, kw_only=True)

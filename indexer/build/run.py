@@ -13,18 +13,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from indexer.ann.recipe import check
-from indexer.build.archives import PackedOptions, index_packed
+from indexer.build.archives import index_packed
 from indexer.build.captions import attach
 from indexer.build.decode import DecodeSettings
-from indexer.build.decode_pool import DECODE_TIMEOUT_SECONDS, ReaderSettings
+from indexer.build.decode_pool import ReaderSettings
 from indexer.build.encode import FeatureEncoder, VideoEncoding, encode_captions
+from indexer.build.options import BuildRequest
 from indexer.build.progress import Progress
 from indexer.errors import Damaged, IndexFactoryError, ModelMismatch, NotAStore, SourceError, WrongPreprocessing
 from indexer.locations import Location, shard_of
 from indexer.sources.captions import Resolved, read_caption_file
 from indexer.sources.discover import Discovery, discover, hash_files, missing
-from indexer.sources.partition import WHOLE, Partition, split
-from indexer.sources.url import FETCH_TIMEOUT_SECONDS, RemoteFiles
+from indexer.sources.partition import split
+from indexer.sources.url import RemoteFiles
 from indexer.store import generation
 from indexer.store.config import Manifest, StoreSettings
 from indexer.store.writer import StoreWriter
@@ -32,31 +33,11 @@ from indexer.store.writer import StoreWriter
 LOCATION_BATCH = 256
 """Hashed files committed together, so that a killed run does not hash everything again."""
 
+MOST_WORKERS = 8
+"""Decoding processes where a request does not say; more seldom help, because one encoder takes what they decode."""
+
 BYTES_PER_TASK = 8 << 20
 """A guess at how much of a file one decode task covers; only used to not start more workers than there is work."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuildRequest:
-    """What a run is to index. ``prune`` removes videos whose files are gone or were replaced; if a folder is empty or
-    most of its videos are gone, as on a disk that is not mounted, only with ``force_prune``.
-
-    ``partition`` is the part of it that this run takes; ``protocols`` are those of URLs that may be fetched; ``packed``
-    is for what comes from shards and URLs. Reading of those ends when nothing came for ``fetch_timeout_seconds``.
-    ``unsettled`` are files that are still being written: they are left out.
-    """
-
-    paths: Sequence[str]
-    captions: Path | None = None
-    prune: bool = False
-    force_prune: bool = False
-    workers: int = 1
-    timeout_seconds: float = DECODE_TIMEOUT_SECONDS
-    partition: Partition = WHOLE
-    protocols: frozenset[str] = frozenset()
-    packed: PackedOptions = field(default_factory=PackedOptions)
-    unsettled: Collection[Path] = ()
-    fetch_timeout_seconds: float = FETCH_TIMEOUT_SECONDS
 
 
 @dataclass(kw_only=True)
@@ -96,7 +77,7 @@ def build(writer: StoreWriter, encoder: FeatureEncoder, request: BuildRequest, p
         before = writer.catalogue.locations()
         found = _hash(writer, mine, before, report, progress)
         gone = _reconcile(writer, before, found, mine, request, report)
-        if request.prune and not request.force_prune:
+        if request.prunes and not request.force_prune:
             refuse_mass_prune(writer.path, before, _without_place(writer, gone), discovery)
         _index_packed(writer, encoder, mine, remote, request, report, progress)
     attached = attach(writer.catalogue.locations(), entries, mine, others)  # before hours are spent on encoding files
@@ -105,7 +86,7 @@ def build(writer: StoreWriter, encoder: FeatureEncoder, request: BuildRequest, p
     _encode_videos(writer, encoder, found, request, report, progress)
     writer.add_tags(attached.texts.tags)
     _encode_captions(writer, encoder, attached.texts, report, progress)
-    if request.prune:
+    if request.prunes:
         orphans = _without_place(writer, gone)
         try:
             if not request.force_prune:  # shards may have lost members
@@ -240,7 +221,7 @@ def _reconcile(
     writer.add_locations([], forgotten=moved)
     for path in moved:
         report.notes.append(f"{path} is now {min(places[gone[path]])}")
-    kept = "removed from the store" if request.prune else "kept; --prune removes it"
+    kept = "removed from the store" if request.prunes else "kept; --prune removes it"
     for path in sorted(gone.keys() - set(moved)):
         report.notes.append(f"{path} is gone; its video was {kept}")
     for location in before:
@@ -267,8 +248,8 @@ def _index_packed(
     report: BuildReport,
     progress: Progress,
 ) -> None:
-    reader = _reader(writer, encoder, request, request.workers)
-    done = index_packed(writer, encoder, discovery.packed, remote, reader, request.packed, progress)
+    reader = _reader(writer, encoder, request)
+    done = index_packed(writer, encoder, discovery.packed, remote, reader, request, progress)
     report.found += done.found
     report.indexed += done.indexed
     report.captions += done.captions
@@ -293,7 +274,7 @@ def _encode_videos(
     if not waiting:
         return
     tasks = sum(1 + location.size_bytes // BYTES_PER_TASK for location in waiting.values())
-    reader = _reader(writer, encoder, request, min(request.workers, tasks))
+    reader = _reader(writer, encoder, request, tasks)
     failed: list[tuple[str, str]] = []
     with progress.phase("videos", len(waiting), "video") as bar:
 
@@ -311,13 +292,24 @@ def _encode_videos(
     report.failed += sorted(failed)
 
 
-def _reader(writer: StoreWriter, encoder: FeatureEncoder, request: BuildRequest, workers: int) -> ReaderSettings:
+def _reader(
+    writer: StoreWriter, encoder: FeatureEncoder, request: BuildRequest, tasks: int | None = None
+) -> ReaderSettings:
+    workers = request.workers or min(MOST_WORKERS, _cores())
     decode = DecodeSettings(
         sampling=writer.settings.sampling,
         segment_seconds=writer.settings.segment_seconds,
         preprocess=encoder.preprocess,
     )
-    return ReaderSettings(decode=decode, workers=workers, timeout_seconds=request.timeout_seconds)
+    return ReaderSettings(
+        decode=decode,
+        workers=workers if tasks is None else min(workers, tasks),
+        timeout_seconds=request.timeout_seconds,
+    )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _encode_captions(

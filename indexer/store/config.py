@@ -9,13 +9,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import ByteSize, Field, model_validator
 
 from indexer.ann.choose import AUTO, DEFAULT_MEMORY, DEFAULT_RECALL
 from indexer.errors import Damaged, NewerFormat, SettingsConflict
-from model.config import Config, SamplingConfig
+from model.config import Config, MaxFrames, SampleFps, SamplingConfig, Strategy
 
 STORE_FORMAT = 2
 """Version of everything outside the catalogue (shards, generations). The catalogue numbers its own migrations.
@@ -31,6 +31,10 @@ more rows than channels, so that a larger sample no longer moves the map."""
 
 KEPT_GENERATIONS = 2
 """Published generations that stay on disk, so that a reader that opened the previous one keeps working."""
+
+
+SegmentSeconds = Annotated[float, Field(ge=0.1)]
+IndexRecall = Annotated[float, Field(ge=0.01, le=1)]
 
 
 class ModelSpec(Config):
@@ -52,17 +56,71 @@ class StoreSettings(Config):
     fingerprint: str = Field(min_length=1)
     dim: int = Field(ge=1)
     sampling: SamplingConfig
-    segment_seconds: float = Field(DEFAULT_SEGMENT_SECONDS, gt=0)
+    segment_seconds: SegmentSeconds = DEFAULT_SEGMENT_SECONDS
     factory: str = DEFAULT_FACTORY
     options: str = ""
     index_memory: int = Field(DEFAULT_MEMORY, ge=1)
-    index_recall: float = Field(DEFAULT_RECALL, gt=0, le=1)
+    index_recall: IndexRecall = DEFAULT_RECALL
 
     @model_validator(mode="after")
     def _options_belong_to_a_factory(self) -> StoreSettings:
         if self.factory == AUTO and self.options:
             raise ValueError(f"the search options {self.options!r} need an index of a named kind; auto chooses its own")
         return self
+
+
+class Wishes(Config):
+    """Settings that a user asks for, each an option of the commands; None leaves the choice to the store or its
+    defaults. Where a setting has another name in ``StoreSettings`` or ``SamplingConfig``, it is the alias.
+    """
+
+    SAMPLING: ClassVar = ("sample_fps", "max_frames", "sampling")
+    INDEX: ClassVar = ("index", "index_options", "index_memory", "index_recall")
+
+    segment_seconds: SegmentSeconds | None = Field(
+        None, description="Longer videos are cut into segments of this length. Default: 30."
+    )
+    sample_fps: SampleFps | None = Field(None, description="Frames taken per second. Default: the model's.")
+    max_frames: MaxFrames | None = Field(None, description="Most frames of a segment. Default: the model's.")
+    sampling: Strategy | None = Field(
+        None,
+        serialization_alias="strategy",
+        description="keyframes takes the nearest key frames: many times faster, other frames.",
+    )
+    index: str | None = Field(
+        None,
+        serialization_alias="factory",
+        description="auto (chosen by size, memory and recall; the default of a new store), or a FAISS factory string: "
+        "Flat (exact), HNSW32, 'IVF256,SQ8', … or CAGRA (on a GPU).",
+    )
+    index_options: str | None = Field(
+        None,
+        serialization_alias="options",
+        description="FAISS search parameters of a named kind, such as nprobe=32 or efSearch=64, and refine=4: order "
+        "four times as many by exact scores.",
+    )
+    index_memory: ByteSize | None = Field(
+        None, description="For auto: memory that the indexes may take, such as 512MiB. Default: 4GiB."
+    )
+    index_recall: IndexRecall | None = Field(
+        None,
+        description="For auto: share of the 100 nearest that must be found, measured on queries. Default: 0.98.",
+    )
+
+    def for_sampling(self) -> dict[str, Any]:
+        """What is asked of frames, as fields of ``SamplingConfig``."""
+        return self._given(set(Wishes.SAMPLING))
+
+    def for_index(self) -> dict[str, Any]:
+        """What is asked of the FAISS index, as fields of ``StoreSettings``."""
+        return self._given(set(Wishes.INDEX))
+
+    def for_store(self) -> dict[str, Any]:
+        """All but what is asked of frames, as fields of ``StoreSettings``."""
+        return self._given({"segment_seconds", *Wishes.INDEX})
+
+    def _given(self, names: set[str]) -> dict[str, Any]:
+        return self.model_dump(include=names, by_alias=True, exclude_none=True)
 
 
 def refuse_differences(store: Path, recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> None:

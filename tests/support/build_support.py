@@ -6,8 +6,9 @@ from pathlib import Path
 
 from index_support import FakeEncoder, make_clip, settings
 
+from indexer.build.options import BuildRequest
 from indexer.build.progress import Progress
-from indexer.build.run import BuildReport, BuildRequest, build
+from indexer.build.run import BuildReport, build
 from indexer.store.reader import StoreReader
 from indexer.store.writer import StoreWriter
 

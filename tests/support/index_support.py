@@ -19,8 +19,9 @@ import numpy as np
 from indexer.build import encode
 from indexer.build.decode import DecodeSettings
 from indexer.build.decode_pool import Reader, ReaderSettings
+from indexer.build.options import BuildRequest
 from indexer.build.progress import Progress
-from indexer.build.run import BuildRequest, build
+from indexer.build.run import build
 from indexer.locations import Location
 from indexer.store.config import ModelSpec, StoreSettings
 from indexer.store.writer import EncodedSegment, EncodedVideo, StoreWriter

@@ -9,15 +9,16 @@ import faiss
 import numpy as np
 import pytest
 from index_support import DIM, FakeEncoder, fill, settings
+from pydantic import ValidationError
 
 from indexer.ann import gpu
 from indexer.ann import index as ann
 from indexer.ann import recipe as ann_recipe
 from indexer.ann.choose import Bounds, candidates, lists_for
 from indexer.errors import IndexFactoryError, StoreError
-from indexer.options import Wishes, bytes_of, with_index
+from indexer.options import with_index
 from indexer.store import build_index, generation, tune
-from indexer.store.config import Manifest
+from indexer.store.config import Manifest, Wishes
 from indexer.store.reader import Serving, StoreReader
 from indexer.store.writer import StoreWriter
 
@@ -214,16 +215,16 @@ def test_a_manifest_of_the_first_format_is_read_and_served(tmp_path: Path) -> No
 
 def test_options_of_the_index_that_contradict_each_other_are_refused() -> None:
     auto = settings()
-    assert with_index(auto, Wishes(index_memory=bytes_of("1GiB"), index_recall=0.9)).index_memory == 1 << 30
-    named = with_index(auto, Wishes(factory="IVF8,SQ8", options="nprobe=4"))
+    assert with_index(auto, Wishes(index_memory="1GiB", index_recall=0.9)).index_memory == 1 << 30
+    named = with_index(auto, Wishes(index="IVF8,SQ8", index_options="nprobe=4"))
     assert (named.factory, named.options) == ("IVF8,SQ8", "nprobe=4")
-    assert with_index(named, Wishes(factory="auto")).options == ""
+    assert with_index(named, Wishes(index="auto")).options == ""
     with pytest.raises(IndexFactoryError, match="--index-recall say how to choose"):
         with_index(named, Wishes(index_recall=0.9))
     with pytest.raises(IndexFactoryError, match="auto does not take the search options"):
-        with_index(auto, Wishes(options="nprobe=4"))
-    with pytest.raises(StoreError, match="expected a size such as"):
-        bytes_of("much")
+        with_index(auto, Wishes(index_options="nprobe=4"))
+    with pytest.raises(ValidationError, match="could not parse value and unit"):
+        Wishes(index_memory="much")
 
 
 def test_a_gpu_that_is_asked_for_and_absent_is_an_error_that_says_what_to_do() -> None:

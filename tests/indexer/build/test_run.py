@@ -16,8 +16,9 @@ from index_support import FakeEncoder, make_clip, settings
 
 from indexer.build import encode
 from indexer.build.decode import windows_of
+from indexer.build.options import BuildRequest
 from indexer.build.progress import Progress
-from indexer.build.run import BuildRequest, build
+from indexer.build.run import build
 from indexer.errors import ModelMismatch, SourceError
 from indexer.store.catalogue import Catalogue
 from indexer.store.reader import StoreReader

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from index_support import FakeEncoder, make_clip, settings
 
+from indexer.build.options import BuildRequest
 from indexer.build.progress import Progress
-from indexer.build.run import BuildReport, BuildRequest, build
+from indexer.build.run import BuildReport, build
 from indexer.errors import SourceError
 from indexer.sources.discover import discover
 from indexer.sources.partition import WHOLE, Partition, split

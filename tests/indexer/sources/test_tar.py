@@ -10,7 +10,6 @@ import pytest
 from index_support import FakeEncoder, make_clip
 from source_support import index, member, videos_of, write_shard
 
-from indexer.build.archives import PackedOptions
 from indexer.errors import SourceError
 from indexer.sources import download_buffer
 from indexer.sources.discover import braced, check_paths, discover
@@ -128,7 +127,7 @@ def test_a_second_run_reads_nothing_again(clips: list[bytes], tmp_path: Path, mo
     assert path == f"{shard}!1.mp4"
     assert reason.startswith(dict(first.failed)[path])
     assert "--retry-failed" in reason
-    third = index(tmp_path / "s", shard, packed=PackedOptions(retry_failed=True))
+    third = index(tmp_path / "s", shard, retry_failed=True)
     assert opened == [1]
     assert third.failed == first.failed
 
@@ -192,14 +191,14 @@ def test_kept_media_lies_in_the_store_and_can_be_added_later(clips: list[bytes],
     shard = write_shard(tmp_path / "a.tar", {"0.mp4": clips[0], "1.MP4": clips[1]})
     index(tmp_path / "s", shard)
     encoder = FakeEncoder()
-    report = index(tmp_path / "s", shard, encoder=encoder, packed=PackedOptions(keep_media=True))
+    report = index(tmp_path / "s", shard, encoder=encoder, keep_media=True)
     assert (report.indexed, encoder.encoded_segments) == (0, 0)
     for number in range(2):
         video = videos_of(tmp_path / "s")[str(number)]
         kept = tmp_path / "s" / "media" / f"{video.video_id}.mp4"
         assert kept.read_bytes() == clips[number]
         assert str(kept) in video.paths
-    again = index(tmp_path / "s", shard, packed=PackedOptions(keep_media=True))
+    again = index(tmp_path / "s", shard, keep_media=True)
     assert again.manifest == report.manifest
 
 

@@ -9,7 +9,6 @@ import pytest
 from index_support import FakeEncoder, make_clip
 from source_support import Served, index, serving, videos_of, write_shard
 
-from indexer.build.archives import PackedOptions
 from indexer.locations import possible_sources, shard_of
 from indexer.sources import download_buffer
 from indexer.store.catalogue import CatalogueReader
@@ -86,7 +85,7 @@ def test_a_signed_url_is_a_shard_to_a_second_run(clips: list[bytes], tmp_path: P
         first = index(tmp_path / "s", name, protocols=HTTP)
         again = index(tmp_path / "s", name, protocols=HTTP)
         assert [path for path, _ in again.failed] == [path for path, _ in first.failed] == [f"{name}!1.mp4"]
-        index(tmp_path / "s", name, protocols=HTTP, packed=PackedOptions(retry_failed=True, keep_media=True))
+        index(tmp_path / "s", name, protocols=HTTP, retry_failed=True, keep_media=True)
     videos = videos_of(tmp_path / "s")
     assert (tmp_path / "s" / "media" / f"{videos['0'].video_id}.mp4").read_bytes() == clips[0]
 
@@ -94,17 +93,16 @@ def test_a_signed_url_is_a_shard_to_a_second_run(clips: list[bytes], tmp_path: P
 def test_a_removed_video_is_indexed_again_and_the_others_are_not(clips: list[bytes], tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "a!b.tar", {"0.mp4": clips[0], "1.mp4": clips[1], "0.txt": "x"})
     other = write_shard(tmp_path / "c.tar", {"2.mp4": clips[2]})
-    keep = PackedOptions(keep_media=True)
-    index(tmp_path / "s", shard, other, packed=keep)
+    index(tmp_path / "s", shard, other, keep_media=True)
     video_id = remove(tmp_path / "s", "0")
     assert completeness(tmp_path / "s") == {"a!b.tar": False, "c.tar": True}
     encoder = FakeEncoder()
-    report = index(tmp_path / "s", shard, other, encoder=encoder, packed=keep)
+    report = index(tmp_path / "s", shard, other, encoder=encoder, keep_media=True)
     assert (report.indexed, report.captions, encoder.encoded_segments) == (1, 1, 1)
     video = videos_of(tmp_path / "s")["0"]
     assert video.paths == (f"{shard}!0.mp4", str(tmp_path / "s" / "media" / f"{video_id}.mp4"))
     assert completeness(tmp_path / "s") == {"a!b.tar": True, "c.tar": True}
-    assert index(tmp_path / "s", shard, other, packed=keep).manifest == report.manifest
+    assert index(tmp_path / "s", shard, other, keep_media=True).manifest == report.manifest
 
 
 def test_a_removed_video_of_a_url_is_indexed_again(clips: list[bytes], tmp_path: Path) -> None:

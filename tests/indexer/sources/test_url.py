@@ -15,7 +15,6 @@ from index_support import FakeEncoder, make_clip
 from source_support import Served, index, serving, videos_of, write_shard
 from typer.testing import CliRunner
 
-from indexer.build.archives import PackedOptions
 from indexer.cli import app
 from indexer.errors import SourceError, StoreError
 from indexer.locations import protocol_of
@@ -186,7 +185,7 @@ def test_videos_and_shards_come_over_http_and_are_not_fetched_twice(clips: list[
     files["/c.mp4?v=1"] = Served(content=clips[2])
     with serving(files) as url:
         names = (f"{url}/s-{{0..1}}.tar", f"{url}/c.mp4?v=1")
-        report = index(tmp_path / "s", *names, protocols=HTTP, packed=PackedOptions(keep_media=True))
+        report = index(tmp_path / "s", *names, protocols=HTTP, keep_media=True)
         assert (report.complete, report.found, report.indexed, report.captions) == (True, 3, 3, 2)
         assert [len(body_requests(served)) for served in files.values()] == [1, 1, 1]
         again = index(tmp_path / "s", *names, protocols=HTTP)
@@ -344,6 +343,6 @@ def test_the_service_says_that_such_media_is_not_local(clips: list[bytes], tmp_p
     with pytest.raises(Gone, match="its media is not local") as raised:
         find_file(video)
     assert "--keep-media" in raised.value.next_step
-    index(tmp_path / "s", shard, packed=PackedOptions(keep_media=True))
+    index(tmp_path / "s", shard, keep_media=True)
     (video,) = videos_of(tmp_path / "s").values()
     assert find_file(video).read_bytes() == clips[0]

@@ -15,8 +15,9 @@ import pytest
 from index_support import FakeEncoder, contents, fill, location_of, make_clip, settings, video_of
 from store_steps import keep_media, make_inputs
 
+from indexer.build.options import BuildRequest
 from indexer.build.progress import Progress
-from indexer.build.run import BuildRequest, build
+from indexer.build.run import build
 from indexer.errors import Damaged, NotAStore, SettingsConflict, StoreError
 from indexer.locations import Location
 from indexer.sources.partition import Partition

@@ -85,8 +85,9 @@ def repeat_clip(clip, target, *, times):
 
 def test_segments_are_those_that_the_indexer_would_make(folder, tiny_encoder, tmp_path):
     """A long video is cut and sampled over HTTP as by ``emcl index``."""
+    from indexer.build.options import BuildRequest
     from indexer.build.progress import Progress
-    from indexer.build.run import BuildRequest, build
+    from indexer.build.run import build
     from indexer.store.config import StoreSettings
 
     long = tmp_path / "long.mp4"

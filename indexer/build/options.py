@@ -1,0 +1,71 @@
+"""Options of an indexing run, for the commands and for ``indexer.build.run``. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from indexer.sources.partition import WHOLE, Partition
+from indexer.sources.url import FETCH_TIMEOUT_SECONDS
+from model.config import Config
+
+DECODE_TIMEOUT_SECONDS = 300.0
+"""A task decodes the frames of one window; minutes mean that the file or the disk hangs."""
+
+
+def _parsed(value: Any) -> Any:
+    return Partition.parse(value) if isinstance(value, str) else value
+
+
+class BuildOptions(Config):
+    """How videos are read; each field is an option of ``emcl index build``, some are of ``add`` and ``watch``."""
+
+    captions: Path | None = Field(
+        None, description="JSONL or CSV with `video`, `captions`, optional `tags`. NAME.txt beside a video works too."
+    )
+    workers: int | None = Field(None, ge=1, description="Decoding processes. Default: one per core, at most 8.")
+    timeout_seconds: float = Field(
+        DECODE_TIMEOUT_SECONDS, ge=1, description="Seconds that decoding one segment may take."
+    )
+    prune: bool = Field(False, description="Remove videos whose files are gone or were replaced.")
+    force_prune: bool = Field(
+        False, description="Prune even if a folder is empty, or if more than half of its videos are gone."
+    )
+    partition: Annotated[Partition, BeforeValidator(_parsed)] = Field(
+        WHOLE,
+        description="Index part I of N (1/N to N/N), which every machine works out alike; see `emcl index merge`.",
+    )
+    protocols: frozenset[str] = Field(
+        frozenset(),
+        description="Fetch URLs of this protocol, such as https or s3; may be given several times. Default: nothing is "
+        "fetched.",
+    )
+    keep_media: bool = Field(
+        False, description="Copy videos of tar shards and URLs into the store, so that the service can show them."
+    )
+    retry_failed: bool = Field(
+        False,
+        description="Read videos of unchanged shards and URLs again that could not be decoded. Files always are.",
+    )
+
+
+class BuildRequest(BuildOptions):
+    """What a run is to index, and how. ``paths`` are folders, files, globs, shards and URLs.
+
+    Files in ``unsettled`` are still being written and are left out. Reading a shard or URL ends when nothing came for
+    ``fetch_timeout_seconds``.
+    """
+
+    paths: Sequence[str]
+    unsettled: frozenset[Path] = frozenset()
+    fetch_timeout_seconds: float = FETCH_TIMEOUT_SECONDS
+
+    @property
+    def prunes(self) -> bool:
+        """Whether videos without a file are removed; a folder that looks unmounted stops that without
+        ``force_prune``.
+        """
+        return self.prune or self.force_prune
