@@ -37,7 +37,7 @@ function show() {
 async function knowIndex() {
   const index = await describeIndex();
   find("#facts").textContent = `${count(index.counts.videos)} videos · ${count(index.counts.captions)} captions · ${index.model}`;
-  search.knowCandidates(index.query_limits.default_candidates);
+  search.knowIndex(index);
   videoin.knowLimits(index);
 }
 
@@ -53,12 +53,15 @@ function follow(event) {
   scrollTo(0, 0);
 }
 
+/** Whether a dropped file is added; elsewhere, it is looked up. */
+const isAdding = () => read().view === "library" && session.may("write");
+
 /** Files may be dropped anywhere. */
 function acceptDrops() {
-  const overlay = find("#drop");
+  const overlay = find("#drop"), label = find("#drop p");
   let depth = 0;
   const hasFiles = (/** @type {DragEvent} */ event) => event.dataTransfer?.types.includes("Files");
-  addEventListener("dragenter", (event) => { if (hasFiles(event)) { depth += 1; overlay.hidden = false; } });
+  addEventListener("dragenter", (event) => { if (hasFiles(event)) { depth += 1; label.textContent = isAdding() ? "Drop videos to add them to the library" : "Drop a video to find captions for it"; overlay.hidden = false; } });
   addEventListener("dragleave", (event) => { if (hasFiles(event)) { depth = Math.max(0, depth - 1); overlay.hidden = depth === 0; } });
   addEventListener("dragover", (event) => hasFiles(event) && event.preventDefault());
   addEventListener("drop", (event) => {
@@ -68,7 +71,7 @@ function acceptDrops() {
     if (!files.length) return;
     event.preventDefault();
     if (adding.dropped(files)) return;
-    if (read().view === "library" && session.may("write")) adding.addDialog(files);
+    if (isAdding()) adding.addDialog(files);
     else videoin.look(files[0]);
   });
   find("#file").addEventListener("change", (/** @type {Event} */ event) => {

@@ -19,6 +19,9 @@ export const asHit = (video) => ({
   moment: (video.duration_seconds ?? 0) / 2, frame_weights: [], duration_seconds: video.duration_seconds ?? 0,
 });
 
+/** What is said of a video that nothing was asked about: a caption of it, if it has one. @param {Hit & {captions?: string[]}} hit */
+const about = (hit) => hit.captions?.[0] ?? (hit.tags.length ? "" : "no caption yet");
+
 /** The address of a hit in the player. @param {Hit} hit */
 export const placeOf = (hit) => ({ play: hit.video_id, part: hit.segment, t: Math.round(hit.moment * 1000) / 1000 });
 
@@ -37,7 +40,7 @@ export function card(hit, place) {
   const back = make("img", { alt: "", className: "back" }); // the same, blurred, fills what another shape leaves
   front.addEventListener("load", () => { back.src = front.src; });
   const screen = make("div", { className: "screen" }, back, front,
-    make("span", { className: "badge at" }, clock(hit.moment)));
+    make("span", { className: "badge at" }, scored ? `▶ ${clock(hit.moment)}` : clock(hit.duration_seconds)));
   const tags = hit.tags.slice(0, TAGS).map((tag) => make("button", { type: "button", className: "tag", title: `Only videos with the tag ${tag}`,
     onclick: () => go({ tags: [...new Set([...read().tags, tag])] }) }, tag));
   const article = make("article", { className: "card" }, screen,
@@ -45,7 +48,7 @@ export function card(hit, place) {
     make("div", { className: "words" },
       make("h3", { className: "title", title: hit.title }, link),
       make("p", { className: "facts" },
-        make("span", {}, scored ? range(hit.start, hit.end) : clock(hit.duration_seconds)),
+        make("span", { className: "one-line" }, scored ? range(hit.start, hit.end) : about(hit)),
         scored && make("span", { className: "score", title: `number ${place}; stage 1 gave ${score(hit.stage1_score)}` }, score(hit.score))),
       make("div", { className: "tags" }, ...tags, hit.tags.length > TAGS && make("span", { className: "quiet" }, `+${hit.tags.length - TAGS}`))));
   movable(article, screen, hit);

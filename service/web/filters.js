@@ -1,10 +1,10 @@
 // Filters, order and ranking of a search. They live in the address; this draws them and writes them there.
-import { go, read } from "./address.js";
+import { go, RANKINGS, read } from "./address.js";
 import { debounced, find } from "./dom.js";
 import { tagInput } from "./editing.js";
 
 const TYPING_MS = 350;
-const part = { toggle: find("#filters-toggle"), panel: find("#filters"), min: find("#min"), max: find("#max"), sort: find("#sort"), compare: find("#compare"), like: find("#like") };
+const part = { toggle: find("#filters-toggle"), number: find("#filters-set"), advanced: find("#advanced"), panel: find("#filters"), min: find("#min"), max: find("#max"), sort: find("#sort"), compare: find("#compare"), like: find("#like") };
 /** @type {ReturnType<typeof tagInput>} */
 let tags;
 
@@ -23,7 +23,9 @@ export function show(place) {
   part.sort.disabled = place.compare;
   part.like.hidden = !place.like;
   const set = place.tags.length + Number(place.min !== null) + Number(place.max !== null);
-  part.toggle.textContent = set ? `Filters (${set})` : "Filters";
+  part.number.textContent = String(set);
+  part.number.hidden = set === 0;
+  if (place.rerank !== RANKINGS[0]) part.advanced.open = true; // what differs from the usual is not hidden
 }
 
 /** Listen to the controls. */

@@ -36,6 +36,7 @@ function load(wanted) {
     running -= 1;
     image.onload = image.onerror = null;
     image.classList.toggle("loaded", good);
+    if (!good && wanted.tries + 1 >= TRIES) image.classList.add("missing");
     if (!good && ++wanted.tries < TRIES && image.isConnected) setTimeout(() => { waiting.push(wanted); next(); }, PATIENCE_MS * wanted.tries);
     next();
   };

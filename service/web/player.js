@@ -3,16 +3,17 @@ import * as api from "./api.js";
 import { go, read } from "./address.js";
 import { find, icon, make } from "./dom.js";
 import { clock, range, score } from "./format.js";
-import { sentence, toast } from "./notice.js";
+import { emptyPanel, sentence, toast } from "./notice.js";
 import { picture } from "./pictures.js";
 import { playable } from "./playable.js";
+import { scoresWithin } from "./search.js";
 import { chooser, weightBars } from "./strip.js";
 
 /** @typedef {import("./address.js").Place} Place @typedef {import("./api.js").Hit} Hit @typedef {import("./api.js").Video} Video */
 
 const MOST_SEGMENTS = 100;
 const dialog = find("#player");
-const part = { title: find("#player-title"), video: find("#player video"), note: find("#player-note"), strip: find("#player-strip"), moments: find("#player-moments"), captions: find("#player-captions"), facts: find("#player-facts") };
+const part = { title: find("#player-title"), video: find("#player video"), note: find("#player-note"), strip: find("#player-strip"), moments: find("#player-moments"), captions: find("#player-captions"), facts: find("#player-facts"), grid: find("#player .player-grid"), stale: find("#player-stale") };
 /** @type {AbortController | null} */
 let current = null;
 let shown = "";
@@ -34,9 +35,12 @@ export function show(place) {
   current = new AbortController();
   segment = place.part ?? 0;
   part.title.textContent = "\u00a0";
+  part.grid.hidden = false;
+  part.stale.replaceChildren();
   part.note.textContent = "";
   for (const old of [part.strip, part.moments, part.captions, part.facts]) old.replaceChildren();
   find("#player-file").href = api.streamUrl(place.play);
+  part.video.poster = api.pictureUrl(place.play, place.t ?? 0);
   playable(part.video, api.streamUrl(place.play), place.play, place.t ?? 0);
   part.video.play().catch(() => {}); // a browser that does not start by itself shows its controls
   describe(place, current.signal);
@@ -55,21 +59,38 @@ async function describe(place, signal) {
     drawStrip(moments);
     if (video.captions.length) part.captions.replaceChildren(make("h3", {}, "Its captions"), make("ul", { className: "quotes" }, ...video.captions.map((text) => make("li", {}, text))));
   } catch (error) {
-    if (!signal.aborted) part.note.textContent = sentence(error);
+    if (signal.aborted) return;
+    if (error instanceof api.Problem && error.status === 404) stale();
+    else part.note.textContent = sentence(error);
   }
 }
 
-/** Every segment of the video, with the moment that the query means where there is a query. @param {Video} of @param {Place} place @param {AbortSignal} signal @returns {Promise<Hit[]>} */
+/** An old link: say so instead of an empty player. */
+function stale() {
+  part.title.textContent = "This link is out of date";
+  part.grid.hidden = true;
+  part.video.onerror = null;
+  part.video.removeAttribute("poster");
+  part.video.removeAttribute("src");
+  part.stale.replaceChildren(emptyPanel("That video is no longer in the library", "It was removed after this link was made, or the link is of another library.",
+    make("button", { type: "button", className: "primary", onclick: close }, "Close")));
+}
+
+/** Every segment of the video: those that the results ranked come first, with the score that they have there; then the
+ * others in order of time, without one. With a text, each has the moment and the weights that the text gives it. @param {Video} of @param {Place} place @param {AbortSignal} signal @returns {Promise<Hit[]>} */
 async function momentsOf(of, place, signal) {
-  const segments = of.segments.slice(0, MOST_SEGMENTS).map((one) => ({ video_id: of.video_id, segment: one.segment }));
+  const segments = of.segments.slice(0, MOST_SEGMENTS);
   if (segments.length === 0) return [];
-  if (place.q.trim() && !place.like) return (await api.ask("/v1/rerank", { json: { text: place.q.trim(), segments, rerank: "none" }, signal })).hits;
-  const query = place.like && place.like !== of.video_id ? { video_id: place.like } : null;
-  const found = query && (await api.search({ ...query, group: "segment", k: MOST_SEGMENTS, candidates: MOST_SEGMENTS, rerank: place.rerank }, signal));
-  const own = found ? found.hits.filter((hit) => hit.video_id === of.video_id) : [];
-  if (own.length) return own;
-  return of.segments.slice(0, MOST_SEGMENTS).map((one) => /** @type {Hit} */ (/** @type {unknown} */ ({
-    ...of, ...one, moment: one.start, score: NaN, frame_weights: [], thumbnail_url: api.pictureUrl(of.video_id, (one.start + one.end) / 2) })));
+  const text = place.like ? "" : place.q.trim(), asks = text || (place.like && place.like !== of.video_id);
+  const refs = segments.map((one) => ({ video_id: of.video_id, segment: one.segment }));
+  const [ranked, weighed] = await Promise.all([
+    asks ? scoresWithin(place, of.video_id, signal) : [],
+    text ? api.ask("/v1/rerank", { json: { text, segments: refs, rerank: "none" }, signal }).then((answer) => /** @type {Hit[]} */ (answer.hits)) : [],
+  ]);
+  const known = new Map(weighed.map((hit) => [hit.segment, hit])), done = new Set(ranked.map((hit) => hit.segment));
+  const others = segments.filter((one) => !done.has(one.segment)).map((one) => /** @type {Hit} */ (/** @type {unknown} */ ({
+    ...of, ...one, moment: one.start, frame_weights: [], thumbnail_url: api.pictureUrl(of.video_id, (one.start + one.end) / 2), ...known.get(one.segment), score: NaN })));
+  return [...ranked, ...others];
 }
 
 /** @param {Hit[]} moments */

@@ -4,7 +4,7 @@ import { go, read } from "./address.js";
 import { card, skeletons } from "./cards.js";
 import { compare } from "./compare.js";
 import { debounced, find, make } from "./dom.js";
-import { count, ms, plural } from "./format.js";
+import { ms, plural } from "./format.js";
 import { home } from "./home.js";
 import { emptyPanel, problemPanel } from "./notice.js";
 
@@ -17,15 +17,22 @@ const SLOW_MS = 4000;
 const KEPT = 20;
 
 const view = find("#search-view");
-const part = { form: find("#search"), text: find("#text"), status: find("#status"), list: find("#results"), more: find("#more"), body: find("#search-body") };
+const part = { form: find("#search"), text: find("#text"), status: find("#status"), list: find("#results"), more: find("#more"), body: find("#search-body"), stages: find("#stages") };
+/** What the stages of `stage_ms` do, for people. */
+const STAGES = { cache: "looked up in the cache", encode: "reading the query", candidates: "searching the index", rerank: "ranking the candidates", answer: "collecting titles and times" };
 
-/** Answers by what was asked, so that going back is at once. @type {Map<string, {hits: Hit[], note: string, done: boolean}>} */
+/** The answer to a query, grown by each further page; `done`: nothing more can be loaded.
+ * @typedef {{hits: Hit[], like: string, took: number, stages: Record<string, number>, done: boolean}} Found */
+
+/** Answers by query, so that going back is immediate. @type {Map<string, Found>} */
 const kept = new Map();
 /** @type {AbortController | null} */
 let current = null;
 /** @type {string} */
 let shown = "";
 let candidates = 100;
+/** How many segments the index holds: a query looks at the best `candidates` of them. */
+let segments = Infinity;
 
 /** Forget answers: the library has changed. */
 export function forget() {
@@ -33,9 +40,16 @@ export function forget() {
   shown = "";
 }
 
-/** How many candidates a query has, which is how many results there can be. @param {number} number */
-export function knowCandidates(number) {
-  candidates = number;
+/** How many candidates a query has, which is how many results there can be, out of how many segments. @param {api.Index} index */
+export function knowIndex(index) {
+  candidates = index.query_limits.default_candidates;
+  segments = index.counts.segments ?? Infinity;
+}
+
+/** Every segment of one video among the candidates of a place's query, scored as in its results. @param {Place} place @param {string} id @param {AbortSignal} signal */
+export async function scoresWithin(place, id, signal) {
+  const { hits } = await api.search({ ...queryOf(place), group: "segment", k: candidates }, signal);
+  return hits.filter((hit) => hit.video_id === id);
 }
 
 /** What the server is asked for a place. @param {Place} place */
@@ -56,6 +70,7 @@ export function show(place) {
   const what = !place.q.trim() && !place.like ? "home" : place.compare ? "compare" : "results";
   if (what !== view.dataset.what) part.list.replaceChildren();
   view.dataset.what = what;
+  part.stages.hidden = true;
   if (what === "home") home(part, place, current.signal);
   else if (place.compare) compare(part, queryOf(place), current.signal, again);
   else results(place, key, current);
@@ -78,7 +93,9 @@ async function results(place, key, mine) {
     if (mine.signal.aborted) return;
     say("");
     part.list.replaceChildren();
-    part.more.replaceChildren(problemPanel(error, again));
+    part.more.replaceChildren(place.like && error instanceof api.Problem && error.status === 404
+      ? emptyPanel("That video is no longer in the library", "This link looks for videos like one that has been removed since.", make("button", { type: "button", onclick: () => go({ like: "", segment: null }) }, "Start a new search"))
+      : problemPanel(error, again));
   } finally {
     clearTimeout(slow);
     if (!mine.signal.aborted) busy(false);
@@ -90,10 +107,9 @@ async function firstPage(place, signal) {
   const began = performance.now();
   const k = place.sort === "score" ? Math.min(PAGE, candidates) : candidates; // another order needs all that there are
   const answer = await api.search({ ...queryOf(place), k }, signal);
-  const name = place.like ? await api.video(place.like).then((video) => `like ${video.title}`, () => "like this one") : "";
-  const stages = Object.entries(answer.source.stage_ms).map(([stage, took]) => `${stage} ${ms(took)}`).join(" · ");
-  const note = [name, ms(performance.now() - began), stages].filter(Boolean).join(" · ");
-  return { hits: ordered(answer.hits, place.sort), note, done: answer.hits.length < k || k >= candidates };
+  const took = performance.now() - began;
+  const like = place.like ? await api.video(place.like).then((video) => ` like “${video.title}”`, () => " like this one") : "";
+  return { hits: ordered(answer.hits, place.sort), like, took, stages: answer.source.stage_ms, done: answer.hits.length < k || k >= candidates };
 }
 
 /** @param {Hit[]} hits @param {string} sort */
@@ -107,7 +123,7 @@ function ordered(hits, sort) {
   return sort in orders ? [...hits].sort(orders[sort]) : hits;
 }
 
-/** @param {{hits: Hit[], note: string, done: boolean}} found @param {Place} place @param {string} key @param {AbortController} mine */
+/** @param {Found} found @param {Place} place @param {string} key @param {AbortController} mine */
 function draw(found, place, key, mine) {
   const began = performance.now();
   part.list.replaceChildren(...found.hits.slice(0, FIRST).map((hit, number) => card(hit, number + 1)));
@@ -118,21 +134,27 @@ function draw(found, place, key, mine) {
     part.list.append(...found.hits.slice(FIRST).map((hit, number) => card(hit, FIRST + number + 1)));
     ending(found, place, key, mine);
   }));
-  say(counted(found), found.note);
+  say(counted(found), ms(found.took));
+  drawStages(found.stages);
 }
 
-/** What stands under the results. @param {{hits: Hit[], note: string, done: boolean}} found @param {Place} place @param {string} key @param {AbortController} mine */
+/** What stands under the results. @param {Found} found @param {Place} place @param {string} key @param {AbortController} mine */
 function ending(found, place, key, mine) {
   if (found.hits.length === 0) {
-    const filtered = place.tags.length || place.min !== null || place.max !== null;
-    part.more.replaceChildren(filtered
+    part.more.replaceChildren(isFiltered(place)
       ? emptyPanel("Nothing fits these filters", "No video has these tags and this length.", make("button", { type: "button", onclick: () => go({ tags: [], min: null, max: null }) }, "Remove the filters"))
       : emptyPanel("The library is empty", "Add videos, and they can be found at once.", make("button", { type: "button", className: "primary", onclick: () => go({ view: "library" }, { fresh: true }) }, "Add videos")));
   } else if (!found.done) offerMore(found, place, key, mine);
-  else if (found.hits.length >= candidates) part.more.replaceChildren(make("p", { className: "quiet" }, `These are the best ${count(candidates)}: a query ranks that many candidates.`));
+  else if (isCut(found, place)) part.more.replaceChildren(make("p", { className: "quiet" }, `${plural(found.hits.length, "result")}: that is all that was looked at. Other words or a filter find others.`));
 }
 
-/** A button that is pressed for you when you reach it. @param {{hits: Hit[], note: string, done: boolean}} found @param {Place} place @param {string} key @param {AbortController} mine */
+/** Whether the library may hold more than a query looks at. @param {Found} found @param {Place} place */
+const isCut = (found, place) => found.hits.length >= candidates || (segments > candidates && !isFiltered(place));
+
+/** @param {Place} place */
+const isFiltered = (place) => place.tags.length > 0 || place.min !== null || place.max !== null;
+
+/** A button that is pressed for you when you reach it. @param {Found} found @param {Place} place @param {string} key @param {AbortController} mine */
 function offerMore(found, place, key, mine) {
   const button = make("button", { type: "button", id: "show-more" }, "Show more");
   const load = async () => {
@@ -145,9 +167,10 @@ function offerMore(found, place, key, mine) {
       found.hits.push(...answer.hits);
       found.done = answer.hits.length < k || found.hits.length >= candidates;
       part.list.append(...answer.hits.map((hit, number) => card(hit, offset + number + 1)));
-      say(counted(found), found.note);
+      say(counted(found), ms(found.took));
       part.more.replaceChildren();
-      if (!found.done) offerMore(found, place, key, mine);
+      if (found.done) ending(found, place, key, mine);
+      else offerMore(found, place, key, mine);
     } catch (error) {
       if (!mine.signal.aborted) part.more.replaceChildren(problemPanel(error, () => offerMore(found, place, key, mine)));
     }
@@ -159,10 +182,17 @@ function offerMore(found, place, key, mine) {
   mine.signal.addEventListener("abort", () => watch.disconnect());
 }
 
-/** @param {{hits: Hit[], done: boolean}} found */
-const counted = ({ hits, done }) => (done ? plural(hits.length, "video") : `The best ${hits.length} videos`);
+/** @param {Found} found */
+const counted = ({ hits, like, done }) => (done ? plural(hits.length, "video") : `${hits.length} best`) + like;
 
-/** @param {string} key @param {{hits: Hit[], note: string, done: boolean}} found */
+/** Where the time of a query went, for the drawer. @param {Record<string, number>} stages */
+function drawStages(stages) {
+  const rows = Object.entries(stages).map(([name, took]) => make("div", {}, make("dt", {}, STAGES[/** @type {keyof STAGES} */ (name)] ?? name), make("dd", {}, ms(took))));
+  part.stages.hidden = rows.length === 0;
+  part.stages.replaceChildren(make("h2", {}, "Where the time went"), make("dl", { className: "facts-list" }, ...rows));
+}
+
+/** @param {string} key @param {Found} found */
 function keep(key, found) {
   kept.set(key, found);
   if (kept.size > KEPT) kept.delete(/** @type {string} */ (kept.keys().next().value));
@@ -178,7 +208,7 @@ function busy(is) {
 
 /** @param {string} text @param {string} [more] */
 function say(text, more = "") {
-  part.status.replaceChildren(make("span", {}, text), more && make("span", { className: "quiet" }, more));
+  part.status.textContent = more ? `${text} · ${more}` : text;
 }
 
 const typed = debounced(TYPING_MS, () => go({ view: "", q: part.text.value.trim(), like: "", segment: null, play: "", part: null, t: null }, { draft: true }));

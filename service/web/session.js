@@ -1,26 +1,29 @@
 // Signing in where keys are required. The key goes to the server once; what stays is a cookie that no script can read.
 import * as api from "./api.js";
 import { find, make } from "./dom.js";
-import { problemPanel } from "./notice.js";
+import { sentence } from "./notice.js";
 
 const SCOPES = ["search", "write", "admin"];
 const dialog = find("#sign-in");
-const part = { form: find("#sign-in form"), key: find("#key"), error: find("#sign-in-error"), who: find("#who"), out: find("#sign-out") };
+const part = { form: find("#sign-in form"), key: find("#key"), error: find("#sign-in-error"), why: find("#sign-in-why"), who: find("#who"), out: find("#sign-out") };
 /** @type {api.Session} */
 let session = { keys_required: false, signed_in: false, name: null, scope: null };
 /** @type {() => void} */
 let signedIn = () => {};
 
-/** Whether who looks may do what needs this scope. @param {"search" | "write" | "admin"} scope */
+/** Whether the visitor may do what needs this scope. @param {"search" | "write" | "admin"} scope */
 export const may = (scope) => !session.keys_required || SCOPES.indexOf(session.scope ?? "") >= SCOPES.indexOf(scope);
 
-/** Ask who is signed in; resolves when somebody is, or nobody needs to be. @param {() => void} whenSignedIn */
+/** Find out whether the visitor is signed in, and ask for a key where one is needed. @param {() => void} whenSignedIn */
 export async function start(whenSignedIn) {
   signedIn = whenSignedIn;
   part.form.addEventListener("submit", signIn);
   part.out.addEventListener("click", signOut);
   dialog.addEventListener("cancel", (/** @type {Event} */ event) => event.preventDefault());
-  document.addEventListener("signed-out", () => ask());
+  document.addEventListener("signed-out", () => {
+    if (session.signed_in && !dialog.open) part.why.textContent = "Your session has ended. Sign in again to go on.";
+    ask();
+  });
   await know(await api.ask("/v1/session"));
 }
 
@@ -46,13 +49,21 @@ async function signIn(event) {
   part.key.value = "";
   try {
     const now = await api.ask("/v1/session", { method: "POST", headers: { Authorization: `Bearer ${key}` } });
-    part.error.replaceChildren();
+    part.error.textContent = "";
     dialog.close();
     await know(now);
   } catch (error) {
-    part.error.replaceChildren(problemPanel(error));
+    part.error.textContent = refusal(error);
     part.key.focus();
   }
+}
+
+/** Why somebody could not sign in. @param {unknown} error */
+function refusal(error) {
+  const status = error instanceof api.Problem ? error.status : 0;
+  if (status === 401) return "That key does not work. Check that you copied all of it; if you did, it has expired or was revoked: ask for a new one.";
+  if (status === 429) return "Too many attempts. Wait a minute, then try again.";
+  return sentence(error);
 }
 
 async function signOut() {
@@ -61,4 +72,4 @@ async function signOut() {
 }
 
 /** Says that a key may not do something. @param {string} scope */
-export const needs = (scope) => make("p", { className: "quiet" }, `This needs a key of scope “${scope}”; yours is “${session.scope}”.`);
+export const needs = (scope) => make("p", { className: "quiet" }, `You are signed in with a key of scope “${session.scope}”. This page needs a key of scope “${scope}”: sign out, then sign in with one.`);

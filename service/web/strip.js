@@ -6,12 +6,13 @@ import { picture } from "./pictures.js";
 
 /** @typedef {import("./api.js").Frame} Frame */
 
-/** Bars of the weights; the heaviest frame is marked. @param {Frame[]} frames */
+/** Bars of the weights; the heaviest frame is marked. Heights follow the cube root of the weight: one frame often
+ * takes nearly all of it, and the others would vanish. @param {Frame[]} frames */
 export function weightBars(frames) {
   const largest = Math.max(...frames.map((frame) => frame.weight), 1e-9);
   const width = 100 / frames.length;
   const bars = frames.map((frame, number) => {
-    const height = Math.max(1, (20 * frame.weight) / largest);
+    const height = Math.max(1.5, 20 * Math.cbrt(frame.weight / largest));
     return draw("rect", { x: number * width + width * 0.08, y: 20 - height, width: width * 0.84, height, class: frame.weight === largest ? "best" : "" });
   });
   return draw("svg", { class: "weights", viewBox: "0 0 100 20", preserveAspectRatio: "none", "aria-hidden": "true" }, ...bars);
@@ -23,10 +24,17 @@ export function spread(all, most) {
   return Array.from({ length: most }, (_, number) => all[Math.round((number * (all.length - 1)) / (most - 1))]);
 }
 
-/** Pictures over weights, to look at. @param {string} id @param {Frame[]} frames @param {number} [most] */
+/** At most `most` frames: each stretch of time is represented by its heaviest one. @param {Frame[]} frames @param {number} most */
+export function heaviest(frames, most) {
+  if (frames.length <= most) return frames;
+  return Array.from({ length: most }, (_, number) => frames.slice(Math.floor((number * frames.length) / most), Math.floor(((number + 1) * frames.length) / most))
+    .reduce((best, frame) => (frame.weight > best.weight ? frame : best)));
+}
+
+/** Pictures over weights, to look at: one picture for each bar. @param {string} id @param {Frame[]} frames @param {number} [most] */
 export function strip(id, frames, most = 6) {
-  const pictures = spread(frames, most).map((frame) => picture(pictureUrl(id, frame.time)));
-  return make("div", { className: "strip" }, make("div", { className: "frames" }, ...pictures), weightBars(frames));
+  const shown = heaviest(frames, most);
+  return make("div", { className: "strip" }, make("div", { className: "frames" }, ...shown.map((frame) => picture(pictureUrl(id, frame.time)))), weightBars(shown));
 }
 
 /** Pictures over weights, to choose a moment by. @param {string} id @param {Frame[]} frames @param {(seconds: number) => void} choose */

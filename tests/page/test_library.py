@@ -76,7 +76,8 @@ def test_signing_in_keeps_the_key_nowhere(page, server, keys):
     expect(page.locator("#sign-in")).to_be_visible()
     page.fill("#key", "emcl_wrong")
     page.press("#key", "Enter")
-    expect(page.locator("#sign-in .problem")).to_contain_text("This key is not valid")
+    expect(page.locator("#sign-in-error")).to_contain_text("That key does not work")
+    expect(page.locator("#sign-in-error")).to_contain_text("ask for a new one")
     sign_in(page, server, keys["search"])
     expect(page.locator("#who")).to_have_text("search (search)")
     kept = page.evaluate("JSON.stringify([localStorage, sessionStorage, document.cookie, location.href])")
@@ -87,10 +88,19 @@ def test_signing_in_keeps_the_key_nowhere(page, server, keys):
     assert cookie["httpOnly"]
     assert cookie["expires"] == -1  # of the session
     page.goto(server.url + "/?view=library&tab=jobs")
-    expect(page.locator(".panel")).to_contain_text("needs a key of scope “admin”")
+    expect(page.locator(".panel")).to_contain_text("needs a key of scope “admin”: sign out")
     assert page.locator("#add").count() == 0
     page.locator("#sign-out").click()
     expect(page.locator("#sign-in")).to_be_visible()
+
+
+def test_a_session_that_has_ended_asks_for_the_key_again(page, server, keys):
+    sign_in(page, server, keys["search"])
+    expect(page.locator("#who")).to_have_text("search (search)")
+    page.context.clear_cookies()
+    page.fill("#text", "anything")
+    expect(page.locator("#sign-in")).to_be_visible()
+    expect(page.locator("#sign-in")).to_contain_text("Your session has ended")
 
 
 def test_an_empty_library_is_filled_searched_edited_and_emptied(page, server, keys, clip_store):

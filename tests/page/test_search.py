@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from page_support import open_results, search, until_playing
+from page_support import PHONE, open_results, search, until_playing, watched_page
 from playwright.sync_api import expect
 
 pytestmark = pytest.mark.browser
@@ -27,6 +27,8 @@ def test_words_find_videos_while_they_are_typed(page, page_server):
     assert scores == sorted(scores, reverse=True)
     first = cards(page).first
     assert re.fullmatch(r"\d:\d\d\.\d – \d:\d\d\.\d", first.locator(".facts span").first.inner_text())
+    assert re.fullmatch(r"▶ \d:\d\d\.\d", first.locator(".badge").inner_text())
+    assert re.fullmatch(r"6 videos · [\d.]+ ms", page.locator("#status").inner_text())
     assert first.locator(".weights rect").count() == 6
     assert first.locator(".weights rect.best").count() >= 1
     expect(first.locator(".frames img.loaded")).to_have_count(6)
@@ -60,7 +62,7 @@ def test_an_answer_that_nobody_waits_for_is_not_waited_for(page, page_server):
 def test_a_card_plays_its_moment_when_it_is_pointed_at_and_not_where_motion_is_unwanted(page, page_server):
     open_results(page, page_server.url)
     moment = page.locator("#results .at").first.inner_text()
-    minutes, seconds = moment.split(":")
+    minutes, seconds = moment.removeprefix("▶ ").split(":")
     cards(page).first.hover()
     until_playing(page, "#results video.playing")
     source = page.locator("#results video").first.get_attribute("src")
@@ -133,6 +135,127 @@ def test_a_link_shows_what_was_looked_at(page, page_server):
     page.goto(page_server.url + "/?q=x&min=bad&rerank=bad&play=../../etc&tab=bad&view=bad")
     expect(page.locator("#results .score")).to_have_count(6)
     assert page.complaints == []
+
+
+def test_a_library_shows_lengths_and_results_show_moments(page, page_server):
+    page.goto(page_server.url)
+    badge = cards(page).first.locator(".badge")
+    expect(badge).to_have_text(re.compile(r"^\d:\d\d\.\d$"))
+    length = badge.inner_text()
+    search(page, "a red circle")
+    assert cards(page).first.locator(".badge").inner_text() == f"▶ {moment_of(page)}"
+    videos = page.request.get(page_server.url + "/v1/videos").json()["videos"]
+    assert length in {f"0:0{video['duration_seconds']:.1f}" for video in videos}
+
+
+def moment_of(page):
+    seconds = float(re.search(r"[?&]t=([\d.]+)", cards(page).first.locator(".cover-link").get_attribute("href"))[1])
+    return page.evaluate("seconds => import('/web/format.js').then(({ clock }) => clock(seconds))", seconds)
+
+
+def test_rankings_and_stages_are_in_the_drawer(page, page_server):
+    open_results(page, page_server.url, "?q=what+no+other+test+asks")  # a repeated query comes from the cache
+    expect(page.locator("#rankings")).not_to_be_visible()
+    page.get_by_text("Advanced").click()
+    expect(page.locator("#rankings")).to_be_visible()
+    stages = dict(zip(*(page.locator(f"#stages {part}").all_inner_texts() for part in ("dt", "dd")), strict=True))
+    assert all(re.fullmatch(r"[\d.,]+ ms", took) for took in stages.values()), stages
+    assert {"reading the query", "searching the index", "ranking the candidates"} <= stages.keys()
+    page.get_by_label("Stage 1 the index alone").check()
+    expect(page).to_have_url(re.compile("rerank=frozen"))
+    page.reload()
+    expect(page.locator("#rankings")).to_be_visible()  # what differs from the usual is not hidden
+
+
+def test_the_player_shows_the_score_of_the_results(page, page_server):
+    hit = page.request.post(page_server.url + "/v1/search", data={"text": "a red circle"}).json()["hits"][0]
+    video = page.request.get(f"{page_server.url}/v1/videos/{hit['video_id']}").json()
+    video["segments"] = [{"segment": n, "start": float(n), "end": n + 1.0} for n in range(3)]
+    asked = []
+
+    def of_segments(scores):
+        return {"hits": [dict(hit, segment=n, score=score) for n, score in scores.items()], "source": {"stage_ms": {}}}
+
+    def ranked(route):
+        asked.append(route.request.post_data_json)
+        route.fulfill(json=of_segments({2: 0.5, 0: 0.3}))
+
+    page.route(f"**/v1/videos/{hit['video_id']}", lambda route: route.fulfill(json=video))
+    page.route("**/v1/search", ranked)
+    page.route("**/v1/rerank", lambda route: route.fulfill(json=of_segments({0: 0.9, 1: 0.8, 2: 0.7})))
+    page.goto(f"{page_server.url}/?q=a+red+circle&tag=even&rerank=none&play={hit['video_id']}&part=0")
+    moments = page.locator(".moment")
+    expect(moments).to_have_count(3)
+    assert [m.locator(".score").all_inner_texts() for m in moments.all()] == [["0.500"], ["0.300"], []]
+    assert page.locator(".moment .weights").count() == 3  # also of the one that the query did not rank
+    within = next(one for one in asked if one.get("group") == "segment")
+    assert (within["text"], within["rerank"], within["filter"]) == ("a red circle", "none", {"tags": ["even"]})
+
+
+def test_all_that_was_looked_at_is_said_to_be_all(page, page_server):
+    def few_of_many(route):
+        answer = route.fetch().json()
+        answer["counts"]["segments"] = 5000
+        route.fulfill(json=answer)
+
+    page.route("**/v1/index", few_of_many)
+    page.goto(page_server.url)
+    expect(page.locator("#facts")).not_to_be_empty()
+    search(page, "a red circle")
+    expect(page.locator("#more")).to_contain_text("6 results: that is all that was looked at")
+    page.fill("#tags", "odd")
+    page.press("#tags", "Enter")
+    expect(page.locator("#results .score")).to_have_count(3)
+    assert page.locator("#more").inner_text() == ""  # a filter: these are all
+
+
+def test_a_link_to_what_was_removed_says_so(page, page_server):
+    gone = "0" * 64
+    page.goto(f"{page_server.url}/?play={gone}&t=1")
+    expect(page.locator("#player")).to_contain_text("That video is no longer in the library")
+    expect(page.locator("#player video")).not_to_be_visible()
+    page.locator("#player").get_by_role("button", name="Close", exact=True).last.click()
+    expect(page.locator("#player")).not_to_be_visible()
+    page.goto(f"{page_server.url}/?like={gone}")
+    expect(page.locator("#more .empty")).to_contain_text("no longer in the library")
+    page.get_by_role("button", name="Start a new search").click()
+    expect(page.locator(".chip").first).to_be_visible()
+
+
+def test_the_box_stays_while_scrolling_and_a_phone_shows_two_columns(browser, page_server):
+    with watched_page(browser, viewport={"width": PHONE["width"], "height": 420}) as page:
+        open_results(page, page_server.url)
+        columns = "getComputedStyle(document.querySelector('#results')).gridTemplateColumns.split(' ').length"
+        assert page.evaluate(columns) == 2
+        page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+        page.wait_for_function("() => scrollY > 100")
+        assert 0 < page.locator("#text").bounding_box()["y"] < 100
+        assert page.complaints == []
+
+
+def test_no_tile_is_black_while_its_picture_loads(page, page_server):
+    page.route("**/thumbnail**", lambda route: None)  # never answered
+    open_results(page, page_server.url)
+    colours = page.evaluate("""() => ['.screen', '#player video'].map((place) =>
+        getComputedStyle(document.querySelector(place)).backgroundColor)""")
+    assert all(min(map(int, re.findall(r"\d+", colour)[:3])) > 200 for colour in colours), colours
+
+
+def test_weights_have_a_picture_each_and_are_softened(page, page_server):
+    page.goto(page_server.url)
+    seen = page.evaluate("""() => import('/web/strip.js').then(({ strip }) => {
+        const weights = Array.from({ length: 13 }, (_, number) => (number === 7 ? 0.76 : 0.02));
+        const frames = weights.map((weight, time) => ({ time, weight }));
+        const made = strip('a'.repeat(64), frames);
+        const bars = [...made.querySelectorAll('rect')];
+        return { times: [...made.querySelectorAll('img')].map((image) => image.dataset.url.split('t=')[1]),
+            heights: bars.map((bar) => +bar.getAttribute('height')),
+            best: bars.findIndex((bar) => bar.matches('.best')) };
+    })""")
+    assert len(seen["times"]) == len(seen["heights"]) == 6
+    assert seen["times"][seen["best"]] == "7.000"  # the heaviest frame is never left out
+    assert seen["heights"][seen["best"]] == 20
+    assert min(seen["heights"]) == pytest.approx(20 * (0.02 / 0.76) ** (1 / 3))
 
 
 def test_filters_narrow_down_and_can_be_taken_back(page, page_server):
