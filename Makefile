@@ -11,7 +11,7 @@ BENCH_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: help demo test test-numeric lint check-types audit tests bench docs format clean
+.PHONY: help demo test test-numeric lint check-types audit tests bench docs lock format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -63,6 +63,22 @@ docs: $(VENV)/.installed-dev ## Write the generated parts of the documentation
 	@$(BIN)/python -m typer service.cli utils docs --name emcl --output docs/cli.md
 	@echo "the table of docs/settings.md is what \`$(BIN)/python -m service.settings\` prints"
 
+# The test environment has every extra but those that exclude each other (gpu) or reach a cloud (s3, gs).
+DEV_EXTRAS := cpu decord train onnx http mcp parquet langchain llama-index dev
+UPGRADE ?=
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+  --excludes requirements/unlocked.in $(UPGRADE)
+BASE := pyproject.toml requirements/install.in
+
+lock: $(BIN)/python ## Fix versions and hashes of all dependencies again (UPGRADE=--upgrade: the newest ones)
+	@$(PIP) uv
+	@$(COMPILE) $(BASE) $(addprefix --extra ,$(DEV_EXTRAS)) --output-file requirements/dev.txt
+	@$(COMPILE) $(BASE) --extra cpu --extra decord --constraint requirements/dev.txt --output-file requirements/base.txt
+	@$(COMPILE) $(BASE) --extra gpu --extra decord --constraint requirements/dev.txt --output-file requirements/gpu.txt
+	@$(BIN)/python docker/requirements.py train --extras-only | \
+	  $(COMPILE) - --constraint requirements/dev.txt --output-file requirements/train.txt
+	@$(COMPILE) --no-deps requirements/clip-retrieval.in --output-file requirements/clip-retrieval.txt
+
 format: $(VENV)/.installed-dev ## Format the code
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
 
@@ -77,17 +93,20 @@ $(BIN)/python:
 	@echo "==> creating a virtual environment in $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml | $(BIN)/python
+# Exactly what requirements/ names, checked by hash; PyTorch by version, because its wheel depends on the machine.
+LOCKED := --require-hashes --no-deps --requirement
+
+$(VENV)/.installed: pyproject.toml requirements/base.txt | $(BIN)/python
 	@echo "==> installing the service (PyTorch first; this takes a few minutes, once)"
-	@$(PIP) torch==2.13.0 torchvision==0.28.0
-	@$(PIP) --editable '.[cpu,decord]'
+	@$(PIP) $$($(BIN)/python docker/requirements.py --only torch torchvision)
+	@$(PIP) $(LOCKED) requirements/base.txt
+	@$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+$(VENV)/.installed-dev: $(VENV)/.installed requirements/dev.txt requirements/clip-retrieval.txt
 	@echo "==> installing what the checks need"
-	@$(PIP) --editable '.[cpu,decord,train,onnx,http,mcp,parquet,langchain,llama-index,dev]'
-	@# Its client is tested against our routes; what the package itself depends on is not needed for that.
-	@$(PIP) --no-deps clip-retrieval==2.45.0
+	@$(PIP) $(LOCKED) requirements/dev.txt
+	@$(PIP) $(LOCKED) requirements/clip-retrieval.txt
 	@if command -v npm >/dev/null; then npm ci --silent --no-audit --no-fund --prefix tests/page_types; \
 	  else echo "==> npm is not installed: the page's types are not checked"; fi
 	@touch $@
