@@ -104,16 +104,19 @@ def test_the_address_holds_the_query_and_back_and_forward_work(page, page_server
     for text in ("first", "second"):
         search(page, text)
         page.press("#text", "Enter")
-        expect(page).to_have_title(f"{text} · EMCL search")
+        page.wait_for_function("history.state?.draft !== true")  # from now on the entry stays
+        expect(page.locator("#results")).to_have_attribute("aria-busy", "false")
     cards(page).first.locator(".cover-link").click()
     expect(page.locator("#player")).to_be_visible()
     page.go_back()
     expect(page.locator("#player")).not_to_be_visible()
+    expect(page.locator("#text")).to_have_value("second")
     page.go_back()
     expect(page.locator("#text")).to_have_value("first")
     page.go_forward()
     expect(page.locator("#text")).to_have_value("second")
     page.go_back()
+    expect(page.locator("#text")).to_have_value("first")  # one step after the other
     page.go_back()
     expect(page.locator(".chip").first).to_be_visible()
     assert page.input_value("#text") == ""
