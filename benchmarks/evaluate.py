@@ -90,8 +90,14 @@ def measure_pairs(texts: int, videos: int) -> dict[str, Any]:
         features, mask = torch.from_numpy(corpus.features_VFD), torch.from_numpy(corpus.mask_VF)
         return score_all_pairs(torch.from_numpy(text_QD), features, mask, PoolingConfig()).numpy()
 
+    def score_videos(features_BFD: Any, mask_BF: Any) -> Any:
+        text, features, mask = (torch.from_numpy(part) for part in (corpus.text_TD, features_BFD, mask_BF))
+        return score_all_pairs(text, features, mask, PoolingConfig()).numpy().T
+
     ranked = Ranked(text_to_video_TV=scores, video_to_text_VT=scores.T)
-    way = Way(name="pooling without EMCL", ranked=ranked, behind=None, score_texts=score_texts)
+    way = Way(
+        name="pooling without EMCL", ranked=ranked, behind=None, score_texts=score_texts, score_videos=score_videos
+    )
     queries = corpus.text_TD[:BANK] + np.float32(0.5)
     started = time.perf_counter()
     rows = list(rows_of(way, corpus, bank=BankRows(text_BD=queries, beta=20.0, top=1), temperature=0.01))

@@ -541,6 +541,13 @@ def evaluate(
             "for its training captions. With --features: a features file, whose videos are the bank for texts."
         ),
     ] = None,
+    video_bank: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --data and --query-bank: features of training videos by the same model (`emcl features "
+            "export`), the bank by which captions are ranked."
+        ),
+    ] = None,
     query_bank_size: Annotated[
         int, typer.Option(min=1, help="Maximum number of captions in the bank, drawn at random.")
     ] = 5000,
@@ -564,6 +571,8 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure retrieval in both directions under a protocol, with and without EMCL."""
+    if video_bank is not None and (query_bank is None or data is None):
+        raise ValueError("--video-bank goes with --data and --query-bank; a bank of features has videos of its own")
     if (data is None) == (features is None):
         raise typer.BadParameter("give either --data or --features")
     if features is not None:
@@ -595,6 +604,7 @@ def evaluate(
     if query_bank is not None:
         bank = BankOptions(
             source=query_bank,
+            videos=video_bank,
             size=query_bank_size,
             seed=query_bank_seed,
             beta=query_bank_beta,

@@ -379,7 +379,7 @@ def _by_head(features: FeatureSet, request: FeaturesRequest, rules: MetricRules)
             "beta": request.bank_beta,
             "top": request.bank_top,
             "shared": len(set(bank.texts) & set(features.texts)),
-            "both_ways": True,
+            "videos": len(bank.arrays["video"]),
         },
     )
     return rows, facts

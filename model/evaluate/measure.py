@@ -73,11 +73,16 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BankRows:
-    """Encoded queries of a bank (B, D), raw, with QB-Norm's settings."""
+    """Encoded queries of a bank, raw, with QB-Norm's settings: texts (B, D), and perhaps frame features of videos.
+
+    Texts are asked for videos, and ``features_BFD`` with ``mask_BF`` for captions; without them only videos are ranked.
+    """
 
     text_BD: Floats
     beta: float
     top: int
+    features_BFD: Floats | None = None
+    mask_BF: NDArray[np.bool_] | None = None
 
 
 def rows_of(
@@ -98,9 +103,9 @@ def rows_of(
     name = f"{way.name} + dual softmax"
     yield measure(name, ranked, corpus, behind=way.behind, rules=rules, rescorers=dual, transductive=True)
     if bank is not None:
-        norm = fit_bank(way, bank, len(corpus.features_VFD))
+        norms = fit_bank(way, bank, len(corpus.features_VFD)), fit_video_bank(way, bank, len(corpus.text_TD))
         name = f"{way.name} + QB-Norm"
-        yield measure(name, ranked, corpus, behind=way.behind, rules=rules, rescorers=(norm, None))
+        yield measure(name, ranked, corpus, behind=way.behind, rules=rules, rescorers=norms)
 
 
 def fit_bank(way: Way, bank: BankRows, videos: int) -> BankNorm:
@@ -108,6 +113,17 @@ def fit_bank(way: Way, bank: BankRows, videos: int) -> BankNorm:
     starts = range(0, len(bank.text_BD), _BANK_TEXTS_AT_ONCE)
     blocks = (way.score_texts(bank.text_BD[start : start + _BANK_TEXTS_AT_ONCE]) for start in starts)
     return BankNorm.fit(blocks, videos, beta=bank.beta, top=min(bank.top, videos))
+
+
+def fit_video_bank(way: Way, bank: BankRows, captions: int) -> BankNorm | None:
+    """The same for the captions, by the bank's videos; None if it has none."""
+    features_BFD, mask_BF = bank.features_BFD, bank.mask_BF
+    if features_BFD is None or mask_BF is None:
+        return None
+    starts = range(0, len(features_BFD), _BANK_TEXTS_AT_ONCE)
+    parts = (slice(start, start + _BANK_TEXTS_AT_ONCE) for start in starts)
+    blocks = (way.score_videos(features_BFD[part], mask_BF[part]) for part in parts)
+    return BankNorm.fit(blocks, captions, beta=bank.beta, top=min(bank.top, captions))
 
 
 def measure(

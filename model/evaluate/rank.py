@@ -53,6 +53,11 @@ class StageOne:
         self._encoder = encoder
         self._map = encoder.fit_frozen_map(np.concatenate([pooled_VD, corpus.text_TD])) if frozen_map else None
         self._videos_VD = self._rows(pooled_VD)
+        self._texts_TD = self._rows(corpus.text_TD)
+
+    def score_videos(self, features_BFD: Floats, mask_BF: NDArray[np.bool_]) -> Floats:
+        """Score the frame features of any videos against the captions: (B, T)."""
+        return self._rows(self._encoder.pool(features_BFD, mask_BF)) @ self._texts_TD.T
 
     def score(self, query_QD: Floats) -> Floats:
         """Score any raw texts (Q, D) against the videos: (Q, V)."""
@@ -79,7 +84,7 @@ def rerank(encoder: Scorer, corpus: Corpus, first: Ranked, *, candidates: int, h
         text_to_video_TV=rerank_videos(
             encoder, corpus, corpus.text_TD, first.text_to_video_TV, candidates=candidates, how=how
         ),
-        video_to_text_VT=_rerank_captions(encoder, corpus, first.video_to_text_VT, candidates=candidates, how=how),
+        video_to_text_VT=rerank_captions(encoder, corpus, first.video_to_text_VT, candidates=candidates, how=how),
     )
 
 
@@ -98,7 +103,7 @@ def rank_corrected(
     videos_TV = rerank_videos(
         encoder, corpus, text_TD, first.text_to_video_TV, candidates=candidates, how="emcl", correction=correction
     )
-    texts_VT = _rerank_captions(
+    texts_VT = rerank_captions(
         encoder, corpus, first.video_to_text_VT, candidates=candidates, how="emcl", correction=correction
     )
     return Ranked(text_to_video_TV=videos_TV, video_to_text_VT=texts_VT), first
@@ -132,7 +137,7 @@ def rerank_videos(
     return scores_QV
 
 
-def _rerank_captions(
+def rerank_captions(
     encoder: Scorer,
     corpus: Corpus,
     first_VT: Scores,
@@ -141,6 +146,7 @@ def _rerank_captions(
     how: Rerank,
     correction: Correction | None = None,
 ) -> Scores:
+    """Rerank the best ``candidates`` captions of stage 1 for the videos of a corpus (V, T); the rest is -inf."""
     hubs = correction.hubs.get("captions") if correction is not None and how == "emcl" else None
     if how == "none" and candidates >= first_VT.shape[1]:
         return pool_and_score(encoder, corpus.text_TD, corpus.features_VFD, corpus.mask_VF).T

@@ -37,6 +37,7 @@ from model.evaluate.rank import (
     with_dual_softmax,
 )
 from model.evaluate.table import Facts, conditions, markdown, report, table
+from model.heads.features import FeatureSet, read_features
 from model.runtime.choose import PrecisionWish, RuntimeWish
 
 __all__ = [
@@ -79,6 +80,7 @@ class EvaluationSettings:
     candidates: int = CANDIDATES
     rules: MetricRules = "corrected"
     bank: QueryBank | None = None
+    video_bank: FeatureSet | None = None
 
 
 def evaluate_rows(encoder: Scorer, corpus: Corpus, settings: EvaluationSettings) -> Iterator[Row]:
@@ -91,7 +93,14 @@ def evaluate_rows(encoder: Scorer, corpus: Corpus, settings: EvaluationSettings)
         if not isinstance(encoder, Encoder):
             raise ValueError("a query bank of texts needs the model that encodes them, not its exported features")
         text_BD = encoder.encode_texts(settings.bank.texts)
-        bank = BankRows(text_BD=text_BD, beta=settings.bank.beta, top=settings.bank.top)
+        videos = settings.video_bank
+        bank = BankRows(
+            text_BD=text_BD,
+            beta=settings.bank.beta,
+            top=settings.bank.top,
+            features_BFD=None if videos is None else videos.arrays["video"],
+            mask_BF=None if videos is None else videos.arrays["video_mask"],
+        )
     temperature = encoder.config.search.dual_softmax_temperature
     for way in ways_of(encoder, corpus, settings.protocol, candidates=settings.candidates):
         yield from rows_of(way, corpus, bank=bank, temperature=temperature, rules=settings.rules)
@@ -163,9 +172,13 @@ def _of_rules(rules: MetricRules, multi_sentence: bool) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class BankOptions:
-    """Where QB-Norm's bank comes from (``train``, or a file), and its settings."""
+    """Where QB-Norm's bank comes from (``train``, or a file), and its settings.
+
+    ``videos`` is a features file of kind frames, by the same model: its videos are the bank for captions.
+    """
 
     source: str
+    videos: Path | None = None
     size: int = DEFAULT_SIZE
     seed: int = 0
     beta: float = QB_NORM_BETA
@@ -215,7 +228,7 @@ def run(request: EvaluateRequest) -> str:
         emcl="configured",
     )
     corpus = encode_corpus(encoder, chosen.clips)
-    settings = _settings(request, encoder, chosen, bank)
+    settings = replace(_settings(request, encoder, chosen, bank), video_bank=_video_bank(request, encoder))
     rows = list(evaluate_rows(encoder, corpus, settings))
     published = published_for(chosen.name, split=chosen.split, official_videos=chosen.official_videos)
     facts = _facts(encoder, corpus, chosen, settings)
@@ -228,6 +241,19 @@ def _bank(request: EvaluateRequest) -> QueryBank | None:
         return None
     asked = request.bank
     return open_bank(asked.source, request.data, size=asked.size, seed=asked.seed, beta=asked.beta, top=asked.top)
+
+
+def _video_bank(request: EvaluateRequest, encoder: Encoder) -> FeatureSet | None:
+    if request.bank is None or request.bank.videos is None:
+        return None
+    videos = read_features(request.bank.videos, kind="frames")
+    made_by = videos.settings.get("fingerprint")
+    if made_by != encoder.fingerprint:
+        raise ValueError(
+            f"{request.bank.videos} was exported from model {str(made_by)[:12]}, --model is "
+            f"{encoder.fingerprint[:12]}; export the bank's videos with this model"
+        )
+    return videos
 
 
 def _settings(
@@ -258,14 +284,17 @@ def _facts(encoder: Encoder, corpus: Corpus, chosen: VideoTextSet, settings: Eva
         deviations=deviations(
             encoder.config, settings, multi_sentence=corpus.multi_sentence, videos_lost=chosen.videos_lost
         ),
-        query_bank=None if settings.bank is None else _bank_facts(settings.bank, chosen),
+        query_bank=None if settings.bank is None else _bank_facts(settings, chosen),
     )
 
 
-def _bank_facts(bank: QueryBank, chosen: VideoTextSet) -> dict[str, Any]:
+def _bank_facts(settings: EvaluationSettings, chosen: VideoTextSet) -> dict[str, Any]:
+    bank, videos = settings.bank, settings.video_bank
+    assert bank is not None
     facts = asdict(replace(bank, texts=()))
     del facts["texts"]
-    return {**facts, "queries": len(bank.texts), "shared": bank.shared_with(chosen.captions)}
+    counts = {"queries": len(bank.texts), "shared": bank.shared_with(chosen.captions)}
+    return {**facts, **counts, "videos": 0 if videos is None else len(videos.arrays["video"])}
 
 
 def _write(request: EvaluateRequest, rows: Sequence[Row], published: Sequence[PublishedRow], facts: Facts) -> None:

@@ -109,7 +109,8 @@ def conditions(facts: Facts) -> list[str]:
         shared = f"; {bank['shared']} OF THEM ARE CAPTIONS OF THIS SET" if bank["shared"] else ""
         lines.append(
             f"QB-Norm: {bank['queries']} of {bank['available']} captions of {bank['source']} (seed {bank['seed']}), "
-            f"beta {bank['beta']:g}, top {bank['top']}{shared}; it ranks videos alone"
+            f"beta {bank['beta']:g}, top {bank['top']}{shared}; "
+            + (f"captions are ranked by {bank['videos']} videos" if bank["videos"] else "it ranks videos alone")
         )
     return lines
 

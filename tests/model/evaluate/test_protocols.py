@@ -138,6 +138,19 @@ def test_a_bank_is_scored_as_the_captions_were(protocol):
             np.testing.assert_allclose(asked[known], own[known], atol=1e-6, err_msg=way.name)
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_bank_of_videos_is_scored_as_the_videos_were(protocol):
+    """The videos themselves, asked as a bank, get their own scores; what was no candidate its lowest."""
+    corpus = random_corpus()
+    for way in ways(protocol, corpus=corpus).values():
+        asked, own = way.score_videos(corpus.features_VFD, corpus.mask_VF), way.ranked.video_to_text_VT
+        assert np.isfinite(asked).all(), way.name
+        known = np.isfinite(own)
+        np.testing.assert_allclose(asked[known], own[known], atol=1e-3 if "pooling" in way.name else 1e-6)
+        if way.name != "pooling without EMCL":
+            np.testing.assert_allclose(asked, fill_floor(own), atol=1e-6, err_msg=way.name)
+
+
 def test_rows_are_what_whole_matrices_give():
     encoder, corpus = build_encoder(), random_corpus(videos=15, captions_each=2)
     way = ways("per-query", encoder, corpus)["EMCL channel, beta 0.3"]
@@ -156,6 +169,14 @@ def test_rows_are_what_whole_matrices_give():
     assert normed.text_to_video == text_to_video_metrics(whole, owner)
     assert normed.video_to_text is None
     assert not normed.transductive
+    both = BankRows(
+        text_BD=bank.text_BD, beta=20.0, top=1, features_BFD=corpus.features_VFD[:9] * 1.1, mask_BF=corpus.mask_VF[:9]
+    )
+    *_, normed = rows_of(way, corpus, bank=both, temperature=0.05)
+    norm = BankNorm.fit([way.score_videos(both.features_BFD, both.mask_BF)], 30)
+    whole = fill_scores(norm.rescore(scores.video_to_text_VT), behind.video_to_text_VT)
+    assert normed.video_to_text == evaluate_similarity(best_sentence(whole, owner))
+    assert normed.video_to_text != plain.video_to_text
 
 
 def test_best_columns_are_those_of_a_stable_sort():

@@ -216,6 +216,15 @@ def test_the_report_says_how_its_figures_came_about(on_disk, tmp_path):
     assert "EMCL reference, beta 3 + QB-Norm" in names
     normed = next(row for row in scores["rows"] if "QB-Norm" in row["name"])
     assert normed["video_to_text"] is None
+    export = ["features", "export", "--data", str(listing), "--model", str(checkpoint), "--output"]
+    assert CliRunner().invoke(app, [*export, str(tmp_path / "bank.npz")]).exit_code == 0
+    both = CliRunner().invoke(app, [*arguments, *options, "--video-bank", str(tmp_path / "bank.npz")])
+    assert "captions are ranked by" in both.output
+    rows = json.loads(files["--json"].read_text(encoding="utf-8"))["rows"]
+    assert next(row for row in rows if "QB-Norm" in row["name"])["video_to_text"] is not None
+    alone = CliRunner().invoke(app, [*arguments, "--video-bank", str(tmp_path / "bank.npz")])
+    assert "goes with --data and --query-bank" in str(alone.exception)
+    assert CliRunner().invoke(app, arguments + options).exit_code == 0
     text = files["--markdown"].read_text(encoding="utf-8")
     for part in ("protocol reference", "metric rules: reference", "no videos missing", *scores["deviations"], *names):
         assert part in text, part
