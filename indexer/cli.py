@@ -529,11 +529,22 @@ def _interruptible() -> Iterator[None]:
             signal.signal(signal.SIGINT, former)
 
 
+def _print_default_model() -> None:
+    """Say which preset a new store takes, its size and licence, before anything is downloaded."""
+    from indexer.options import new_store_preset
+    from model.clip.presets import PRESETS
+
+    name = new_store_preset()
+    typer.echo(PRESETS[name].line(name), err=True)
+
+
 def _load(recorded: StoreSettings | None, options: EncoderOptions) -> tuple[Encoder, ModelSpec]:
     """The encoder that is asked for, else the store's. Commands without --runtime use PyTorch in single precision."""
     from indexer.options import choose_model
     from model.encoder import load_encoder
 
+    if recorded is None and options.model is None and options.pretrained is None:
+        _print_default_model()
     spec = choose_model(recorded, options.model, options.pretrained)
     how = options.model_dump(exclude_unset=True, exclude={"model", "pretrained"})
     encoder = load_encoder(spec.model, pretrained=spec.pretrained, **how)

@@ -42,8 +42,9 @@ class EncoderOptions(Config):
 
     model: str | None = Field(
         None,
-        description="`demo`, a checkpoint's path, or an open_clip name with --pretrained. Default: the store's model; "
-        "for a new store CLIP ViT-B-32 with OpenAI's weights.",
+        description="`small`, `base`, `large`, `clip` (see `emcl models`), `demo`, the path of a checkpoint or of a "
+        "fetched model, or an open_clip name with --pretrained. Default: the store's model; for a new store base with "
+        "CUDA, else small.",
     )
     pretrained: str | None = Field(None, description="Tag or weights file of an open_clip model.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")

@@ -55,10 +55,27 @@ def check_wishes(recorded: StoreSettings, wishes: Wishes, store: Path) -> None:
 
 
 def choose_model(recorded: StoreSettings | None, model: str | None, pretrained: str | None) -> ModelSpec:
-    """Which model to load. Paths are made absolute, because the store outlives the current folder."""
-    if model is None and pretrained is None and recorded is not None:
-        return recorded.model_spec
+    """Which model to load: the one named, else the store's, else for a new store the preset that fits the machine.
+
+    Presets are recorded as what they stand for. Paths are made absolute, because the store outlives the current folder.
+    """
+    from model.clip.presets import resolve
+
+    if model is None and pretrained is None:
+        if recorded is not None:
+            return recorded.model_spec
+        model = new_store_preset()
+    model, pretrained = resolve(model, pretrained)
     return ModelSpec(model=_absolute(model), pretrained=_absolute(pretrained))
+
+
+def new_store_preset() -> str:
+    """The preset of a store that names no model."""
+    import torch
+
+    from model.clip.presets import default_preset
+
+    return default_preset(has_cuda=torch.cuda.is_available())
 
 
 def new_settings(wishes: Wishes, *, spec: ModelSpec, fingerprint: str, dim: int, config: ModelConfig) -> StoreSettings:
@@ -87,4 +104,6 @@ def new_settings(wishes: Wishes, *, spec: ModelSpec, fingerprint: str, dim: int,
 
 
 def _absolute(name: str | None) -> str | None:
-    return name if name is None or not Path(name).is_file() else str(Path(name).absolute())
+    from model.clip.presets import is_model_folder
+
+    return name if name is None or not (Path(name).is_file() or is_model_folder(name)) else str(Path(name).absolute())

@@ -777,3 +777,50 @@ def import_others(
         allow_unmatched=allow_unmatched,
     )
     typer.echo(import_checkpoint(source, output, options).text())
+
+
+models_app = typer.Typer(help="List CLIP models, and fetch one for a machine without network.")
+app.add_typer(models_app, name="models")
+
+
+@models_app.callback(invoke_without_command=True)
+def list_models(
+    context: typer.Context,
+    json_output: Annotated[bool, typer.Option("--json", help="Print all facts as JSON.")] = False,
+) -> None:
+    """List presets and open_clip's models: size of the pictures, how frames are prepared, tokens, licence, R@1.
+
+    R@1 is zero-shot text to video on MSR-VTT as published, in percent. A star marks what is in the local cache.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from dataclasses import asdict
+
+    from model.clip import presets
+
+    facts = presets.list_models()
+    if json_output:
+        typer.echo(json.dumps([asdict(fact) for fact in facts], indent=2))
+        return
+    for fact in facts:
+        name = f"{fact.preset}: {fact.architecture}" if fact.preset else fact.architecture
+        size = "x".join(map(str, fact.image_size))
+        line = f"{'*' if fact.cached else ' '} {name} --pretrained {fact.tag}"
+        line += f"  {size} {fact.resize_mode} {fact.interpolation}, {fact.context_length} tokens"
+        if fact.preset:
+            megabytes = presets.PRESETS[fact.preset].megabytes
+            line += f", about {megabytes:,} MB, {fact.licence}, R@1 {fact.recall_at_1} ({fact.source})"
+        typer.echo(line)
+
+
+@models_app.command("fetch")
+def fetch(
+    name: Annotated[str, typer.Argument(help="A preset, or an open_clip name with --pretrained.")],
+    to: Annotated[Path, typer.Option(help="Folder to write; --model FOLDER loads it without network.")],
+    pretrained: Annotated[str | None, typer.Option(help="Tag of an open_clip model.")] = None,
+) -> None:
+    """Copy a model into a folder, for machines without network."""
+    from model.clip.presets import fetch_model
+
+    facts = fetch_model(name, pretrained, to)
+    typer.echo(f"{facts.architecture} ({facts.tag}) is in {to}; use it with --model {to}")

@@ -20,6 +20,7 @@ from torch import Tensor
 from model.arrays import row_blocks
 from model.checkpoint import fingerprint as net_fingerprint
 from model.checkpoint import former_fingerprints, load_checkpoint, read_metadata
+from model.clip import presets
 from model.clip.compat import import_open_clip
 from model.clip.preprocess import Preprocess
 from model.clip.tokenizer import Tokenizer, build_tokenizer, rounded_up, text_buckets
@@ -318,8 +319,9 @@ def load_encoder(
 ) -> Encoder:
     """Load a model for indexing and serving.
 
-    ``spec`` is ``demo`` (the shipped checkpoint), the path of a checkpoint, or an open_clip model name with its
-    ``pretrained`` tag or weights file; ``None`` is CLIP ViT-B-32 with OpenAI's weights, frames averaged.
+    ``spec`` is ``demo`` (the shipped checkpoint), a preset (``small``, ``base``, ``large``, ``clip``), the path of a
+    checkpoint or of a folder that `emcl models fetch` made, or an open_clip model name with its ``pretrained`` tag or
+    weights file; ``None`` is CLIP ViT-B-32 with OpenAI's weights, frames averaged.
     With ``emcl="calibrated"`` EMCL has strength 0 unless `emcl calibrate` chose the checkpoint's setting on labelled
     pairs: on real CLIP features an uncalibrated one costs several points of R@1 (docs/method.md). ``"configured"``
     keeps the checkpoint's strength, for measuring it. ``runtime`` and ``precision`` say what computes the towers
@@ -329,6 +331,7 @@ def load_encoder(
     nowhere.
     """
     target = resolve_device(device)
+    spec, pretrained = presets.resolve(spec, pretrained)
     net = _load_net(spec, pretrained, target)
     if emcl == "calibrated" and not _is_calibrated(spec, net.config.emcl):
         net.set_emcl(net.config.emcl.model_copy(update={"beta": 0.0}))
@@ -347,7 +350,7 @@ def export_store(
     spec: str | None, fingerprint: str, *, pretrained: str | None = None, folder: Path | None = None
 ) -> ExportStore:
     """Return the store of a model's exports: in ``folder``, else beside its checkpoint, else in ``var/exports``."""
-    is_checkpoint = spec is not None and spec != "demo" and _names_a_file(spec)
+    is_checkpoint = spec is not None and spec != "demo" and _names_a_file(spec) and not presets.is_model_folder(spec)
     named = spec or f"{DEFAULT_ARCHITECTURE} --pretrained {pretrained or DEFAULT_PRETRAINED}"
     if spec is not None and pretrained is not None:
         named = f"{spec} --pretrained {pretrained}"
@@ -355,6 +358,10 @@ def export_store(
 
 
 def _load_net(spec: str | None, pretrained: str | None, target: torch.device) -> EMCLNet:
+    if spec is not None and presets.is_model_folder(spec):
+        if pretrained is not None:
+            raise ValueError(f"the folder {spec} has weights of its own; drop --pretrained")
+        return build_net(_untrained(Path(spec).name, presets.config_of_folder(Path(spec))), device=target)
     if spec != "demo" and (spec is None or not _names_a_file(spec)):
         return build_net(_open_clip_config(spec, pretrained), device=target)
     if pretrained is not None:
@@ -387,7 +394,7 @@ def correction_path(checkpoint: Path) -> Path:
 
 def _is_calibrated(spec: str | None, config: EMCLConfig) -> bool:
     """Whether `emcl calibrate` chose this very setting for the checkpoint; named open_clip models never were."""
-    if spec != "demo" and (spec is None or not _names_a_file(spec)):
+    if spec != "demo" and (spec is None or not _names_a_file(spec) or presets.is_model_folder(spec)):
         return False
     record = read_metadata(DEMO_CHECKPOINT if spec == "demo" else Path(spec)).get("calibration")
     return isinstance(record, dict) and record.get("emcl") == config.model_dump(mode="json")
@@ -403,14 +410,15 @@ def _open_clip_config(name: str | None, pretrained: str | None) -> ModelConfig:
     open_clip = import_open_clip()
     if name not in open_clip.list_models():
         raise ValueError(
-            f"unknown model {name!r}: expected 'demo', the path of a checkpoint (NAME.safetensors) or an open_clip "
-            "model name such as ViT-B-32; `python -c 'import open_clip; print(open_clip.list_models())'` lists them"
+            f"unknown model {name!r}: expected 'demo', a preset ({', '.join(presets.PRESETS)}), a checkpoint's path "
+            "(NAME.safetensors) or an open_clip model name such as ViT-B-32; `emcl models` lists them"
         )
     if pretrained is None:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none on the hub"
         raise ValueError(f"model {name!r} needs weights: pass --pretrained with a tag ({tags}) or a local weights file")
-    return ModelConfig(
-        name=f"{name}/{pretrained}",
-        clip=ClipConfig(architecture=name, pretrained=pretrained),
-        temporal=TemporalConfig(kind="mean"),
-    )
+    return _untrained(f"{name}/{pretrained}", ClipConfig(architecture=name, pretrained=pretrained))
+
+
+def _untrained(name: str, clip: ClipConfig) -> ModelConfig:
+    """CLIP as it was trained on pictures: frames are averaged."""
+    return ModelConfig(name=name, clip=clip, temporal=TemporalConfig(kind="mean"))

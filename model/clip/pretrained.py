@@ -228,6 +228,25 @@ def _create_pretrained(architecture: str, tag: str, description: dict[str, Any])
     return model
 
 
+def cached_weights(architecture: str, tag: str) -> str | None:
+    """The file of a tag's weights in the local Hugging Face cache; None if it is not there."""
+    repository, _, filename = import_open_clip().get_pretrained_cfg(architecture, tag)["hf_hub"].rpartition("/")
+    return _cached_file(repository, filename) if repository else None
+
+
+def download_weights(architecture: str, tag: str) -> str:
+    """The file of a tag's weights, fetched if it is not cached. Raises ``DownloadError``."""
+    if (cached := cached_weights(architecture, tag)) is not None:
+        return cached
+    open_clip = import_open_clip()
+    entry = open_clip.get_pretrained_cfg(architecture, tag)
+    try:
+        _require_reachable(_hub())
+        return str(open_clip.download_pretrained(entry))
+    except (OSError, RuntimeError) as error:
+        raise DownloadError(_download_message(architecture, tag, f"{_hub()}/{entry['hf_hub']}", error)) from error
+
+
 def _hub() -> str:
     from huggingface_hub import constants
 
@@ -289,7 +308,8 @@ def _download_message(architecture: str, tag: str, origin: str, error: Exception
     return (
         f"the weights {tag!r} of {architecture} are not in the local cache and could not be fetched from {origin} "
         f"({reason}). Connect to the network, or set HF_HOME to a Hugging Face cache that holds them, or pass a local "
-        f"file: --model {name} --pretrained /path/to/weights.safetensors"
+        f"file: --model {name} --pretrained /path/to/weights.safetensors. On a machine with network, "
+        f"`emcl models fetch {name} --pretrained {tag} --to FOLDER` makes a folder for --model FOLDER"
     )
 
 
