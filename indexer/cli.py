@@ -391,6 +391,61 @@ def bank(
 
 @app.command()
 @from_models
+def bases(
+    store: Store,
+    encoding: DeviceOnly,
+    pairs: Annotated[
+        Path,
+        typer.Option(
+            exists=True,
+            help="Labelled videos that are not those to be measured on: JSON lines of {video, captions}, a folder with "
+            "captions.jsonl, or a data set's configuration.",
+        ),
+    ],
+    split: Annotated[Literal["train", "val"], typer.Option(help="Which split of a data set.")] = "train",
+    weight: Annotated[
+        float, typer.Option(min=0.0, max=10.0, help="Of the bases beside the cosine; 0 takes them out again.")
+    ] = 0.2,
+    regularisation: Annotated[float, typer.Option(min=0.001, max=100.0, help="Of both covariances.")] = 1.0,
+) -> None:
+    """Fit EMCL's paired bases on labelled videos, keep them in the store, and publish. Nothing is measured.
+
+    `emcl calibrate --store` chooses weight and regularisation and keeps only what gains beyond chance.
+    """
+    from dataclasses import replace
+
+    from indexer.build.progress import TerminalProgress
+    from indexer.build.run import check_model, publish
+    from indexer.store.bank import read_settings, write_settings
+    from indexer.store.writer import StoreWriter
+    from model.data.sources import open_for_evaluation
+    from model.emcl.correction import CorrectionSettings
+    from model.emcl.paired import PairedBases
+    from model.evaluate.corpus import encode_corpus
+
+    recorded = _recorded(store)
+    encoder, _ = _load(recorded, encoding)
+    check_model(recorded, encoder, store)
+    labelled = open_for_evaluation(pairs, split, allow_missing=False)
+    corpus = encode_corpus(encoder, labelled.clips)
+    pooled_VD = encoder.pool(corpus.features_VFD, corpus.mask_VF)
+    found = PairedBases.fit(
+        corpus.text_TD,
+        pooled_VD[corpus.video_of_text_T],
+        weight=weight,
+        regularisation=regularisation,
+        source=labelled.name,
+    )
+    settings = read_settings(store) or encoder.calibrated or CorrectionSettings()
+    with StoreWriter.open(store) as writer:
+        write_settings(store, replace(settings, paired=found, fingerprint=encoder.fingerprint))
+        manifest = publish(writer, encoder, TerminalProgress())
+    print_manifest(manifest)
+    print_correction(store)
+
+
+@app.command()
+@from_models
 def create(
     store: Annotated[Path, typer.Option(help="Folder of the new store.")],
     encoding: ModelOnly,

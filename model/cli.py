@@ -346,6 +346,32 @@ def _write_json(path: Path, content: dict[str, object]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+@study_app.command("compare")
+def compare_command(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Checkpoints, or folders of training runs; one a seed.")
+    ],
+    against: Annotated[list[Path], typer.Option(help="The other side: repeat for each seed, in the same order.")],
+    data: Data,
+    split: Split = "test",
+    allow_missing: AllowMissing = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Compare several training seeds with several: t-test over seeds, sign test over videos; no claim below 3 seeds."""
+    from model.study.compare import checkpoint_of, compare_runs, outcomes_of_runs
+
+    for run in (*runs, *against):
+        checkpoint_of(run)  # reported before anything is encoded
+    ours, theirs = (
+        outcomes_of_runs(side, data, split, allow_missing=allow_missing, device=device) for side in (runs, against)
+    )
+    found = compare_runs(ours, theirs)
+    typer.echo(found.text())
+    if json_file is not None:
+        _write_json(json_file, {"runs": [*map(str, runs)], "against": [*map(str, against)], **found.as_dict()})
+
+
 @study_app.command()
 def sweep(
     data: Data,

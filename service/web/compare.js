@@ -2,7 +2,7 @@
 import * as api from "./api.js";
 import { open } from "./cards.js";
 import { draw, find, make } from "./dom.js";
-import { clock, ms, score } from "./format.js";
+import { clock, score } from "./format.js";
 import { problemPanel } from "./notice.js";
 import { picture } from "./pictures.js";
 
@@ -14,7 +14,6 @@ const WAYS = [
   { rerank: "none", name: "Pooled", what: "frames weighed by the query, no EMCL" },
   { rerank: "emcl", name: "EMCL", what: "the same, with EMCL" },
 ];
-const STAGES = ["cache", "encode", "candidates", "rerank", "answer"];
 
 /** @param {{body: HTMLElement, status: HTMLElement}} part @param {Record<string, any>} query @param {AbortSignal} signal @param {() => void} again */
 export async function compare(part, query, signal, again) {
@@ -25,11 +24,10 @@ export async function compare(part, query, signal, again) {
   part.body.replaceChildren(board);
   try {
     /** @type {Answer[]} */
-    const answers = []; // one after the other: asked together, they would be computed in one batch and share its times
+    const answers = [];
     for (const { rerank } of WAYS) answers.push(await api.search({ ...query, rerank, k: HITS }, signal));
     fill(columns, answers);
-    const moved = changes(answers[0].hits, answers[2].hits);
-    part.status.replaceChildren(make("span", {}, moved));
+    part.status.replaceChildren(make("span", {}, changes(answers)));
     joinUp(board, lines, columns, signal);
   } catch (error) {
     if (signal.aborted) return;
@@ -40,27 +38,25 @@ export async function compare(part, query, signal, again) {
 
 /** @param {{rerank: string, name: string, what: string}} way */
 const column = (way) => make("section", { className: "way", "data-way": way.rerank, "aria-label": `${way.name}: ${way.what}` },
-  make("header", {}, make("h2", {}, way.name), make("p", { className: "quiet" }, way.what), make("div", { className: "stages" })),
+  make("header", {}, make("h2", {}, way.name), make("p", { className: "quiet" }, way.what)),
   make("ol", {}, ...Array.from({ length: HITS }, () => make("li", { className: "row-hit skeleton", "aria-hidden": "true" }))));
 
 /** @param {HTMLElement[]} columns @param {Answer[]} answers */
 function fill(columns, answers) {
-  const longest = Math.max(...answers.map((answer) => Object.values(answer.source.stage_ms).reduce((a, b) => a + b, 0)), 0.001);
-  const before = new Map(answers[0].hits.map((hit, place) => [hit.video_id, place]));
   columns.forEach((one, number) => {
     const { hits, source } = answers[number];
-    if (columns[number].dataset.way === "emcl" && source.emcl === "off") find("header p", one).textContent = "off, not calibrated for this model: the pooled ranking";
-    find("ol", one).replaceChildren(...hits.map((hit, place) => row(hit, place, number ? before : null)));
-    find(".stages", one).replaceChildren(...stages(source.stage_ms, longest));
+    const before = number ? new Map(answers[number - 1].hits.map((hit, place) => [hit.video_id, place])) : null;
+    if (one.dataset.way === "emcl") find("header p", one).textContent = source.emcl === "off" ? "off, not calibrated for this model: the pooled ranking" : `${source.emcl}, strength ${source.strength}`;
+    find("ol", one).replaceChildren(...hits.map((hit, place) => row(hit, place, before, number ? WAYS[number - 1].name : "")));
   });
 }
 
-/** @param {Hit} hit @param {number} place @param {Map<string, number> | null} before places in stage 1, to tell how far it moved */
-function row(hit, place, before) {
+/** @param {Hit} hit @param {number} place @param {Map<string, number> | null} before places in the list beside it @param {string} beside that list's name */
+function row(hit, place, before, beside) {
   const old = before?.get(hit.video_id);
   const up = old === undefined ? null : old - place;
   const text = before === null || up === 0 ? "" : up === null ? "new" : up > 0 ? `▲ ${up}` : `▼ ${-up}`;
-  const said = before === null || up === 0 ? "" : up === null ? ", not among these in stage 1" : `, ${Math.abs(up)} ${up > 0 ? "up" : "down"} from stage 1`;
+  const said = before === null || up === 0 ? "" : up === null ? `, not among these in ${beside}` : `, ${Math.abs(up)} ${up > 0 ? "up" : "down"} from ${beside}`;
   return make("li", { className: "row-hit", "data-video": hit.video_id },
     make("button", { type: "button", onclick: () => open(hit) },
       make("span", { className: "place" }, place + 1), picture(hit.thumbnail_url),
@@ -68,27 +64,13 @@ function row(hit, place, before) {
       make("span", { className: `change ${up === null ? "new" : up > 0 ? "up" : "down"}`, "aria-hidden": "true" }, text), said && make("span", { className: "hidden" }, said)));
 }
 
-/** A bar for what each stage took, as long as it took. @param {Record<string, number>} took @param {number} longest */
-function stages(took, longest) {
-  const names = [...STAGES.filter((name) => name in took), ...Object.keys(took).filter((name) => !STAGES.includes(name))];
-  const total = Object.values(took).reduce((a, b) => a + b, 0);
-  let x = 0;
-  const bars = names.map((name) => {
-    const width = (100 * took[name]) / longest;
-    const bar = draw("rect", { x, y: 0, width, height: 4, class: `stage-${STAGES.indexOf(name)}` }, draw("title", {}, `${name} ${ms(took[name])}`));
-    x += width;
-    return bar;
-  });
-  return [draw("svg", { viewBox: "0 0 100 4", preserveAspectRatio: "none", "aria-hidden": "true" }, ...bars),
-    make("p", { className: "quiet" }, make("b", {}, ms(total)), " ", names.map((name) => `${name} ${ms(took[name])}`).join(" · "))];
-}
-
-/** @param {Hit[]} before @param {Hit[]} after */
-function changes(before, after) {
-  const places = new Map(before.map((hit, place) => [hit.video_id, place]));
-  const moved = after.filter((hit, place) => places.has(hit.video_id) && places.get(hit.video_id) !== place).length;
-  const fresh = after.filter((hit) => !places.has(hit.video_id)).length;
-  return `EMCL moves ${moved} of the first ${after.length}` + (fresh ? ` and brings in ${fresh} new` : "") + (before[0] && after[0] && before[0].video_id !== after[0].video_id ? "; another video comes first" : "");
+/** What each step changes in the list beside it: pooling against stage 1, EMCL against pooling. @param {Answer[]} answers */
+function changes([first, pooled, corrected]) {
+  const moved = (/** @type {Hit[]} */ before, /** @type {Hit[]} */ after) => after.filter((hit, place) => before[place]?.video_id !== hit.video_id).length;
+  const count = pooled.hits.length;
+  if (corrected.source.emcl === "off") return `Pooling moves ${moved(first.hits, pooled.hits)} of ${count}; EMCL is off`;
+  return `Pooling moves ${moved(first.hits, pooled.hits)} of ${count}, EMCL ${moved(pooled.hits, corrected.hits)}` +
+    (pooled.hits[0] && corrected.hits[0] && pooled.hits[0].video_id !== corrected.hits[0].video_id ? "; another video comes first" : "");
 }
 
 /** Draw the lines, and again whenever the lists have another shape. @param {HTMLElement} board @param {SVGElement} lines @param {HTMLElement[]} columns @param {AbortSignal} signal */

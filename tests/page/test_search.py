@@ -322,13 +322,23 @@ def test_with_and_without_stand_side_by_side(page, page_server):
     expect(page.locator(".joins path")).to_have_count(12)  # drawn with the next frame
     joined = {path.get_attribute("data-video") for path in page.locator(".joins path").all()}
     assert len(joined) == 6
-    for way in ("frozen", "none", "emcl"):
-        assert re.search(r"\d ms", page.locator(f"[data-way={way}] .stages").inner_text())
+    assert re.search(r"Pooling moves \d+ of 6, EMCL \d+", page.locator("body").inner_text())
+    places = {
+        way: [row.get_attribute("data-video") for row in page.locator(f"[data-way={way}] [data-video]").all()]
+        for way in ("frozen", "none", "emcl")
+    }
+    for before, way in (("frozen", "none"), ("none", "emcl")):
+        arrows = page.locator(f"[data-way={way}] .change").all_inner_texts()
+        for place, (video, arrow) in enumerate(zip(places[way], arrows, strict=True)):
+            up = places[before].index(video) - place
+            assert arrow == ("" if up == 0 else f"▲ {up}" if up > 0 else f"▼ {-up}")
+    assert page.locator("[data-way=emcl] header p").inner_text() == "channel, strength 0.1"
     row = page.locator("[data-way=frozen] [data-video]").first
     row.hover()
     expect(page.locator(".joins path.lit")).to_have_count(2)
     page.set_viewport_size({"width": 390, "height": 844})
-    expect(page.locator(".joins path")).to_have_count(6)
+    expect(page.locator(".way:visible")).to_have_count(3)
+    expect(page.locator(".joins path")).to_have_count(12)
     row.locator("button").click()
     expect(page.locator("#player")).to_be_visible()
     assert page.complaints == []

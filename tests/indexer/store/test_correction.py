@@ -1,10 +1,14 @@
 """Hub and paired bases in a store: published, digested, taken up by additions, and the service ranks as offline."""
 
+import json
+
 import numpy as np
 import pytest
 from engine_support import LIMITS
 from service_support import random_video
+from typer.testing import CliRunner
 
+from indexer.cli import app as index_app
 from indexer.errors import Damaged
 from indexer.locations import Location
 from indexer.store import bank
@@ -240,3 +244,36 @@ def test_numbers_of_another_generation_are_noticed(tmp_path, encoder):
     np.save(folder / "segment_hubs.npy", numbers + 1)
     with pytest.raises(Damaged, match="segment_hubs"):
         StoreReader.open(path)
+
+
+def test_commands_fit_bases_and_publish(clip_store, validation_folder, tiny_checkpoint, tmp_path):
+    """``emcl index bank`` and ``emcl index bases`` on a copy of a store of the tiny model, uncalibrated."""
+    import shutil
+
+    from model.encoder import load_encoder
+
+    for suffix in (".safetensors", ".json"):
+        shutil.copyfile(tiny_checkpoint.with_suffix(suffix), tmp_path / f"plain{suffix}")
+    description = tmp_path / "plain.json"
+    content = json.loads(description.read_text())
+    content["metadata"] = {}
+    description.write_text(json.dumps(content))
+    store = tmp_path / "store"
+    shutil.copytree(clip_store / "store", store)
+    runner = CliRunner()
+
+    def run(*arguments):
+        result = runner.invoke(index_app, [str(argument) for argument in arguments])
+        assert result.exit_code == 0, (result.output, result.exception)
+        return result.output
+
+    assert "EMCL: off, not calibrated" in run("rebuild", "--store", store, "--model", tmp_path / "plain.safetensors")
+    texts = tmp_path / "queries.txt"
+    texts.write_text("\n".join(f"a thing that moves {n} times" for n in range(40)))
+    assert "EMCL: hub bases, 40 texts of queries.txt" in run("bank", "--store", store, "--captions", texts)
+    said = run("bases", "--store", store, "--pairs", validation_folder, "--weight", "0.5", "--device", "cpu")
+    assert "paired bases, 20 pairs, weight 0.5" in said
+    encoder = load_encoder(str(tmp_path / "plain.safetensors"), device="cpu")
+    with StoreReader.open(store, fingerprint=encoder.fingerprint) as reader:
+        assert reader.correction.mode == "paired+hub"
+    assert "paired bases, 20 pairs" in run("list", "--store", store)
