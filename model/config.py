@@ -51,9 +51,16 @@ class TemporalConfig(Config):
 
 
 class PoolingConfig(Config):
-    """Text-conditioned frame pooling: softmax over frames of ``text . frame / temperature``."""
+    """Text-conditioned frame pooling: softmax over frames of ``text . frame / temperature``.
+
+    Trained models learn the size of their features with it. For CLIPs as they were trained on pictures it is arbitrary,
+    so they have ``unit_scale``: the softmax is over ``unit_scale * cosine(text, frame)``, whatever the features' size.
+    """
 
     temperature: float = Field(3.0, gt=0)
+    # A third of the model's own logit scale: for OpenAI's ViT-B/32, whose features have norms of about 10 and whose
+    # logit scale is 100, that is about text . frame / 3, the reference's.
+    unit_scale: float | None = Field(None, gt=0)
     # "before" masks padded frames before the softmax. "after" is the reference, in which padding keeps its share of
     # the denominator (reference behaviour 5).
     mask: Literal["before", "after"] = "before"

@@ -361,9 +361,10 @@ def _load_net(spec: str | None, pretrained: str | None, target: torch.device) ->
     if spec is not None and presets.is_model_folder(spec):
         if pretrained is not None:
             raise ValueError(f"the folder {spec} has weights of its own; drop --pretrained")
-        return build_net(_untrained(Path(spec).name, presets.config_of_folder(Path(spec))), device=target)
+        return _build_untrained(Path(spec).name, presets.config_of_folder(Path(spec)), target)
     if spec != "demo" and (spec is None or not _names_a_file(spec)):
-        return build_net(_open_clip_config(spec, pretrained), device=target)
+        clip = _open_clip_config(spec, pretrained)
+        return _build_untrained(f"{clip.architecture}/{clip.pretrained}", clip, target)
     if pretrained is not None:
         raise ValueError(f"--pretrained goes with an open_clip model name, not with the checkpoint {spec!r}; drop it")
     return load_checkpoint(DEMO_CHECKPOINT if spec == "demo" else Path(spec), device=target)
@@ -404,7 +405,7 @@ def _names_a_file(spec: str) -> bool:
     return spec.endswith(".safetensors") or "/" in spec or Path(spec).exists()
 
 
-def _open_clip_config(name: str | None, pretrained: str | None) -> ModelConfig:
+def _open_clip_config(name: str | None, pretrained: str | None) -> ClipConfig:
     if name is None:
         name, pretrained = DEFAULT_ARCHITECTURE, pretrained or DEFAULT_PRETRAINED
     open_clip = import_open_clip()
@@ -416,9 +417,13 @@ def _open_clip_config(name: str | None, pretrained: str | None) -> ModelConfig:
     if pretrained is None:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none on the hub"
         raise ValueError(f"model {name!r} needs weights: pass --pretrained with a tag ({tags}) or a local weights file")
-    return _untrained(f"{name}/{pretrained}", ClipConfig(architecture=name, pretrained=pretrained))
+    return ClipConfig(architecture=name, pretrained=pretrained)
 
 
-def _untrained(name: str, clip: ClipConfig) -> ModelConfig:
-    """CLIP as it was trained on pictures: frames are averaged."""
-    return ModelConfig(name=name, clip=clip, temporal=TemporalConfig(kind="mean"))
+def _build_untrained(name: str, clip: ClipConfig, target: torch.device) -> EMCLNet:
+    """CLIP as it was trained on pictures: frames are averaged, or weighted at a third of its own logit scale."""
+    net = build_net(ModelConfig(name=name, clip=clip, temporal=TemporalConfig(kind="mean")), device=target)
+    pooling = net.config.pooling
+    scale = float(net.clip.logit_scale.detach().exp()) / pooling.temperature
+    net.config = net.config.model_copy(update={"pooling": pooling.model_copy(update={"unit_scale": scale})})
+    return net

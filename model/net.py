@@ -21,6 +21,7 @@ from model.clip.towers import ClipTowers, Precision, build_clip
 from model.config import EMCLConfig, ModelConfig
 from model.emcl.em import EMCL
 from model.emcl.pooling import (
+    frame_logits,
     frame_weights,
     mean_pool,
     pool_by_captions,
@@ -161,6 +162,9 @@ class ScoringNet(nn.Module):
         """
         texts, videos = len(text_TD), len(features_VFD)
         logits_TVF = torch.einsum("td,vfd->tvf", text_TD, features_VFD)
+        if self.config.pooling.unit_scale is not None:
+            text_norms, frame_norms = text_TD.norm(dim=-1)[:, None, None], features_VFD.norm(dim=-1)[None]
+            logits_TVF = frame_logits(logits_TVF, text_norms, frame_norms, self.config.pooling)
         pooled_TVD = self._pool_all(logits_TVF, features_VFD, mask_VF)
         rows = self._correct(torch.cat([pooled_TVD.flatten(0, 1), text_TD])[None], None, rerank)[0]
         pooled_TVD = F.normalize(rows[: texts * videos], dim=-1).view(texts, videos, -1)

@@ -86,7 +86,10 @@ class StoredBank:
 
 def scoring_of(config: ModelConfig, correction: Correction | None = None) -> str:
     """What decides scores besides the weights: the settings of pooling and EMCL, and paired bases, as JSON."""
-    facts: dict[str, object] = {"emcl": config.emcl.model_dump(), "pooling": config.pooling.model_dump()}
+    facts: dict[str, object] = {
+        "emcl": config.emcl.model_dump(),
+        "pooling": config.pooling.model_dump(exclude_none=True),
+    }
     if correction is not None and correction.paired is not None:
         facts["paired"] = digest_of_arrays(correction.paired.to_arrays())
     return json.dumps(facts, sort_keys=True)

@@ -52,22 +52,34 @@ def score_all_pairs(
     unit_DT = F.normalize(text_TD.float(), dim=-1).T.contiguous()
     # What the softmax sees is t·x / temperature; the blocks below hold inner products with the unit text.
     sharpness_T = torch.linalg.vector_norm(text_TD.float(), dim=-1) / pooling.temperature
+    if pooling.unit_scale is not None:
+        sharpness_T = torch.full_like(sharpness_T, pooling.unit_scale)
     for some_videos, some_texts in _blocks(texts, features_VFD, text_TD.device):
         features_vFD = features_VFD[some_videos].to(text_TD.device).float()
         mask_vF = mask_VF[some_videos].to(text_TD.device).bool()
         gram_vFF = features_vFD @ features_vFD.mT
+        norms_vF = None
+        if pooling.unit_scale is not None:
+            norms_vF = torch.linalg.vector_norm(features_vFD, dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
         for chosen in some_texts:
-            scores_vt = _score_block(unit_DT[:, chosen], sharpness_T[chosen], features_vFD, gram_vFF, mask_vF)
+            scores_vt = _score_block(unit_DT[:, chosen], sharpness_T[chosen], features_vFD, gram_vFF, mask_vF, norms_vF)
             out[chosen, some_videos] = scores_vt.T.to(out.device, out.dtype)
     return out
 
 
 def _score_block(
-    unit_Dt: Tensor, sharpness_t: Tensor, features_vFD: Tensor, gram_vFF: Tensor, mask_vF: Tensor
+    unit_Dt: Tensor,
+    sharpness_t: Tensor,
+    features_vFD: Tensor,
+    gram_vFF: Tensor,
+    mask_vF: Tensor,
+    norms_vF: Tensor | None,
 ) -> Tensor:
     videos, frames, dim = features_vFD.shape
     logits_vFt = (features_vFD.view(videos * frames, dim) @ unit_Dt).view(videos, frames, -1)
     weights_vFt = logits_vFt * sharpness_t
+    if norms_vF is not None:  # the softmax sees cosines
+        weights_vFt.div_(norms_vF[..., None])
     if not bool(mask_vF.all()):
         weights_vFt.masked_fill_(~mask_vF[..., None], torch.finfo(torch.float32).min)
     weights_vFt.sub_(weights_vFt.amax(dim=1, keepdim=True)).exp_()

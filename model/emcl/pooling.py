@@ -37,6 +37,22 @@ def unit_mean_pool(features_VFD: Tensor, mask_VF: Tensor) -> Tensor:
     return F.normalize(summed_VD / weights_VF1.sum(dim=-2).clamp(min=1), dim=-1)
 
 
+def frame_logits(inner_QNF: Tensor, text_norms: Tensor, frame_norms: Tensor, config: PoolingConfig) -> Tensor:
+    """``text . frame`` as ``frame_weights`` takes it, of inner products and norms that broadcast against them.
+
+    With ``unit_scale`` the size of the features cancels.
+    """
+    if config.unit_scale is None:
+        return inner_QNF
+    norms = (text_norms * frame_norms).clamp(min=torch.finfo(inner_QNF.dtype).tiny)
+    return inner_QNF / norms * (config.unit_scale * config.temperature)
+
+
+def _norms(rows: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=-1)
+    return norms
+
+
 def frame_weights(logits_QNF: Tensor, mask_QNF: Tensor, config: PoolingConfig) -> Tensor:
     """Softmax over frames of ``text . frame / temperature``: (Q, N, F), zero on padding.
 
@@ -56,6 +72,8 @@ def pool_videos(
     queries, candidates, frames, dim = features_QNFD.shape
     flat = features_QNFD.reshape(queries, candidates * frames, dim)
     logits_QNF = torch.bmm(flat, text_QD[..., None]).view(queries, candidates, frames)
+    if config.unit_scale is not None:
+        logits_QNF = frame_logits(logits_QNF, _norms(text_QD)[:, None, None], _norms(features_QNFD), config)
     weights_QNF = frame_weights(logits_QNF, mask_QNF, config)
     return torch.einsum("qnf,qnfd->qnd", weights_QNF, features_QNFD), weights_QNF
 
@@ -65,6 +83,8 @@ def pool_by_captions(
 ) -> tuple[Tensor, Tensor]:
     """Pool each query video once per candidate caption: ``(pooled_QND, weights_QNF)``."""
     logits_QNF = captions_QND @ features_QFD.mT
+    if config.unit_scale is not None:
+        logits_QNF = frame_logits(logits_QNF, _norms(captions_QND)[..., None], _norms(features_QFD)[:, None], config)
     weights_QNF = frame_weights(logits_QNF, mask_QF[:, None].expand_as(logits_QNF), config)
     return weights_QNF @ features_QFD, weights_QNF
 
@@ -87,6 +107,8 @@ def pool_stored_videos(
             stored = features_QNFD[q, block]
             wide = stored if is_wide else wide_MFD[: block.stop - start].copy_(stored)
             logits_MF = torch.mv(wide.reshape(-1, dim), text_QD[q]).view(-1, frames)
+            if config.unit_scale is not None:
+                logits_MF = frame_logits(logits_MF, _norms(text_QD[q]), _norms(wide), config)
             weights_MF = frame_weights(logits_MF, mask_QNF[q, block], config)
             weights_QNF[q, block] = weights_MF
             torch.bmm(weights_MF[:, None], wide, out=pooled_QND[q, block, None])

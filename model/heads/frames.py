@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import PoolingConfig
-from model.emcl.pooling import frame_weights
+from model.emcl.pooling import frame_logits, frame_weights
 from model.heads.base import Head, HeadKind
 
 
@@ -64,6 +64,9 @@ class FramesHead(Head[FramesBatch]):
         if batch.pairs_TVD is not None:
             return batch.pairs_TVD
         logits_TVF = torch.einsum("td,vfd->tvf", batch.text_TD, batch.features_VFD)
+        if self.pooling.unit_scale is not None:
+            text_norms, frame_norms = batch.text_TD.norm(dim=-1)[:, None, None], batch.features_VFD.norm(dim=-1)[None]
+            logits_TVF = frame_logits(logits_TVF, text_norms, frame_norms, self.pooling)
         weights_TVF = frame_weights(logits_TVF, batch.mask_VF[None].expand_as(logits_TVF), self.pooling)
         return torch.einsum("tvf,vfd->tvd", weights_TVF, batch.features_VFD)
 

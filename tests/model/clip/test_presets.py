@@ -61,6 +61,8 @@ def test_a_folder_is_a_model(tiny_config, tmp_path):
     (folder / presets.CONFIG_FILE).write_text(json.dumps(written))
     encoder = load_encoder(str(folder), device="cpu")
     assert encoder.preprocess.resize_mode == "squash"
+    scale = float(model.logit_scale.detach().exp())
+    assert encoder.config.pooling.unit_scale == pytest.approx(scale / encoder.config.pooling.temperature)
     assert load_encoder(str(folder), device="cpu").fingerprint == encoder.fingerprint
     with pytest.raises(ValueError, match="weights of its own"):
         load_encoder(str(folder), pretrained="openai", device="cpu")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from model.config import PoolingConfig
 from model.emcl import pairwise_scores
 from model.emcl.pairwise_scores import score_all_pairs
-from model.emcl.pooling import frame_weights
+from model.emcl.pooling import frame_weights, pool_videos
 
 
 def random_pairs(texts=9, videos=7, frames=5, dim=16, scale=3.0):
@@ -38,6 +38,16 @@ def test_equal_to_pooling_every_pair(monkeypatch, mask, temperature, elements):
     given = random_pairs(scale=3.0 if mask == "before" else 0.5)
     pooling = PoolingConfig(mask=mask, temperature=temperature)
     np.testing.assert_allclose(score_all_pairs(*given, pooling), pooled_and_compared(*given, pooling), atol=1e-5)
+
+
+def test_with_a_unit_scale_equal_to_pooling_and_without_regard_to_size():
+    text_TD, features_VFD, mask_VF = random_pairs()
+    pooling = PoolingConfig(unit_scale=30.0)
+    scores = score_all_pairs(text_TD, features_VFD, mask_VF, pooling)
+    pooled, _ = pool_videos(text_TD, features_VFD[None].expand(9, -1, -1, -1), mask_VF[None].expand(9, -1, -1), pooling)
+    plain = F.cosine_similarity(pooled, text_TD[:, None], dim=-1)
+    np.testing.assert_allclose(scores, plain, atol=1e-5)
+    np.testing.assert_allclose(score_all_pairs(9 * text_TD, 9 * features_VFD, mask_VF, pooling), scores, atol=1e-5)
 
 
 def test_equal_to_the_net_s_own_scores(tiny_encoder):
@@ -99,9 +109,9 @@ def test_no_tensor_grows_with_texts_times_videos_but_the_result(monkeypatch):
     sizes = []
     plain = pairwise_scores._score_block
 
-    def watched(unit_Dt, sharpness_t, features_vFD, gram_vFF, mask_vF):
+    def watched(unit_Dt, sharpness_t, features_vFD, gram_vFF, mask_vF, norms_vF):
         sizes.append(unit_Dt.shape[1] * mask_vF.numel())
-        return plain(unit_Dt, sharpness_t, features_vFD, gram_vFF, mask_vF)
+        return plain(unit_Dt, sharpness_t, features_vFD, gram_vFF, mask_vF, norms_vF)
 
     monkeypatch.setattr(pairwise_scores, "_score_block", watched)
     score_all_pairs(*random_pairs(texts=300, videos=200), PoolingConfig())

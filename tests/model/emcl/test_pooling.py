@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from model.config import PoolingConfig
-from model.emcl.pooling import frame_weights, mean_pool, pool_by_captions, pool_videos
+from model.emcl.pooling import frame_weights, mean_pool, pool_by_captions, pool_stored_videos, pool_videos
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -53,3 +54,29 @@ def test_mean_pool_is_pooling_at_infinite_temperature():
     mask = torch.tensor([[[True, True, True, False, False]]])
     pooled, _ = pool_videos(text, features, mask, PoolingConfig(temperature=1e9))
     torch.testing.assert_close(pooled[0], mean_pool(features[0], mask[0]))
+
+
+def test_the_size_of_features_changes_nothing_with_a_unit_scale():
+    """For models whose pooling was not trained: a constant times all features leaves every weight as it is."""
+    generator = torch.Generator().manual_seed(3)
+    text, features = torch.randn(2, 8, generator=generator), torch.randn(2, 5, 4, 8, generator=generator)
+    mask = torch.ones(2, 5, 4, dtype=torch.bool)
+    mask[:, 0, 2:] = False
+    config = PoolingConfig(unit_scale=30.0)
+    pooled, weights = pool_videos(text, features, mask, config)
+    cosines = F.normalize(features, dim=-1) @ F.normalize(text, dim=-1)[:, None, :, None]
+    expected = torch.softmax((30.0 * cosines[..., 0]).masked_fill(~mask, -torch.inf), dim=-1)
+    torch.testing.assert_close(weights, expected)
+    for factor in (0.01, 7.0, 500.0):
+        larger, same = pool_videos(factor * text, factor * features, mask, config)
+        torch.testing.assert_close(same, weights, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(larger, factor * pooled, rtol=1e-4, atol=1e-5 * factor)
+        stored, stored_weights = pool_stored_videos(factor * text, factor * features, mask, config)
+        torch.testing.assert_close(stored_weights, weights, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(stored, larger, rtol=1e-4, atol=1e-5 * factor)
+        captions = factor * text[:, None]
+        _, by_caption = pool_by_captions(captions, factor * features[:, 1], mask[:, 1], config)
+        torch.testing.assert_close(by_caption[:, 0], weights[:, 1], rtol=1e-4, atol=1e-6)
+    _, raw = pool_videos(text, features, mask, PoolingConfig())
+    _, raw_of_larger = pool_videos(7 * text, 7 * features, mask, PoolingConfig())
+    assert not torch.allclose(raw, raw_of_larger, atol=0.1)
