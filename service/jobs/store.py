@@ -21,6 +21,7 @@ from pathlib import Path
 from threading import RLock
 from typing import Any
 
+from indexer.store import sql
 from model.durable import write_atomically
 from service.errors import Conflict, NotFound
 from service.jobs.liveness import AliveLock
@@ -168,7 +169,7 @@ class JobStore:
     def count(self, *, state: JobState | None = None, kind: str | None = None) -> int:
         """How many jobs there are."""
         where, values = _filter(state, kind)
-        rows = self._query(f"SELECT count(*) FROM jobs WHERE {where}", values)  # noqa: S608 - where is ours
+        rows = self._query(sql.select("count(*)", "jobs", where), values)
         return int(rows[0][0]) if rows else 0
 
     def counts(self) -> dict[str, int]:
@@ -356,11 +357,11 @@ class JobStore:
         if not self.exists:
             return False
         with self._transaction() as database:
-            statement = f"UPDATE jobs SET {changes} WHERE job_id = ? AND {only}"  # noqa: S608 - both are ours
+            statement = sql.update("jobs", changes, f"job_id = ? AND {only}")
             return database.execute(statement, (*values, job_id)).rowcount == 1
 
     def _select(self, where: str, values: tuple[Any, ...]) -> Sequence[Job]:
-        return [job_of(row) for row in self._query(f"SELECT * FROM jobs WHERE {where}", values)]  # noqa: S608
+        return [job_of(row) for row in self._query(sql.select("*", "jobs", where), values)]
 
     def _query(self, statement: str, values: tuple[Any, ...]) -> Sequence[sqlite3.Row]:
         if not self.exists:
@@ -391,7 +392,7 @@ class JobStore:
 def _filter(state: JobState | None, kind: str | None) -> tuple[str, tuple[str, ...]]:
     given = {"state": state, "kind": kind}
     chosen = {name: value for name, value in given.items() if value is not None}
-    return " AND ".join(["1", *(f"{name} = ?" for name in chosen)]), tuple(chosen.values())
+    return sql.all_of(f"{name} = ?" for name in chosen), tuple(chosen.values())
 
 
 def _conflict(job: Job, action: str, wanted: str) -> Conflict:
