@@ -241,7 +241,8 @@ def add(
     store: Store,
     encoding: Annotated[EncoderOptions, Only("device", "runtime", "precision", "exports")],
     options: Annotated[
-        BuildOptions, Only("captions", "workers", "timeout_seconds", "protocols", "keep_media", "retry_failed")
+        BuildOptions,
+        Only("captions", "workers", "timeout_seconds", "protocols", "keep_media", "retry_failed", "within"),
     ],
     paths: MorePaths = None,
     progress_file: ProgressFile = None,

@@ -32,6 +32,7 @@ _SHOWN: dict[str, dict[str, Any]] = {
     "partition": {"flag": "--partition", "metavar": "I/N"},
     "keep_media": {"flag": "--keep-media"},
     "retry_failed": {"flag": "--retry-failed"},
+    "within": {"flag": "--within", "metavar": "FOLDER"},
 }
 """What typer is to do otherwise than a field says: another name than the field's (a flag has no --no- form then),
 what stands for the value, and checks of files before anything is loaded."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 TAR_SUFFIX = ".tar"
 SEPARATOR = "!"
@@ -70,3 +71,14 @@ def possible_sources(path: str) -> Iterator[str]:
     yield path
     for found in re.finditer(SEPARATOR, path):
         yield path[: found.start()]
+
+
+def leads_out(path: Path, within: Collection[Path]) -> bool:
+    """Whether a path, with all links followed, lies in none of the folders; without folders, everything may be read."""
+    if not within:
+        return False
+    try:
+        found = path.resolve(strict=True)
+    except (OSError, RuntimeError):  # not there, or a loop of links: there is nothing to read
+        return True
+    return not any(found.is_relative_to(folder.resolve()) for folder in within)

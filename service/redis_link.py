@@ -20,6 +20,8 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
+from service.background import Background
+
 if TYPE_CHECKING:
     from service.settings import Settings
 
@@ -49,6 +51,7 @@ class RedisLink:
         self._in_a_row = 0
         self._last_failure = ""
         self._probe: asyncio.Task[None] | None = None
+        self.background = Background("redis probe")
         self._refusal_logged = False
         self.calls = 0
         self.errors = 0
@@ -129,17 +132,24 @@ class RedisLink:
             if not logged:
                 logged = True
                 logger.warning("redis at %s is unavailable (%s); going on without it", self.where, self._last_failure)
-            await self._client.connection_pool.disconnect(inuse_connections=False)  # they may be half dead
+            await self.background.attempt_async(self._drop_connections, asyncio.sleep)
             await asyncio.sleep(self._retry_seconds)
             at_once = True
         logger.info("redis at %s answers", self.where)
         self._in_a_row, self._refusal_told, self._probe = 0, False, None
 
+    async def _drop_connections(self) -> None:
+        assert self._client is not None
+        try:
+            await self._client.connection_pool.disconnect(inuse_connections=False)  # they may be half dead
+        except Exception as error:  # whose text may quote the URL
+            raise RuntimeError(f"closing the connections failed ({type(error).__name__})") from None
+
     async def _answers(self, client: Redis) -> bool:
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 await client.ping()
-        except (RedisError, OSError) as error:
+        except Exception as error:  # of whatever kind: it does not answer, and is asked again
             self._last_failure = type(error).__name__
             return False
         return True

@@ -17,6 +17,7 @@ from fastapi import Depends, Request
 
 from service.access.gate import build_gate
 from service.access.rate_limit import build_rate_limiter
+from service.background import Background
 from service.http.middleware import Admission
 from service.http.uploads import UploadReceiver
 from service.jobs.service import JobService
@@ -116,6 +117,12 @@ class Services:
         if not keep_jobs:
             await asyncio.to_thread(self.jobs.close)
         self.engine.close()
+
+    @property
+    def background(self) -> list[Background]:
+        """How the work in the background is doing."""
+        additions, writer = self.library.additions, self.library.writer
+        return [additions.background, writer.background, writer.publisher, self.redis.background]
 
     @property
     def queues(self) -> dict[str, Batcher[Any, Any]]:

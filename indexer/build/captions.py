@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +21,20 @@ class Attached:
     notes: list[str]
 
 
-def attach(locations: Sequence[Location], entries: list[CaptionEntry], mine: Discovery, others: Discovery) -> Attached:
+def attach(
+    locations: Sequence[Location],
+    entries: list[CaptionEntry],
+    mine: Discovery,
+    others: Discovery,
+    *,
+    within: Collection[Path] = (),
+) -> Attached:
     """Attach captions of a file and of ``NAME.txt`` beside videos; ``others`` is what other parts index.
+    Those beside videos are read only in the folders ``within``, if there are any.
 
     Raises ``CaptionFileError`` for names that stand for several videos, and if no row at all matches.
     """
-    sidecars, unreadable = read_sidecars(file.path for file in mine.files)
+    sidecars, unreadable = read_sidecars((file.path for file in mine.files), within=within)
     if not entries and not sidecars:
         return Attached(texts=Resolved(captions=[], tags={}, unmatched=[]), unmatched=unreadable, notes=[])
     names = VideoNames(_named(locations, mine, others), {place.path: place.video_id for place in locations})

@@ -50,6 +50,11 @@ class BuildOptions(Config):
         False,
         description="Read videos of unchanged shards and URLs again that could not be decoded. Files always are.",
     )
+    within: frozenset[Path] = Field(
+        frozenset(),
+        description="Read only files in this folder, also where links lead elsewhere; may be given several times. "
+        "Default: links are followed.",
+    )
 
 
 class BuildRequest(BuildOptions):

@@ -68,7 +68,7 @@ def build(writer: StoreWriter, encoder: FeatureEncoder, request: BuildRequest, p
     check_model(writer.settings, encoder, writer.path)
     entries = [] if request.captions is None else read_caption_file(request.captions)
     with RemoteFiles(request.protocols, request.fetch_timeout_seconds) as remote:
-        discovery = discover(request.paths, exclude=writer.path, remote=remote)
+        discovery = discover(request.paths, exclude=writer.path, remote=remote, within=request.within)
         if request.unsettled:
             settled = [found for found in discovery.files if found.path not in request.unsettled]
             discovery = replace(discovery, files=settled)
@@ -80,7 +80,9 @@ def build(writer: StoreWriter, encoder: FeatureEncoder, request: BuildRequest, p
         if request.prunes and not request.force_prune:
             refuse_mass_prune(writer.path, before, _without_place(writer, gone), discovery)
         _index_packed(writer, encoder, mine, remote, request, report, progress)
-    attached = attach(writer.catalogue.locations(), entries, mine, others)  # before hours are spent on encoding files
+    attached = attach(
+        writer.catalogue.locations(), entries, mine, others, within=request.within
+    )  # before hours are spent on encoding files
     report.unmatched += attached.unmatched
     report.notes += attached.notes
     _encode_videos(writer, encoder, found, request, report, progress)

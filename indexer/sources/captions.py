@@ -12,12 +12,13 @@ import io
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from indexer.errors import CaptionFileError
+from indexer.locations import leads_out
 from model.durable import open_regular
 
 logger = logging.getLogger(__name__)
@@ -63,15 +64,19 @@ def read_caption_file(path: Path) -> list[CaptionEntry]:
     return entries
 
 
-def read_sidecars(videos: Iterable[Path]) -> tuple[list[CaptionEntry], list[str]]:
+def read_sidecars(videos: Iterable[Path], *, within: Collection[Path] = ()) -> tuple[list[CaptionEntry], list[str]]:
     """Read ``NAME.txt`` beside each video that has one: one caption a line, empty lines skipped.
 
-    Nobody named these files, so one that cannot be read is no error but a reason in the second list.
+    Nobody named these files, so one that cannot be read is no error but a reason in the second list. With ``within``,
+    files that links lead out of these folders are not read.
     """
     entries, unreadable = [], []
     for video in videos:
         path = video.with_suffix(".txt")
         if path == video or not path.is_file():
+            continue
+        if leads_out(path, within):
+            unreadable.append(f"{path}: a link leads out of the folders that may be read")
             continue
         try:
             lines = _text(path).split("\n")

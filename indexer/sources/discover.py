@@ -15,13 +15,13 @@ import glob
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from indexer.errors import SourceError
-from indexer.locations import TAR_SUFFIX, Location, protocol_of, shard_of
+from indexer.locations import TAR_SUFFIX, Location, leads_out, protocol_of, shard_of
 from indexer.sources.url import RemoteFiles
 from model.durable import sha256_of_file
 
@@ -90,10 +90,17 @@ class Hashed:
     reason: str | None
 
 
-def discover(paths: Iterable[str], *, exclude: Path | None = None, remote: RemoteFiles | None = None) -> Discovery:
+def discover(
+    paths: Iterable[str],
+    *,
+    exclude: Path | None = None,
+    remote: RemoteFiles | None = None,
+    within: Collection[Path] = (),
+) -> Discovery:
     """Find the videos behind ``paths``: folders, files, globs such as ``'clips/**/*.mp4'``, tar shards, URLs.
 
-    ``exclude`` (the store itself) is not searched; URLs are asked for through ``remote``. Raises ``SourceError`` for a
+    ``exclude`` (the store itself) is not searched; URLs are asked for through ``remote``. With ``within``, files that
+    links lead out of these folders cannot be read. Raises ``SourceError`` for a
     path that does not exist, a glob that matches nothing, and a URL that may not be fetched.
     """
     files: dict[Path, FoundFile] = {}
@@ -118,6 +125,12 @@ def discover(paths: Iterable[str], *, exclude: Path | None = None, remote: Remot
             packed[str(path)] = PackedSource(name=str(path), key=path.name)
         else:
             files.setdefault(path, FoundFile(path=path, root=path.parent))
+    for path in [path for path in files if leads_out(path, within)]:
+        del files[path]
+        unreadable.append((str(path), "a link leads out of the folders that may be read"))
+    for name in [name for name in packed if protocol_of(name) is None and leads_out(Path(name), within)]:
+        del packed[name]
+        unreadable.append((name, "a link leads out of the folders that may be read"))
     for name in [name for name in packed if not _is_utf8(name)]:  # which the catalogue cannot hold
         del packed[name]
         unreadable.append((name, "the name is not valid UTF-8; rename it"))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -147,12 +147,13 @@ class StoreWriter:
             raise
 
     def close(self) -> None:
-        """Release the files, the catalogue and the lock."""
-        for shard in self.shards.values():
-            shard.close()
-        self.catalogue.close()
-        (self.path / LOCK_HOLDER).unlink(missing_ok=True)
-        self._lock.release()
+        """Release the files, the catalogue and the lock; each of them also if another cannot be released in order."""
+        with ExitStack() as stack:
+            stack.callback(self._lock.release)
+            stack.callback((self.path / LOCK_HOLDER).unlink, missing_ok=True)
+            stack.callback(self.catalogue.close)
+            for shard in self.shards.values():
+                stack.callback(shard.close)
 
     def __enter__(self) -> StoreWriter:
         return self

@@ -226,6 +226,8 @@ def _index(job: Job, job_store: JobStore, settings: Settings) -> Command:
             command += [f"--{name.replace('_', '-')}", str(asked[name])]
     if asked["prune"]:
         command.append("--prune")
+    for allowed in settings.jobs_inputs:
+        command += ["--within", str(allowed.absolute())]
     return Command(
         arguments=[*command, "--", *asked["paths"]],
         progress=PhaseProgress(folder / _PROGRESS),

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service import errors
+from service.background import Background
 from service.errors import Conflict, NotFound, Overloaded, ServiceError, Unprocessable
 from service.library.upload_store import Accepted, Received, UploadStore
 from service.library.writer import LibraryWriter
@@ -202,6 +203,7 @@ class Additions:
         self._engine = engine
         self._job_store = job_store
         self._max_pending = max_pending
+        self.background = Background("library")
         self._lock = threading.Lock()
         self._pending: dict[str, Accepted] = {}  # in the order in which they were accepted
         self._arrived = threading.Condition(self._lock)
@@ -319,7 +321,10 @@ class Additions:
                     logger.warning("%s; until it ends, this one only searches", error.detail)
                 logged = True
                 self._stopping.wait(WAIT_SECONDS)
+            except Exception as error:  # a full disk, say
+                self._stopping.wait(self.background.failed(error))
             else:
+                self.background.succeeded()
                 return
 
     def _begin(self) -> None:
@@ -347,11 +352,15 @@ class Additions:
 
     def _work(self) -> None:
         while not self._stopping.is_set():
-            with self._arrived:
-                accepted = next(iter(self._pending.values()), None)
-                if accepted is None:
-                    self._arrived.wait()
-                    continue
+            self.background.attempt(self._work_on_next, self._stopping.wait)
+
+    def _work_on_next(self) -> None:
+        """Work on the video that has waited longest; without one, wait for it."""
+        with self._arrived:
+            while not self._pending and not self._stopping.is_set():
+                self._arrived.wait()
+            accepted = next(iter(self._pending.values()), None)
+        if accepted is not None and not self._stopping.is_set():
             self._work_on(accepted)
 
     def _work_on(self, accepted: Accepted) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from indexer.errors import StoreError, StoreLocked
 from service import errors
+from service.background import Background
 from service.errors import Overloaded, ServiceError
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ class LibraryWriter:
         self._live = live
         self._mapper = mapper
         self._overlay_rows = overlay_rows
+        self.background = Background("library writer")
+        self.publisher = Background("library publisher")
         self._orders: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="library writer", daemon=True)
         self._publishing: threading.Thread | None = None
@@ -116,7 +118,7 @@ class LibraryWriter:
                 order.future.set_exception(_told(error))
             else:
                 order.future.set_result(result)
-                self._publish_if_grown()
+                self.background.attempt(self._publish_if_grown, lambda _: None)  # the next change tries it again
         if self._publishing is not None:
             self._publishing.join()  # the next writer tidies up after it
         self._let_go()
@@ -149,9 +151,9 @@ class LibraryWriter:
         return self._writer
 
     def _let_go(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            self.background.attempt(writer.close, lambda _: None)  # its lock is released in any case
 
     def _publish_if_grown(self) -> None:
         with self._live.lease() as generation:
@@ -161,7 +163,11 @@ class LibraryWriter:
             self._publishing = threading.Thread(
                 target=self._publish, args=(self._writer.settings,), name="library publisher", daemon=True
             )
-            self._publishing.start()
+            try:
+                self._publishing.start()
+            except BaseException:
+                self._publishing = None  # there is no more thread to be had
+                raise
 
     def _publish(self, settings: StoreSettings) -> None:
         from indexer.store import generation
@@ -172,14 +178,16 @@ class LibraryWriter:
             with closing(CatalogueReader.open_readonly(self._path / generation.CATALOGUE)) as catalogue:
                 generation.publish(self._path, catalogue, settings, self._mapper)
             done = True
-        except (ValueError, OSError, sqlite3.Error):
-            logger.exception("publishing failed; the present generation and its overlay are served on")
+        except BaseException as error:  # FAISS raises RuntimeError on a full disk; the writer waits for this to end
+            self.publisher.failed(error)
+            logger.warning("publishing failed; the present generation and its overlay are served on")
         self._orders.put(_Order(lambda writer: self._published(writer, done), Future()))
 
     def _published(self, writer: StoreWriter, done: bool) -> None:
         self._publishing = None
         if done:
             self.publications += 1
+            self.publisher.succeeded()
             writer.tidy()
         else:
             self.failures += 1

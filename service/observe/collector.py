@@ -36,6 +36,7 @@ class ServiceCollector(Collector):
             "index": _index,
             "uploads": _uploads,
             "library": _library,
+            "background": _background,
             "admission": _admission,
             "jobs": _jobs,
             "gpu": _gpu,
@@ -168,6 +169,22 @@ def _index(services: Services) -> Iterator[Metric]:
         "emcl_index_stale",
         "1 if the newest state of the index cannot be served; the one before is served on.",
         services.watcher.trouble is not None,
+    )
+
+
+def _background(services: Services) -> Iterator[Metric]:
+    works = services.background
+    yield _counter(
+        "emcl_background_failures",
+        "Exceptions in background work, which is tried again.",
+        "work",
+        {work.name: float(work.failures) for work in works},
+    )
+    yield _gauges(
+        "emcl_background_trouble",
+        "1 for background work that has not succeeded since it failed last.",
+        "work",
+        {work.name: float(work.trouble is not None) for work in works},
     )
 
 

@@ -55,7 +55,11 @@ async def check_ready(request: Request, services: ServicesDep) -> ReadyAnswer:
     """Sends one query through encoding, search and reranking, nothing of it cached; 503 if too much waits before it."""
     result = await unless_gone(request, services.probe())
     return ReadyAnswer(
-        ready=True, hits=len(result.hits), redis=services.redis.status, source=SourceOut.of(result.source)
+        ready=True,
+        hits=len(result.hits),
+        redis=services.redis.status,
+        trouble=[work.name for work in services.background if work.trouble is not None],
+        source=SourceOut.of(result.source),
     )
 
 

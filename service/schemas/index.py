@@ -84,6 +84,9 @@ class ReadyAnswer(Answer):
     ready: bool
     hits: int = Field(description="Hits of that query: 0 only if the index is empty.")
     redis: str = Field(description="`ok`, `unavailable` (search goes on without it) or `off` (there is none).")
+    trouble: list[str] = Field(
+        default_factory=list, description="Background work that failed and is tried again; the log says why."
+    )
     source: SourceOut
 
 

@@ -203,9 +203,9 @@ class Batcher(Generic[Item, Result]):
         try:
             self._executor.submit(self._run_in_thread, batch, ended, loop)
             error = await ended
-        except RuntimeError as no_thread:  # the system gives no more of them
+        except Exception as error:  # the system gives no more threads, say; whatever it is, its callers wait for it
             for waiting in batch:
-                _settle(waiting.future, error=no_thread)
+                _settle(waiting.future, error=error)
             return
         except asyncio.CancelledError:
             for waiting in batch:

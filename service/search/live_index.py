@@ -167,7 +167,7 @@ class Watcher:
         while not self._stop.wait(self._seconds):
             try:
                 self._live.refresh()
-            except (ValueError, OSError) as error:
+            except Exception as error:  # of whatever kind: the next look may succeed
                 if str(error) != self.trouble:  # logged once, not every few seconds
                     logger.warning("the newest state of the index cannot be served: %s", error)
                 self.trouble = str(error)

@@ -11,6 +11,7 @@ import pytest
 from indexer.errors import SourceError
 from indexer.locations import Location
 from indexer.sources import discover as sources
+from indexer.sources.captions import read_sidecars
 from indexer.sources.discover import discover, hash_files, missing
 
 
@@ -129,3 +130,26 @@ def test_missing_are_known_places_under_the_folders_without_a_file(tmp_path: Pat
     found = missing(known, discover([str(tmp_path / "in")]))
     assert [Path(location.path).name for location in found] == ["gone.mp4"]
     assert found[0].path == str(tmp_path / "in" / "gone.mp4")
+
+
+def test_links_out_of_the_allowed_folders_are_not_followed(tmp_path: Path) -> None:
+    allowed, outside = tmp_path / "allowed", tmp_path / "outside"
+    for folder in (allowed / "deep", outside):
+        folder.mkdir(parents=True)
+    for path in (allowed / "own.mp4", allowed / "deep" / "other.mp4", outside / "secret.mp4", outside / "s.tar"):
+        path.write_bytes(b"x")
+    (outside / "secret.txt").write_text("a secret line\n")
+    (allowed / "own.txt").symlink_to(outside / "secret.txt")
+    (allowed / "linked.mp4").symlink_to(outside / "secret.mp4")
+    (allowed / "inner.mp4").symlink_to(allowed / "deep" / "other.mp4")
+    (allowed / "s.tar").symlink_to(outside / "s.tar")
+    (allowed / "loop.mp4").symlink_to(allowed / "loop.mp4")
+    found = discover([str(allowed), str(allowed / "s.tar")], within=[allowed])
+    assert names(found, allowed) == ["deep/other.mp4", "inner.mp4", "own.mp4"]
+    assert found.packed == []
+    assert {Path(path).name for path, _ in found.unreadable} == {"linked.mp4", "s.tar", "loop.mp4"}
+    entries, unreadable = read_sidecars([allowed / "own.mp4"], within=[allowed])
+    assert entries == []
+    assert "leads out of the folders" in unreadable[0]
+    assert "secret line" not in str(unreadable)
+    assert [entry.captions for entry in read_sidecars([allowed / "own.mp4"])[0]] == [("a secret line",)]
