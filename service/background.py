@@ -39,7 +39,7 @@ class Background:
         if told != self.trouble:  # the same one again is counted, not logged again
             logger.error("%s failed and is tried again: %s", self.name, told, exc_info=error)
         self.trouble = told
-        pause = FIRST_PAUSE_SECONDS * 2 ** min(self._in_a_row, 20)
+        pause = FIRST_PAUSE_SECONDS * 2.0 ** min(self._in_a_row, 20)
         self._in_a_row += 1
         return min(pause, LONGEST_PAUSE_SECONDS)
 

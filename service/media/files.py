@@ -5,6 +5,7 @@ Paths come from the catalogue alone, never from a request.
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from service.media.sandbox import Sandbox
 
 _SNIFF_BYTES = 64
+_NUMBER = re.compile(r"[0-9]{1,18}")  # more digits than a file of any size has positions
 _BY_SUFFIX = {
     ".avi": "video/x-msvideo",
     ".flv": "video/x-flv",
@@ -65,12 +67,15 @@ def media_type(path: Path) -> str:
 def check_range(header: str | None, size_bytes: int) -> None:
     """Raise ``RangeNotSatisfiable`` for a ``Range`` header that asks for nothing of a file of this size.
 
-    Headers of another form than ``bytes=FIRST-LAST``, ``FIRST-`` or ``-COUNT`` (several with commas) are refused too.
+    Headers of another form than ``bytes=FIRST-LAST``, ``FIRST-`` or ``-COUNT`` (several with commas) are refused too;
+    other units than bytes are ignored, as RFC 9110 wants it.
     """
     if header is None:
         return
     unit, _, ranges = header.partition("=")
-    if unit.strip().lower() != "bytes" or not all(_within(part.strip(), size_bytes) for part in ranges.split(",")):
+    if unit.strip().lower() != "bytes":
+        return
+    if not all(_within(part.strip(), size_bytes) for part in ranges.split(",")):
         raise RangeNotSatisfiable(
             f"the range {header[:100]!r} has nothing of a file of {size_bytes} bytes",
             expected=f"bytes=FIRST-LAST with FIRST <= LAST and FIRST < {size_bytes}",
@@ -81,7 +86,7 @@ def check_range(header: str | None, size_bytes: int) -> None:
 
 def _within(part: str, size_bytes: int) -> bool:
     first, dash, last = part.partition("-")
-    if not dash or not (first or last) or not all(number.isdecimal() for number in (first, last) if number):
+    if not dash or not (first or last) or not all(_NUMBER.fullmatch(number) for number in (first, last) if number):
         return False
     if not first:
         return int(last) > 0 and size_bytes > 0

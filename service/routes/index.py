@@ -45,12 +45,14 @@ async def reload_index(request: Request, services: ServicesDep, asked: ReloadReq
 
 
 @router.get("/health/live", tags=["health"], summary="Does the process answer?")
+@router.head("/health/live", include_in_schema=False)
 async def check_live() -> LiveAnswer:
     """Always true when it is answered."""
     return LiveAnswer(live=True)
 
 
 @router.get("/health/ready", tags=["health"], summary="Does search work?")
+@router.head("/health/ready", include_in_schema=False)
 async def check_ready(request: Request, services: ServicesDep) -> ReadyAnswer:
     """Sends one query through encoding, search and reranking, nothing of it cached; 503 if too much waits before it."""
     result = await unless_gone(request, services.probe())

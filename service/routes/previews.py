@@ -10,8 +10,9 @@ from fastapi import Path as InPath
 from starlette.responses import FileResponse, Response
 
 from service.access.gate import require
+from service.http.conditional import file_answer
 from service.http.disconnect import unless_gone
-from service.media.files import check_range, find_file
+from service.media.files import find_file
 from service.media.previews import Wanted
 from service.schemas.search import VIDEO_ID
 from service.services import ServicesDep
@@ -39,6 +40,5 @@ async def get_preview(
 
     wanted = await asyncio.to_thread(find)
     path = await unless_gone(request, services.previews.file(wanted))
-    if "if-range" not in request.headers:
-        check_range(request.headers.get("range"), path.stat().st_size)
-    return FileResponse(path, media_type="video/mp4", headers={"Cache-Control": _A_DAY})
+    etag = f'"{video_id}-preview"'
+    return file_answer(request, path, kind="video/mp4", etag=etag, headers={"Cache-Control": _A_DAY})

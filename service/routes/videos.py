@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -12,9 +11,10 @@ from starlette.responses import FileResponse, Response
 
 from service.access.gate import require
 from service.errors import Unprocessable
+from service.http.conditional import file_answer, is_unmodified, not_modified
 from service.http.disconnect import unless_gone
 from service.library.additions import VideoDetails
-from service.media.files import Moment, check_range, find_file, media_type
+from service.media.files import Moment, find_file, media_type
 from service.routes.forms import upload_form
 from service.schemas.library import (
     MAX_CAPTIONS,
@@ -145,15 +145,12 @@ async def get_video(video_id: VideoId, services: ServicesDep) -> VideoOut:
 async def stream_video(video_id: VideoId, request: Request, services: ServicesDep) -> Response:
     """The bytes of the file that was indexed, whole or in ranges."""
 
-    def prepare() -> tuple[Path, str]:
+    def prepare() -> Response:
         path = find_file(_find(services, video_id))
-        if "if-range" not in request.headers:
-            check_range(request.headers.get("range"), path.stat().st_size)
-        return path, media_type(path)
+        headers = {"Cache-Control": _FOREVER}
+        return file_answer(request, path, kind=media_type(path), etag=f'"{video_id}"', headers=headers)
 
-    path, kind = await asyncio.to_thread(prepare)
-    headers = {"ETag": f'"{video_id}"', "Cache-Control": _FOREVER}
-    return FileResponse(path, media_type=kind, headers=headers)
+    return await asyncio.to_thread(prepare)
 
 
 @router.get("/{video_id}/thumbnail", summary="A picture of a moment", response_class=Response)
@@ -171,8 +168,11 @@ async def get_thumbnail(
     path = await asyncio.to_thread(find_file, video)
     seconds = (video.duration_seconds or 0.0) / 2 if t is None else t
     moment = Moment(video_id=video_id, path=path, milliseconds=round(seconds * 1000))
+    etag = f'"{video_id}-{moment.milliseconds}-{services.settings.thumbnail_width}"'
+    if is_unmodified(request, etag):
+        return not_modified(etag, {"Cache-Control": _A_DAY})
     picture = await unless_gone(request, services.thumbnails.picture(moment))
-    return Response(picture, media_type="image/jpeg", headers={"Cache-Control": _A_DAY})
+    return Response(picture, media_type="image/jpeg", headers={"Cache-Control": _A_DAY, "ETag": etag})
 
 
 def _find(services: Services, video_id: str) -> Video:

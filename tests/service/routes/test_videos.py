@@ -1,5 +1,7 @@
 """Videos over HTTP: lists, ranges of their bytes, pictures, and files that went away."""
 
+from email.utils import formatdate
+
 import pytest
 from service_support import PROBLEM, assert_problem
 
@@ -37,16 +39,49 @@ def test_streams_serve_whole_files_and_ranges(client, clip_store, video_id):
         part = client.get(url, headers={"Range": header})
         assert (part.status_code, part.content) == (206, content[start:end]), header
         assert part.headers["content-range"] == f"bytes {start}-{end - 1}/{size}"
-    for header in (f"bytes={size}-", "bytes=-0", "bytes=9-3", "bytes=", "bytes=a-b", "lines=1-2", "bytes=0-1,9-3"):
+    for header in (
+        f"bytes={size}-",
+        "bytes=-0",
+        "bytes=9-3",
+        "bytes=",
+        "bytes=a-b",
+        "bytes=0-1,9-3",
+        f"bytes={'9' * 5000}-",
+    ):
         refused = client.get(url, headers={"Range": header})
         assert_problem(refused, 416, slug="range-not-satisfiable")
         assert refused.headers["content-range"] == f"bytes */{size}"
+    for header in ("lines=1-2", "nonsense", "items=9-3"):  # units that are not known are ignored
+        ignored = client.get(url, headers={"Range": header})
+        assert (ignored.status_code, ignored.content) == (200, content)
     head = client.head(url)
     assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", str(size))
     part = client.get(url, headers={"Range": "bytes=0-3", "If-Range": '"another"'})
     assert (part.status_code, part.content) == (200, content)
     part = client.get(url, headers={"Range": "bytes=0-3", "If-Range": whole.headers["etag"]})
     assert (part.status_code, part.content) == (206, content[:4])
+
+
+def test_what_a_client_holds_already_is_not_sent_again(client, clip_store, video_id):
+    for url in (f"/v1/videos/{video_id}/stream", f"/v1/videos/{video_id}/thumbnail?t=1"):
+        whole = client.get(url)
+        etag = whole.headers["etag"]
+        for known in (etag, f"W/{etag}", "*", f'"other", {etag}'):
+            answer = client.get(url, headers={"If-None-Match": known})
+            assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", etag)
+        changed = client.get(url, headers={"If-None-Match": '"other"', "If-Modified-Since": formatdate(usegmt=True)})
+        assert (changed.status_code, changed.content) == (200, whole.content)
+    assert etag != client.get(f"/v1/videos/{video_id}/thumbnail?t=0").headers["etag"]
+    url = f"/v1/videos/{video_id}/stream"
+    modified = client.get(url).headers["last-modified"]
+    for since, status in ((modified, 304), (formatdate(0, usegmt=True), 200), ("yesterday", 200), ("9" * 5000, 200)):
+        assert client.get(url, headers={"If-Modified-Since": since}).status_code == status, since[:40]
+
+
+def test_health_answers_head(client):
+    for path in ("/health/live", "/health/ready"):
+        head = client.head(path)
+        assert (head.status_code, head.content) == (200, b"")
 
 
 def test_a_file_that_went_away_or_changed_is_gone(client, clip_store, video_id):

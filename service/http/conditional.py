@@ -1,0 +1,53 @@
+"""Conditional requests and ranges of files (RFC 9110, sections 13 and 14)."""
+
+from __future__ import annotations
+
+from email.utils import formatdate, parsedate_to_datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from starlette.responses import FileResponse, Response
+
+from service.media.files import check_range
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from starlette.requests import Request
+
+
+def is_unmodified(request: Request, etag: str, modified: float | None = None) -> bool:
+    """Whether the client holds this version already. ``modified`` counts seconds since 1970.
+
+    ``If-None-Match`` decides alone where it is given; a date that cannot be read is ignored.
+    """
+    known = request.headers.get("if-none-match")
+    if known is not None:
+        tags = {tag.strip().removeprefix("W/") for tag in known.split(",")}
+        return "*" in tags or etag in tags
+    since = request.headers.get("if-modified-since")
+    if since is None or modified is None:
+        return False
+    try:
+        return int(modified) <= parsedate_to_datetime(since).timestamp()
+    except (ValueError, OverflowError, TypeError):
+        return False
+
+
+def not_modified(etag: str, headers: Mapping[str, str]) -> Response:
+    """The answer to a client that holds this version already."""
+    return Response(status_code=304, headers={**headers, "ETag": etag})
+
+
+def file_answer(request: Request, path: Path, *, kind: str, etag: str, headers: Mapping[str, str]) -> Response:
+    """A file, whole or in ranges, or 304. Raises ``RangeNotSatisfiable``, ``OSError``."""
+    status = path.stat()
+    if is_unmodified(request, etag, status.st_mtime):
+        return not_modified(etag, {**headers, "Last-Modified": formatdate(status.st_mtime, usegmt=True)})
+    asked = request.headers.get("range")
+    if asked is not None and asked.partition("=")[0].strip().lower() != "bytes":
+        # Ranges in other units are ignored; starlette would refuse them.
+        request.scope["headers"] = [pair for pair in request.scope["headers"] if pair[0] != b"range"]
+    elif "if-range" not in request.headers:
+        check_range(asked, status.st_size)
+    return FileResponse(path, media_type=kind, headers={**headers, "ETag": etag})
