@@ -708,6 +708,26 @@ def comparators(
     typer.echo(run(train, test, Settings(seeds=numbers, steps=steps), json_file))
 
 
+@tables_app.command("zero-shot")
+def zero_shot(
+    features: Annotated[Path, typer.Option(help="Features of the videos (`emcl features export`).")],
+    classes: Annotated[
+        Path, typer.Option(help="ActivityNet's annotation file, or a JSON mapping of video ids to labels.")
+    ],
+    model: Annotated[str, typer.Option(help="The model that the features are of, for the prompts.")] = "demo",
+    pretrained: Annotated[str | None, typer.Option(help="Tag or weights file of an open_clip model.")] = None,
+    prompt: Annotated[str, typer.Option(help="The text that a class is put into.")] = "human action of {}",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda[:N].")] = "auto",
+) -> None:
+    """Zero-shot classification of videos by prompts, without and with EMCL, beside the published pair."""
+    from model.study.zero_shot import Request, run
+
+    request = Request(
+        features=features, classes=classes, model=model, pretrained=pretrained, prompt=prompt, device=device
+    )
+    typer.echo(run(request))
+
+
 features_app = typer.Typer(help="Features as files: of this program's models, for others' tools.", no_args_is_help=True)
 app.add_typer(features_app, name="features")
 
