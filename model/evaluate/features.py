@@ -131,7 +131,8 @@ def scores_of(features: FeatureSet, emcl: EMCL | None, how: SharedPass) -> Ranke
     if how.protocol == "per-query":
         return _per_query(head, batch, emcl, plain_TV, how.candidates)
     if how.protocol == "frozen":
-        frozen = _frozen(emcl, head.rows(_sample(head, batch)))
+        _refuse_large(head, batch)
+        frozen = _frozen(emcl, head.rows(batch))
         return _both_ways(head.similarity(head.corrected(batch, frozen)))
     if how.protocol == "whole":
         _refuse_large(head, batch)
@@ -148,11 +149,6 @@ def _without_emcl(head: Head[Any], batch: Any) -> Tensor:
     everything = torch.arange(batch.videos)
     parts = _split(batch.texts, step)
     return torch.cat([head.similarity(batch.take(part, everything)) for part in parts])
-
-
-def _sample(head: Head[Any], batch: Any) -> Any:
-    _refuse_large(head, batch)
-    return batch
 
 
 def _refuse_large(head: Head[Any], batch: Any) -> None:
