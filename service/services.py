@@ -32,6 +32,7 @@ from service.search.compute_queue import ComputeQueue
 from service.search.engine import Engine, limit_threads
 from service.search.live_index import Watcher
 from service.search.query import SearchQuery, SearchResult
+from service.search.query_log import QueryLog
 from service.search.result_cache import SharedCache
 from service.settings import Settings
 
@@ -86,6 +87,7 @@ class Services:
         self.searches = self.compute_queue.searches
         self.redis = build_redis_link(settings)
         self.gate = build_gate(settings, build_rate_limiter(settings, self.redis))
+        self.query_log = QueryLog(settings.store, settings.query_log)
         self.shared = SharedCache(
             engine,
             self.redis,
@@ -113,6 +115,7 @@ class Services:
             self.compute_queue.close(), self.thumbnails.close(), self.previews.close(), self.shared.close()
         )
         await self.redis.close()
+        await asyncio.to_thread(self.query_log.write)
         self._decoders.shutdown(wait=False, cancel_futures=True)
         if not keep_jobs:
             await asyncio.to_thread(self.jobs.close)
@@ -142,6 +145,7 @@ class Services:
             texts = self.shared.missing([query.text for query in unknown if query.text is not None])
             computed = await self.searches.submit_all(unknown)
             self.shared.keep(unknown, computed, texts)
+            self._log(unknown)
         else:
             computed = []
         fresh = iter(computed)
@@ -149,6 +153,13 @@ class Services:
             next(fresh) if result is None else replace(result, source=replace(result.source, stage_seconds=known))
             for result in found
         ]
+
+    def _log(self, queries: Sequence[SearchQuery]) -> None:
+        """Keep the embeddings of text queries, if the operator wants that."""
+        texts, fingerprint = self.engine.texts, self.engine.encoder.fingerprint
+        rows = [texts.get((fingerprint, query.text)) for query in queries if query.text is not None]
+        if self.query_log.add(row_D for row_D in rows if row_D is not None):
+            self._decoders.submit(self.query_log.write)
 
     async def probe(self) -> SearchResult:
         """One query through every stage, ahead of all queued ones: the readiness check."""

@@ -125,6 +125,12 @@ class Settings(BaseSettings):
     )
     max_queue: int = Field(256, ge=1, le=100_000, description="Most queries that wait; more are answered with 503.")
     cache_entries: int = Field(10_000, ge=0, description="Text embeddings kept in memory; 0 keeps none.")
+    query_log: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="Embeddings of past text queries kept in the store as the bank for hub bases; 0 keeps none.",
+    )
 
     result_cache_bytes: ByteSize = Field(
         ByteSize(32 * MEBIBYTE), ge=0, description="Results kept in memory; 0 keeps none, in Redis neither."
