@@ -4,9 +4,10 @@ A test that compares numbers computed in two ways needs a tolerance, and what on
 another one adds in another order. Two ways to get one:
 
 ``tolerance`` is the a priori bound for a short computation: of its type, of how many terms are summed, and of its
-condition. ``rounding_spread`` measures a long one: it repeats the computation in float64 with random rounding errors of
-the size of float32's put into every operation (Monte Carlo arithmetic: Parker, Pierce and Eggert 2000), so that it
-follows the computation's own condition and not what one library does.
+condition; ``assert_equal_towers`` adds it up over the blocks of a transformer. ``rounding_spread`` measures a long one:
+it repeats the computation in float64 with random rounding errors of the size of float32's put into every operation
+(Monte Carlo arithmetic: Parker, Pierce and Eggert 2000), so that it follows the computation's own condition and not
+what one library does.
 """
 
 from __future__ import annotations
@@ -40,6 +41,16 @@ def tolerance(dtype: Any, terms: int, condition: float = 1.0) -> float:
     unit vectors, whatever their dimension (``terms``). Compare two computed values with twice that.
     """
     return condition * min(terms, CONFIDENCE * math.sqrt(terms)) * unit_roundoff(dtype)
+
+
+def assert_equal_towers(found: Any, expected: Any, *, width: int, blocks: int, dtype: Any = np.float32) -> None:
+    """What a transformer gives, computed twice: each block adds four products of ``width`` terms in a row.
+
+    Normalisation keeps what is multiplied as large as what comes out, which ``expected`` shows.
+    """
+    size = float(np.abs(np.asarray(expected)).max())
+    most = 2 * 4 * blocks * tolerance(dtype, width, condition=size)
+    np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=0, atol=most)
 
 
 def rounding_spread(compute: Callable[[], Tensor], dtype: torch.dtype = torch.float32, samples: int = 5) -> float:

@@ -119,8 +119,8 @@ class Near(list[float]):
 def hits(found: tuple[np.ndarray, np.ndarray]) -> list[tuple[object, list[list[int]]]]:
     """Scores, which compare within the rounding of sums, and ids by score.
 
-    Where the last ones are equal, which of them are among the k is up to FAISS, whose sums differ in the last bit with
-    a vector's place: they are left out.
+    The fake encoder's map, which a publication uses, and the frozen map of the overlay round otherwise. So where the
+    last ones are equal but for that, which of them are among the k is up to the last bit: they are left out.
     """
     plain_rows = []
     for score_k, id_k in zip(*found, strict=True):

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from numeric_support import assert_equal_towers
 from torch import nn
 
 from model.clip.compat import import_open_clip
@@ -18,6 +19,8 @@ CONTEXT, VOCAB = 16, 714
 TEXT = {"context_length": CONTEXT, "vocab_size": VOCAB, "width": 64, "heads": 2, "layers": 2}
 VISION = {"image_size": 32, "patch_size": 16, "width": 64, "head_width": 32, "layers": 2}
 PLAIN = {"embed_dim": 48, "quick_gelu": True, "vision_cfg": VISION, "text_cfg": TEXT}
+
+SIZE = {"width": 64, "blocks": 2}
 
 SIGLIP_TEXT = {**TEXT, "no_causal_mask": True, "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6}}
 KINDS = {
@@ -91,16 +94,16 @@ def golden_towers(golden) -> tuple[ClipTowers, dict[str, torch.Tensor]]:
 def test_frame_features_equal_the_reference(golden_towers):
     towers, arrays = golden_towers
     features = towers.encode_image(arrays["video"].flatten(0, 1)).view(4, 5, 64)
-    torch.testing.assert_close(features, arrays["frame_feats"], atol=1e-4, rtol=0)
+    assert_equal_towers(features, arrays["frame_feats"], **SIZE)
 
 
 @torch.inference_mode()
 def test_text_features_equal_the_reference(golden_towers):
     towers, arrays = golden_towers
     ids, mask = arrays["text_ids"].long(), arrays["text_mask"].bool()
-    torch.testing.assert_close(towers.encode_text(ids, mask), arrays["cls"], atol=1e-4, rtol=0)
+    assert_equal_towers(towers.encode_text(ids, mask), arrays["cls"], **SIZE)
     hidden = towers._project(towers.model.ln_final(towers._text_states(ids)))
-    torch.testing.assert_close(hidden[mask], arrays["text_hidden"][mask], atol=1e-4, rtol=0)
+    assert_equal_towers(hidden[mask], arrays["text_hidden"][mask], **SIZE)
 
 
 # -- text at its own length
@@ -113,7 +116,7 @@ def test_width_of_the_padding_changes_nothing(plain):
     for width in range(ids.shape[1], CONTEXT + 1):
         padding = (0, width - ids.shape[1])
         wide = plain.encode_text(nn.functional.pad(ids, padding), nn.functional.pad(mask, padding))
-        torch.testing.assert_close(wide, expected, atol=1e-6, rtol=1e-5)
+        assert_equal_towers(wide, expected, **SIZE)
 
 
 @torch.inference_mode()
@@ -122,7 +125,7 @@ def test_a_text_alone_is_the_same_as_in_a_batch(plain):
     together = plain.encode_text(ids, mask)
     for row, length in enumerate(mask.sum(dim=1).tolist()):
         alone = plain.encode_text(ids[row : row + 1, :length], mask[row : row + 1, :length])
-        torch.testing.assert_close(alone[0], together[row], atol=1e-6, rtol=1e-5)
+        assert_equal_towers(alone[0], together[row], **SIZE)
 
 
 @torch.inference_mode()
@@ -136,7 +139,7 @@ def test_ids_under_the_padding_change_nothing(plain):
 def test_text_equals_open_clip_on_the_full_context(plain):
     ids, mask = some_text()
     expected = plain.model.encode_text(nn.functional.pad(ids, (0, CONTEXT - ids.shape[1])))
-    torch.testing.assert_close(plain.encode_text(ids, mask), expected, atol=1e-6, rtol=1e-5)
+    assert_equal_towers(plain.encode_text(ids, mask), expected, **SIZE)
 
 
 def test_masks_that_are_no_prefix_are_refused(plain):
@@ -194,7 +197,7 @@ def test_other_classes_run_on_their_own_context(kind):
     assert images.dtype == texts.dtype == torch.float32
     full_ids = nn.functional.pad(ids, (0, CONTEXT - ids.shape[1]))
     expected = towers.model.encode_text(full_ids, normalize=False)
-    torch.testing.assert_close(texts, expected, atol=1e-6, rtol=1e-5)
+    assert_equal_towers(texts, expected, **SIZE)
     norms = torch.cat([images, texts]).norm(dim=1)
     assert not torch.allclose(norms, torch.ones_like(norms)), "features are raw, also where open_clip normalises"
 
