@@ -21,7 +21,7 @@ from indexer.store.config import Wishes
 
 if TYPE_CHECKING:
     from indexer.build.options import BuildRequest
-    from indexer.build.run import BuildReport
+    from indexer.build.report import BuildReport
     from indexer.store.compact import Compaction
     from indexer.store.config import IndexReport, Manifest, ModelSpec, StoreSettings
     from indexer.store.verify import Verification

@@ -31,6 +31,7 @@ _SHOWN: dict[str, dict[str, Any]] = {
     "protocols": {"flag": "--allow-protocol", "metavar": "NAME"},
     "partition": {"flag": "--partition", "metavar": "I/N"},
     "keep_media": {"flag": "--keep-media"},
+    "rehash": {"flag": "--rehash"},
     "retry_failed": {"flag": "--retry-failed"},
     "within": {"flag": "--within", "metavar": "FOLDER"},
 }

@@ -25,7 +25,7 @@ from service.search.query import Hit, Ranking, Rerank, SearchQuery, UploadQuery,
 from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from indexer.build.run import BuildReport
+    from indexer.build.report import BuildReport
     from indexer.store.config import StoreSettings
     from indexer.store.records import Video
     from model.encoder import Encoder

@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from indexer.build.decode_pool import ReaderSettings
 from indexer.build.encode import FeatureEncoder, VideoEncoding, encode_captions
 from indexer.build.options import BuildOptions
 from indexer.build.progress import Bar, Progress
+from indexer.build.report import BuildReport
 from indexer.locations import SEPARATOR, Location, shard_of
 from indexer.sources.discover import PackedSource
 from indexer.sources.download_buffer import DownloadBuffer, SourceResult
@@ -32,18 +32,6 @@ SHARDS_AT_ONCE, VIDEOS_AT_ONCE = 4, 1024
 _ENDING = re.compile(r"\.[a-z0-9]{2,4}")
 
 
-@dataclass(kw_only=True)
-class PackedReport:
-    """What became of the sources. ``failed`` are places with the reason why they could not be used."""
-
-    found: int = 0
-    indexed: int = 0
-    captions: int = 0
-    failed: list[tuple[str, str]] = field(default_factory=list)
-    unmatched: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
 def index_packed(
     writer: StoreWriter,
     encoder: FeatureEncoder,
@@ -51,12 +39,13 @@ def index_packed(
     remote: RemoteFiles,
     reader: ReaderSettings,
     options: BuildOptions,
+    report: BuildReport,
     progress: Progress,
-) -> PackedReport:
+) -> None:
     """Read, encode and commit what the sources hold. Errors of sources and videos are results, never exceptions."""
-    report = PackedReport()
     if not sources:
-        return report
+        return
+    former = len(report.failed)
     run = _Run(writer, encoder, options, report)
     known = {location.path: location for location in writer.catalogue.locations()}
     rows = {row.name: row for row in writer.catalogue.sources()}
@@ -69,13 +58,12 @@ def index_packed(
             run.encode(buffer, buffer.download(wave, results), reader, bar)
             run.commit(sorted(results, key=lambda result: result.source.name))
             bar.advance(len(results))
-    report.failed.sort()
-    return report
+    report.failed[former:] = sorted(report.failed[former:])
 
 
 class _Run:
     def __init__(
-        self, writer: StoreWriter, encoder: FeatureEncoder, options: BuildOptions, report: PackedReport
+        self, writer: StoreWriter, encoder: FeatureEncoder, options: BuildOptions, report: BuildReport
     ) -> None:
         self._writer = writer
         self._encoder = encoder

@@ -46,6 +46,10 @@ class BuildOptions(Config):
     keep_media: bool = Field(
         False, description="Copy videos of tar shards and URLs into the store, so that the service can show them."
     )
+    rehash: bool = Field(
+        False,
+        description="Read all files again to recognise them, also those whose size and time of change are as recorded.",
+    )
     retry_failed: bool = Field(
         False,
         description="Read videos of unchanged shards and URLs again that could not be decoded. Files always are.",

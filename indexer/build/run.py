@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from indexer.ann.recipe import check
@@ -20,6 +20,7 @@ from indexer.build.decode_pool import ReaderSettings
 from indexer.build.encode import FeatureEncoder, VideoEncoding, encode_captions
 from indexer.build.options import BuildRequest
 from indexer.build.progress import Progress
+from indexer.build.report import BuildReport
 from indexer.errors import Damaged, IndexFactoryError, ModelMismatch, NotAStore, SourceError, WrongPreprocessing
 from indexer.locations import Location, shard_of
 from indexer.sources.captions import Resolved, read_caption_file
@@ -40,25 +41,6 @@ BYTES_PER_TASK = 8 << 20
 """A guess at how much of a file one decode task covers; only used to not start more workers than there is work."""
 
 
-@dataclass(kw_only=True)
-class BuildReport:
-    """What a run did. ``failed`` and ``unmatched`` are what could not be used; ``notes`` is worth telling."""
-
-    found: int = 0
-    indexed: int = 0
-    captions: int = 0
-    removed: int = 0
-    failed: list[tuple[str, str]] = field(default_factory=list)
-    unmatched: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    manifest: Manifest | None = None
-
-    @property
-    def complete(self) -> bool:
-        """Whether everything that was given could be used."""
-        return not self.failed and not self.unmatched
-
-
 def build(writer: StoreWriter, encoder: FeatureEncoder, request: BuildRequest, progress: Progress) -> BuildReport:
     """Index ``request.paths`` and their captions into the open store, and publish what is new.
 
@@ -75,7 +57,7 @@ def build(writer: StoreWriter, encoder: FeatureEncoder, request: BuildRequest, p
         mine, others = split(discovery, request.partition)
         report = BuildReport(found=len(mine.files), failed=list(mine.unreadable))
         before = writer.catalogue.locations()
-        found = _hash(writer, mine, before, report, progress)
+        found = _hash(writer, mine, before, request, report, progress)
         gone = _reconcile(writer, before, found, mine, request, report)
         if request.prunes and not request.force_prune:
             refuse_mass_prune(writer.path, before, _without_place(writer, gone), discovery)
@@ -182,14 +164,20 @@ def current_manifest(store: Path) -> Manifest | None:
 
 
 def _hash(
-    writer: StoreWriter, discovery: Discovery, before: Sequence[Location], report: BuildReport, progress: Progress
+    writer: StoreWriter,
+    discovery: Discovery,
+    before: Sequence[Location],
+    request: BuildRequest,
+    report: BuildReport,
+    progress: Progress,
 ) -> list[Location]:
-    """Find out which video each file is, and record where it lies."""
+    """Find out which video each file is, and record its path."""
     known = {location.path: location for location in before}
+    trusted = {} if request.rehash else known
     found: list[Location] = []
     new: list[Location] = []
     with progress.phase("hash", len(discovery.files), "file") as bar:
-        for hashed in hash_files(discovery.files, known, threads=min(4, os.cpu_count() or 1)):
+        for hashed in hash_files(discovery.files, trusted, threads=min(4, os.cpu_count() or 1)):
             bar.advance()
             if hashed.location is None:
                 report.failed.append((str(hashed.found.path), hashed.reason or ""))
@@ -251,13 +239,7 @@ def _index_packed(
     progress: Progress,
 ) -> None:
     reader = _reader(writer, encoder, request)
-    done = index_packed(writer, encoder, discovery.packed, remote, reader, request, progress)
-    report.found += done.found
-    report.indexed += done.indexed
-    report.captions += done.captions
-    report.failed += done.failed
-    report.unmatched += done.unmatched
-    report.notes += done.notes
+    index_packed(writer, encoder, discovery.packed, remote, reader, request, report, progress)
 
 
 def _encode_videos(

@@ -17,7 +17,8 @@ from index_support import FakeEncoder, settings
 
 from indexer.build.options import BuildRequest
 from indexer.build.progress import Progress
-from indexer.build.run import BuildReport, build
+from indexer.build.report import BuildReport
+from indexer.build.run import build
 from indexer.store.reader import StoreReader
 from indexer.store.records import Video
 from indexer.store.writer import StoreWriter

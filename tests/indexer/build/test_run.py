@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from indexer.build.options import BuildRequest
 from indexer.build.progress import Progress
 from indexer.build.run import build
 from indexer.errors import ModelMismatch, SourceError
+from indexer.sources import discover
 from indexer.store.catalogue import Catalogue
 from indexer.store.reader import StoreReader
 from indexer.store.verify import verify
@@ -71,6 +73,25 @@ def test_a_folder_is_indexed_and_a_long_video_becomes_segments(folder: Path, tmp
             assert (segment.timestamps_seconds < segment.end_seconds).all()
             assert len(segment.timestamps_seconds) == (4 if segment.number < 3 else 2)
     assert verify(tmp_path / "s").problems == []
+
+
+def test_a_known_file_is_not_read_again_unless_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, read = tmp_path / "clips" / "v.mp4", []
+    file.parent.mkdir()
+    make_clip(file, 0, seconds=0.5)
+    clip, free = file.read_bytes(), b"\x00\x00\x00\x10free"  # a box that players ignore
+    digest = discover.sha256_of_file
+    monkeypatch.setattr(discover, "sha256_of_file", lambda path: read.append(path) or digest(path))
+    file.write_bytes(clip + free + b"original")
+    first = index(tmp_path / "s", file.parent)
+    status = file.stat()
+    file.write_bytes(clip + free + b"tampered")
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    second = index(tmp_path / "s", file.parent)
+    assert (len(read), first.indexed, second.indexed, second.manifest) == (1, 1, 0, first.manifest)
+    third = index(tmp_path / "s", file.parent, rehash=True)
+    assert (len(read), third.indexed) == (2, 1)
+    assert "has new content" in " ".join(third.notes)
 
 
 def test_features_are_those_of_the_decoded_frames(folder: Path, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from index_support import FakeEncoder, make_clip, settings
 
 from indexer.build.options import BuildRequest
 from indexer.build.progress import Progress
-from indexer.build.run import BuildReport, build
+from indexer.build.report import BuildReport
+from indexer.build.run import build
 from indexer.errors import SourceError
 from indexer.sources.discover import discover
 from indexer.sources.partition import WHOLE, Partition, split
