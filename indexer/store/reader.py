@@ -29,7 +29,7 @@ from indexer.store import generation, overlay
 from indexer.store.config import Counts, IndexReport, Manifest
 from indexer.store.layered import Layers, mapped
 from indexer.store.overlay import Overlay
-from indexer.store.records import Caption, Segment, Video, VideoState
+from indexer.store.records import Caption, Segment, Video, VideoOrder, VideoState
 from indexer.store.shards import CAPTIONS, FRAMES, POOLED, ShardReader, to_single
 from indexer.store.snapshot import Snapshot
 
@@ -260,12 +260,13 @@ class StoreReader:
         state: VideoState | None = "indexed",
         tags: Sequence[str] = (),
         title: str | None = None,
+        order: VideoOrder = "id",
     ) -> list[Video]:
-        """A page of videos, ordered by id; ``state`` None lists all, whatever became of them.
+        """A page of videos in an order; ``state`` None lists all, whatever became of them.
 
         Only those that have all of ``tags``, and whose title contains ``title``, in whatever case.
         """
-        return self._snapshot.list_videos(offset, limit, state, tags, title)
+        return self._snapshot.list_videos(offset, limit, state, tags, title, order)
 
     def count_videos(
         self, *, state: VideoState | None = "indexed", tags: Sequence[str] = (), title: str | None = None

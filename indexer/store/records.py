@@ -15,6 +15,11 @@ VideoState = Literal["pending", "indexed", "failed"]
 """``pending``: found and hashed, not yet encoded. ``failed``: could not be read; the reason is recorded."""
 
 
+VideoOrder = Literal["id", "newest", "title", "longest", "shortest"]
+"""``newest``: the videos that were encoded last come first; those without segments (failed, pending) come at the end.
+Ties, and ``id``, are in the order of ids."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Segment:
     """A time window of a video, the unit that is embedded and ranked.

@@ -6,6 +6,7 @@ Everything that is listed, counted or filtered comes from here, and so agrees wi
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import threading
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from indexer.errors import Damaged
 from indexer.store import media, sql
 from indexer.store.config import Counts
-from indexer.store.records import Caption, Segment, Video, VideoState
+from indexer.store.records import Caption, Segment, Video, VideoOrder, VideoState
 from indexer.store.schema import database_uri
 
 T = TypeVar("T")
@@ -61,6 +62,17 @@ SELECT video_id, duration_seconds, width, height, size_bytes, state, reason,
 """
 _TITLE = """contains(?, (SELECT title FROM titles t WHERE t.video_id = v.video_id),
     (SELECT min(path) FROM locations l WHERE l.video_id = v.video_id))"""
+_TITLE_KEY = """title_key((SELECT title FROM titles t WHERE t.video_id = v.video_id),
+    (SELECT min(path) FROM locations l WHERE l.video_id = v.video_id), v.video_id)"""
+# Ids of segments are given in the order in which videos are committed, and never twice (AUTOINCREMENT).
+_NEWEST = "(SELECT s.segment_id FROM segments s WHERE s.video_id = v.video_id ORDER BY s.number LIMIT 1)"
+_ORDERS: dict[VideoOrder, str] = {
+    "id": "",
+    "newest": f"{_NEWEST} DESC NULLS LAST, ",
+    "title": f"{_TITLE_KEY}, ",
+    "longest": "v.duration_seconds DESC NULLS LAST, ",
+    "shortest": "v.duration_seconds ASC NULLS LAST, ",
+}
 
 _VARIABLES = 500
 """Ids in one statement; SQLite's lowest compiled-in limit of variables is 999."""
@@ -140,11 +152,18 @@ class Snapshot:
         return videos[0] if videos else None
 
     def list_videos(
-        self, offset: int, limit: int, state: VideoState | None, tags: Sequence[str] = (), title: str | None = None
+        self,
+        offset: int,
+        limit: int,
+        state: VideoState | None,
+        tags: Sequence[str] = (),
+        title: str | None = None,
+        order: VideoOrder = "id",
     ) -> list[Video]:
-        """A page of videos in the order of their ids; see ``StoreReader.list_videos``."""
+        """A page of videos; see ``StoreReader.list_videos``."""
         where, values = _video_conditions(state, tags, title)
-        return self._videos(f"WHERE {where} ORDER BY video_id LIMIT ? OFFSET ?", (*values, limit, offset))
+        tail = f"WHERE {where} ORDER BY {_ORDERS[order]}video_id LIMIT ? OFFSET ?"
+        return self._videos(tail, (*values, limit, offset))
 
     def count_videos(self, state: VideoState | None, tags: Sequence[str] = (), title: str | None = None) -> int:
         """How many videos ``list_videos`` would list in all."""
@@ -296,9 +315,16 @@ def _contains(wanted: str, title: str | None, path: str | None) -> bool:
     return wanted in title_of(title, path, "").casefold()
 
 
+def _title_key(title: str | None, path: str | None, video_id: str) -> str:
+    """Sorts titles as people do: whatever their case, and numbers in them by value (to 20 digits)."""
+    name = title_of(title, path, video_id).casefold()
+    return re.sub(r"[0-9]+", lambda digits: digits[0].lstrip("0").rjust(20, "0"), name)
+
+
 def _prepare(connection: sqlite3.Connection, overlay: bytes | None) -> None:
     """Make every table readable under its own name: through a view where an overlay lies over it."""
     connection.create_function("contains", 3, _contains, deterministic=True)
+    connection.create_function("title_key", 3, _title_key, deterministic=True)
     tables = {row[0] for row in connection.execute("SELECT name FROM main.sqlite_schema")}
     if overlay is None:
         if "titles" not in tables:

@@ -247,9 +247,10 @@ def videos(
     state: Literal["indexed", "failed", "pending", "any"] = "indexed",
     tags: Sequence[str] = (),
     title: str | None = None,
+    sort: Literal["id", "newest", "title", "longest", "shortest"] | None = None,
 ) -> Sent:
-    """A page of videos: those with all of ``tags``, and a title that contains ``title``."""
-    return Sent(query=_given(offset=offset, limit=limit, state=state, tag=list(tags) or None, title=title))
+    """A page of videos: those with all of ``tags``, and a title that contains ``title``; ``sort`` None is by id."""
+    return Sent(query=_given(offset=offset, limit=limit, state=state, tag=list(tags) or None, title=title, sort=sort))
 
 
 @endpoint("POST", "/v1/videos", _a(VideoAdded))

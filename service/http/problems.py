@@ -1,4 +1,4 @@
-"""Every error answer of the service: RFC 9457 problem details.
+"""Every error answer of the service: RFC 9457 problem details. A browser at a wrong address gets a page instead.
 
 A body of ``application/problem+json`` with ``type`` (a link into ``/docs``), ``title``, ``status``, ``detail`` (what
 was wrong), ``expected`` and ``next_step``. Validation errors add ``errors``, one per wrong field. A bug is
@@ -12,13 +12,14 @@ import logging
 import sqlite3
 from collections.abc import Mapping
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response
+from starlette.responses import FileResponse, Response
 from starlette.routing import Match, Mount
 
 from service import errors as disk
@@ -28,6 +29,7 @@ from service.observe.request import CLIENT_LEFT, current
 logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+_MISSING_PAGE = Path(__file__).parents[1] / "web" / "missing.html"
 _JSON_TYPES = ("application/json", "+json")
 
 # What routing itself refuses, and what the caller can do: (expected, next step).
@@ -147,7 +149,15 @@ def register(app: FastAPI) -> None:
         return _from_routing(request, error)
 
 
+def _is_for_people(request: Request) -> bool:
+    """Whether a browser was led to this address: scripts ask for JSON or for anything, and below /v1 is the API."""
+    wanted = request.headers.get("accept", "")
+    return request.method == "GET" and "text/html" in wanted and not request.url.path.startswith("/v1/")
+
+
 def _from_routing(request: Request, error: HTTPException) -> Response:
+    if error.status_code == HTTPStatus.NOT_FOUND and _is_for_people(request):
+        return FileResponse(_MISSING_PAGE, status_code=404, headers={"Cache-Control": "no-cache"})
     phrase = HTTPStatus(error.status_code).phrase
     expected, next_step = _ROUTING_ADVICE.get(error.status_code, _OTHER_ADVICE)
     headers = dict(error.headers or {})

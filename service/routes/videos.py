@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi import Path as InPath
 from starlette.responses import FileResponse, Response
 
+from indexer.store.records import VideoOrder
 from service.access.gate import require
 from service.errors import Unprocessable
 from service.http.conditional import file_answer, is_unmodified, not_modified
@@ -69,14 +70,17 @@ async def list_videos(
     title: Annotated[
         str | None, Query(min_length=1, max_length=MAX_TITLE_CHARS, description="Only titles that contain this.")
     ] = None,
+    sort: Annotated[
+        VideoOrder, Query(description="`newest`: those that were indexed last come first. Ties are in order of id.")
+    ] = "id",
 ) -> VideosPage:
-    """A page of videos, in the order of their ids."""
+    """A page of videos in the order of `sort`."""
     wanted: VideoState | None = None if state == "any" else state
 
     def read() -> VideosPage:
         with services.engine.live.lease() as generation:
             reader = generation.reader
-            videos = reader.list_videos(offset, limit, state=wanted, tags=tag, title=title)
+            videos = reader.list_videos(offset, limit, state=wanted, tags=tag, title=title, order=sort)
             total = reader.count_videos(state=wanted, tags=tag, title=title)
         return VideosPage(videos=[VideoOut.of(video) for video in videos], total=total, offset=offset, limit=limit)
 

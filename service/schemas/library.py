@@ -123,7 +123,7 @@ class VideoOut(Answer):
 
 
 class VideosPage(Answer):
-    """A page of videos in the order of their ids."""
+    """A page of videos in the order of the query's `sort`."""
 
     videos: list[VideoOut]
     total: int

@@ -26,7 +26,7 @@ export function addDialog(given) {
 /** @param {File[]} given */
 function choose(given) {
   files = given;
-  part.chosen.textContent = files.length ? files.map((file) => `${file.name} (${limit(file.size)})`).join(", ") : "No files chosen yet; drop them here, too.";
+  part.chosen.textContent = files.length ? files.map((file) => `${file.name} (${limit(file.size)})`).join(", ") : "No files chosen yet. You can also drop them here.";
   part.title.disabled = files.length > 1;
   find("button[type=submit]", part.form).disabled = files.length === 0;
 }
@@ -61,10 +61,10 @@ async function addOne(file, about) {
   about.captions.forEach((caption) => form.append("captions", caption));
   try {
     const added = await api.send("/v1/videos", form, { signal: stop.signal, onprogress: (share) => {
-      if (share < 1) { bar.value = share; said.textContent = `Sending ${Math.round(share * 100)} %`; } else { bar.removeAttribute("value"); said.textContent = "Being taken in…"; }
+      if (share < 1) { bar.value = share; said.textContent = `Sending ${Math.round(share * 100)} %`; } else { bar.removeAttribute("value"); said.textContent = "Received. Waiting to be indexed…"; }
     } });
     if (added.job_id) await follow(added, said, bar, stop.signal);
-    end(added.job_id ? "Added: it can be found now." : "These bytes were in the library already.");
+    end(added.job_id ? "Added: you can search it now." : "This video was already in the library.");
     document.dispatchEvent(new Event("library-changed"));
   } catch (error) {
     if (!api.isAbort(error)) end(sentence(error), true);

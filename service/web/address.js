@@ -40,6 +40,17 @@ export function read(text = location.search) {
   };
 }
 
+/** The parts of an address that say nothing that `read` understands, as when a link was cut off. @returns {string[]} */
+export function misread(text = location.search) {
+  const place = read(text);
+  return [...new URLSearchParams(text)].filter(([key, value]) => {
+    if (!(key === "tag" || key in place) || value === "") return false;
+    if (key === "tag" || key === "q") return false;
+    const got = place[/** @type {keyof Place} */ (key)];
+    return key === "compare" ? !["0", "1"].includes(value) : typeof got === "number" ? false : got !== value;
+  }).map(([key]) => key);
+}
+
 /** The address of a place; what is as usual is left out. @param {Partial<Place>} place */
 export function write(place) {
   const asked = new URLSearchParams();

@@ -75,7 +75,7 @@ function refused(status, text) {
   try {
     return new Problem({ status, ...JSON.parse(text) });
   } catch {
-    return new Problem({ status, detail: `the answer was ${status}`, next_step: "try again in a moment" });
+    return new Problem({ status, detail: `the server answered with status ${status}`, next_step: "try again in a moment" });
   }
 }
 
@@ -94,9 +94,12 @@ export const pictureUrl = (id, seconds) => `/v1/videos/${id}/thumbnail?t=${secon
 /** @param {string} id */
 export const streamUrl = (id) => `/v1/videos/${id}/stream`;
 
-/** Send a form, telling how much of it is on its way (0 to 1): fetch does not say.
- * @param {string} path @param {FormData} form @param {{signal?: AbortSignal, onprogress?: (share: number) => void}} [options] @returns {Promise<any>} */
-export function send(path, form, { signal, onprogress } = {}) {
+/** The stages of a Server-Timing header, in milliseconds. @param {string | null} header @returns {Record<string, number>} */
+export const timings = (header) => Object.fromEntries([...(header ?? "").matchAll(/([\w-]+);dur=([\d.]+)/g)].map(([, stage, took]) => [stage, +took]));
+
+/** Send a form, reporting how much of it is on its way (0 to 1), which fetch does not; then what its stages took.
+ * @param {string} path @param {FormData} form @param {{signal?: AbortSignal, onprogress?: (share: number) => void, ontimings?: (took: Record<string, number>) => void}} [options] @returns {Promise<any>} */
+export function send(path, form, { signal, onprogress, ontimings } = {}) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     signal?.addEventListener("abort", () => request.abort());
@@ -104,11 +107,12 @@ export function send(path, form, { signal, onprogress } = {}) {
     request.upload.onload = () => onprogress?.(1);
     request.onabort = () => reject(new DOMException("stopped", "AbortError"));
     request.onerror = () => reject(new Problem({
-      title: "The upload broke off",
+      title: "The upload was interrupted",
       detail: "the server closed the connection, or cannot be reached",
-      next_step: "see whether the file is within the limits, then try again",
+      next_step: "check that the file is within the size limit, then try again",
     }));
     request.onload = () => {
+      ontimings?.(timings(request.getResponseHeader("Server-Timing")));
       if (request.status < 400) resolve(JSON.parse(request.responseText));
       else reject(refused(request.status, request.responseText));
     };

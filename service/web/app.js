@@ -1,7 +1,7 @@
 // Joins the views: what the address says is shown. No library, no build step; every part is a file beside this one.
 import * as adding from "./adding.js";
 import { describeIndex } from "./api.js";
-import { read } from "./address.js";
+import { misread, read } from "./address.js";
 import { find } from "./dom.js";
 import * as editing from "./editing.js";
 import * as filters from "./filters.js";
@@ -25,7 +25,7 @@ function show() {
     if (link.getAttribute("data-view") === name) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  document.title = name === "library" ? "Library · EMCL search" : name === "video" ? "Words for a video · EMCL search" : place.q ? `${place.q} · EMCL search` : "EMCL search";
+  document.title = name === "library" ? "Library · EMCL search" : name === "video" ? "Captions for a video · EMCL search" : place.q ? `${place.q} · EMCL search` : "EMCL search";
   filters.show(place);
   if (name === "library") library.show(place);
   else library.leave();
@@ -37,6 +37,7 @@ function show() {
 async function knowIndex() {
   const index = await describeIndex();
   find("#facts").textContent = `${count(index.counts.videos)} videos · ${count(index.counts.captions)} captions · ${index.model}`;
+  find("#correction").textContent = `EMCL here: ${index.correction.text}`;
   search.knowIndex(index);
   videoin.knowLimits(index);
 }
@@ -82,6 +83,8 @@ function acceptDrops() {
   });
 }
 
+const unclear = misread();
+if (unclear.length) toast(`Part of this link could not be read and was left out: ${unclear.join(", ")}.`, true);
 for (const part of [search, filters, player, editing, adding, keys]) part.start();
 acceptDrops();
 addEventListener("popstate", show);

@@ -10,10 +10,10 @@ import { may } from "./session.js";
 
 /** @param {HTMLElement} panel @param {import("./address.js").Place} _place @param {AbortSignal} signal */
 export function captionsTab(panel, _place, signal) {
-  const text = make("input", { type: "text", placeholder: "A caption of no particular video…", "aria-label": "New caption", required: true, maxLength: 2000 });
+  const text = make("input", { type: "text", placeholder: "Add a caption without a video…", "aria-label": "New caption", required: true, maxLength: 2000 });
   const form = make("form", { className: "row filters-row", onsubmit: async (/** @type {Event} */ event) => {
     event.preventDefault();
-    if (await change(() => api.ask("/v1/captions", { json: { captions: [{ text: text.value }] } }), "The caption can be found now.")) { text.value = ""; list(); }
+    if (await change(() => api.ask("/v1/captions", { json: { captions: [{ text: text.value }] } }), "Caption added.")) { text.value = ""; list(); }
   } }, text, make("button", { type: "submit", className: "primary" }, "Add"));
   const total = make("p", { className: "status", role: "status" }, "\u00a0");
   const place = make("div", { className: "caption-rows" });
@@ -26,7 +26,7 @@ export function captionsTab(panel, _place, signal) {
     makeRow: (/** @type {api.Caption} */ caption) => captionRow(caption, list),
     onfail: (error) => place.replaceChildren(problemPanel(error, list)),
     ontotal: (number) => { total.textContent = plural(number, "caption"); },
-    onempty: () => place.replaceChildren(emptyPanel("No captions yet", "An uploaded video is compared with captions: add some, here or with a video.")),
+    onempty: () => place.replaceChildren(emptyPanel("No captions yet", "Videos that you look up are matched with captions. Add some here, or with a video.")),
   }));
   panel.replaceChildren(...(may("write") ? [form] : []), total, place);
   list();
@@ -42,7 +42,7 @@ function captionRow(caption, list) {
     make("div", { className: "row" },
       make("button", { type: "button", className: "small", "aria-label": `Search for: ${caption.text}`, onclick: () => go({ q: caption.text }, { fresh: true }) }, icon("search")),
       may("write") && make("button", { type: "button", className: "small", "aria-label": `Remove the caption: ${caption.text}`, onclick: async () => {
-        if (await change(() => api.ask(`/v1/captions/${caption.caption_id}`, { method: "DELETE" }), "The caption is removed.")) list();
+        if (await change(() => api.ask(`/v1/captions/${caption.caption_id}`, { method: "DELETE" }), "Caption removed.")) list();
       } }, icon("bin"))));
 }
 

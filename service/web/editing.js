@@ -28,7 +28,7 @@ function draw(video, captions) {
   const save = make("form", { className: "stack", onsubmit: async (/** @type {Event} */ event) => {
     event.preventDefault();
     const edit = { tags: tags.values(), ...(title.value === video.title ? {} : { title: title.value }) };
-    if (await change(() => api.ask(`/v1/videos/${video.video_id}`, { method: "PATCH", json: edit }), "Saved; searches know it.")) { dialog.close(); changed(); }
+    if (await change(() => api.ask(`/v1/videos/${video.video_id}`, { method: "PATCH", json: edit }), "Saved.")) { dialog.close(); changed(); }
   } },
   make("label", { for: "edit-title" }, "Title"), title,
   make("label", { for: "edit-tags" }, "Tags"), tags.element,
@@ -39,17 +39,17 @@ function draw(video, captions) {
 
 /** @param {api.Video} video @param {api.Caption[]} captions */
 function captionsOf(video, captions) {
-  const text = make("input", { type: "text", placeholder: "Another caption…", "aria-label": "Another caption", required: true, maxLength: 2000 });
+  const text = make("input", { type: "text", placeholder: "Add a caption…", "aria-label": "Another caption", required: true, maxLength: 2000 });
   const again = async () => draw(video, (await api.ask(`/v1/captions?video_id=${video.video_id}&limit=1000`)).captions);
   const items = captions.map((caption) => make("li", {}, make("span", {}, caption.text),
     make("button", { type: "button", className: "small", "aria-label": `Remove: ${caption.text}`, onclick: async () => {
-      if (await change(() => api.ask(`/v1/captions/${caption.caption_id}`, { method: "DELETE" }), "The caption is removed.")) { again(); changed(); }
+      if (await change(() => api.ask(`/v1/captions/${caption.caption_id}`, { method: "DELETE" }), "Caption removed.")) { again(); changed(); }
     } }, icon("bin"))));
   return make("section", {}, make("h3", {}, "Captions"), make("ul", { className: "plain-list" }, ...items),
     make("form", { className: "row", onsubmit: async (/** @type {Event} */ event) => {
       event.preventDefault();
       const json = { captions: [{ text: text.value, video_id: video.video_id }] };
-      if (await change(() => api.ask("/v1/captions", { json }), "The caption can be found now.")) { again(); changed(); }
+      if (await change(() => api.ask("/v1/captions", { json }), "Caption added.")) { again(); changed(); }
     } }, text, make("button", { type: "submit" }, "Add")));
 }
 
@@ -58,10 +58,10 @@ function removal(video) {
   const button = make("button", { type: "button", className: "danger", id: "remove-video", onclick: async () => {
     if (!button.dataset.sure) {
       button.dataset.sure = "yes";
-      button.textContent = "Really remove it?";
+      button.textContent = "Remove it for good?";
       return;
     }
-    if (await change(() => api.ask(`/v1/videos/${video.video_id}`, { method: "DELETE" }), "The video is removed; no search finds it any more.")) { dialog.close(); changed(); }
+    if (await change(() => api.ask(`/v1/videos/${video.video_id}`, { method: "DELETE" }), "Video removed. Searches no longer find it.")) { dialog.close(); changed(); }
   } }, "Remove this video");
   return make("section", { className: "removal" }, button);
 }

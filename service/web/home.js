@@ -3,7 +3,7 @@ import * as api from "./api.js";
 import { go } from "./address.js";
 import { asHit, card, skeletons } from "./cards.js";
 import { make } from "./dom.js";
-import { count } from "./format.js";
+import { plural } from "./format.js";
 import { emptyPanel, problemPanel } from "./notice.js";
 import { spread } from "./strip.js";
 
@@ -19,17 +19,17 @@ export async function home(part, place, signal) {
   part.list.replaceChildren(...skeletons(8));
   part.more.replaceChildren();
   const examples = make("div", { className: "examples" });
-  const title = make("h2", {}, "In the library");
+  const title = make("h2", {}, "Newest in the library");
   part.body.replaceChildren(examples, title, part.list, part.more);
   try {
-    const wanted = new URLSearchParams([["limit", String(VIDEOS)], ...place.tags.map((tag) => ["tag", tag])]);
+    const wanted = new URLSearchParams([["limit", String(VIDEOS)], ["sort", "newest"], ...place.tags.map((tag) => ["tag", tag])]);
     const [videos, captions] = await Promise.all([api.ask(`/v1/videos?${wanted}`, { signal }), someCaptions(signal)]);
     if (videos.total === 0 && place.tags.length === 0) {
-      part.body.replaceChildren(emptyPanel("The library is empty", "Add videos, and they can be found at once. Or drop one anywhere to find the words for it.",
+      part.body.replaceChildren(emptyPanel("The library is empty", "Add videos, and they can be searched at once. Or drop one anywhere to find captions for it.",
         make("button", { type: "button", className: "primary", onclick: () => go({ view: "library" }, { fresh: true }) }, "Add videos")));
       return;
     }
-    title.textContent = `In the library: ${count(videos.total)} videos`;
+    title.textContent = `Newest of ${plural(videos.total, "video")}`;
     if (captions.length) {
       examples.append(make("span", { className: "quiet" }, "Try"), ...captions.map((text) =>
         make("button", { type: "button", className: "chip", onclick: () => go({ q: text }) }, text)));

@@ -65,7 +65,8 @@ async function oneJob(panel, id, signal, again) {
   try {
     draw(head, /** @type {Job} */ (await api.ask(`/v1/jobs/${id}`, { signal })), again);
   } catch (error) {
-    if (!signal.aborted) panel.replaceChildren(problemPanel(error, again));
+    const gone = error instanceof api.Problem && error.status === 404;
+    if (!signal.aborted) panel.replaceChildren(gone ? emptyPanel("That job is no longer listed", "It was deleted after this link was made, or the link is of another service.", make("a", { className: "button", href: write({ view: "library", tab: "jobs" }) }, "All jobs")) : problemPanel(error, again));
     return;
   }
   followCurves(id, curves, signal);
@@ -91,15 +92,15 @@ function draw(head, job, again) {
   const row = (/** @type {string} */ term, /** @type {string | null | false} */ text) => text && make("div", {}, make("dt", {}, term), make("dd", {}, text));
   head.replaceChildren(
     make("div", { className: "row" }, make("h2", {}, name(job)), badge(job),
-      !job.ended && !job.stopping && make("button", { type: "button", className: "small", onclick: act("cancel", "It is being stopped.") }, "Cancel"),
-      job.ended !== null && job.resumable && ["failed", "cancelled", "lost"].includes(job.state) && make("button", { type: "button", className: "small", onclick: act("resume", "It goes on.") }, "Resume"),
+      !job.ended && !job.stopping && make("button", { type: "button", className: "small", onclick: act("cancel", "Stopping the job…") }, "Cancel"),
+      job.ended !== null && job.resumable && ["failed", "cancelled", "lost"].includes(job.state) && make("button", { type: "button", className: "small", onclick: act("resume", "Job resumed.") }, "Resume"),
       job.ended !== null && make("button", { type: "button", className: "small danger ended", onclick: async () => {
-        if (await change(() => api.ask(`/v1/jobs/${job.job_id}`, { method: "DELETE" }), "The job is forgotten.")) go({ job: "" });
-      } }, "Forget")),
+        if (await change(() => api.ask(`/v1/jobs/${job.job_id}`, { method: "DELETE" }), "Job deleted.")) go({ job: "" });
+      } }, "Delete")),
     make("p", { className: "quiet" }, job.progress.note), bar(job) || "",
-    make("dl", { className: "facts-list" }, row("Asked for", [moment(job.created), job.key_name && `by ${job.key_name}`].filter(Boolean).join(" ")), row("Began", job.started && moment(job.started)),
+    make("dl", { className: "facts-list" }, row("Submitted", [moment(job.created), job.key_name && `by ${job.key_name}`].filter(Boolean).join(" ")), row("Started", job.started && moment(job.started)),
       row("Ended", job.ended && moment(job.ended)), row("Error", job.error), row("Result", job.result && JSON.stringify(job.result))),
-    make("details", {}, make("summary", {}, "What was asked for"), make("pre", { tabindex: "0" }, JSON.stringify(job.parameters, null, 2))));
+    make("details", {}, make("summary", {}, "Parameters"), make("pre", { tabindex: "0" }, JSON.stringify(job.parameters, null, 2))));
 }
 
 /** @param {string} id @param {HTMLElement} place @param {AbortSignal} signal */

@@ -49,6 +49,7 @@ function videosTab(panel, _place, signal) {
   const title = make("input", { type: "search", placeholder: "Title contains…", "aria-label": "Title contains" });
   const tag = make("input", { type: "search", placeholder: "Tag", "aria-label": "Has the tag" });
   const state = make("select", { "aria-label": "State" }, ...[["indexed", "Searchable"], ["failed", "Failed"], ["any", "All"]].map(([value, name]) => make("option", { value }, name)));
+  const sort = make("select", { "aria-label": "Order" }, ...[["newest", "Newest first"], ["title", "Title"], ["longest", "Longest"], ["shortest", "Shortest"]].map(([value, name]) => make("option", { value }, name)));
   const total = make("p", { className: "status", role: "status" }, "\u00a0");
   const place = make("div", {});
   /** @type {AbortController} */
@@ -58,26 +59,28 @@ function videosTab(panel, _place, signal) {
     listing = new AbortController();
     signal.addEventListener("abort", () => listing.abort());
     const wanted = new URLSearchParams({ state: state.value });
+    const order = `&sort=${sort.value}`;
     if (title.value.trim()) wanted.set("title", title.value.trim());
     if (tag.value.trim()) wanted.append("tag", tag.value.trim());
     place.replaceChildren(longList({
       name: "Videos", signal: listing.signal, makeRow: videoRow,
       fetchPage: async (offset, limit) => {
-        const page = await api.ask(`/v1/videos?${wanted}&offset=${offset}&limit=${limit}`, { signal: listing.signal });
+        const page = await api.ask(`/v1/videos?${wanted}${order}&offset=${offset}&limit=${limit}`, { signal: listing.signal });
         return { items: page.videos, total: page.total };
       },
       onfail: (error) => place.replaceChildren(problemPanel(error, list)),
       ontotal: (number) => { total.textContent = plural(number, "video"); },
-      onempty: () => place.replaceChildren(wanted.size > 1 || state.value !== "indexed" ? emptyPanel("Nothing fits", "No video is like this.")
-        : emptyPanel("The library is empty", "Add videos here or with “emcl index”, and they can be found.")),
+      onempty: () => place.replaceChildren(wanted.size > 1 || state.value !== "indexed" ? emptyPanel("No matches", "No video has this title, tag and state.")
+        : emptyPanel("The library is empty", "Add videos here or with “emcl index build FOLDER”. They can be searched at once.")),
     }));
   };
   const soon = debounced(FILTER_MS, list);
   title.addEventListener("input", soon);
   tag.addEventListener("input", soon);
   state.addEventListener("change", list);
+  sort.addEventListener("change", list);
   document.addEventListener("library-changed", list, { signal });
-  panel.replaceChildren(make("div", { className: "row filters-row" }, title, tag, state), total, place);
+  panel.replaceChildren(make("div", { className: "row filters-row" }, title, tag, state, sort), total, place);
   list();
 }
 

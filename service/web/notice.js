@@ -13,7 +13,7 @@ const upper = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 /** A panel that says what a problem is, and offers to try again. @param {unknown} error @param {() => void} [retry] */
 export function problemPanel(error, retry) {
-  const said = error instanceof Problem ? error : new Problem({ title: "Something in this page failed", detail: String(error) });
+  const said = error instanceof Problem ? error : new Problem({ title: "Something went wrong on this page", detail: String(error) });
   const row = (/** @type {string} */ name, /** @type {string} */ text) => text && make("div", {}, make("dt", {}, name), make("dd", {}, upper(text)));
   return make("div", { className: "problem", role: "alert" },
     icon("alert"),

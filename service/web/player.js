@@ -57,7 +57,7 @@ async function describe(place, signal) {
     const moments = await momentsOf(video, place, signal);
     drawMoments(moments);
     drawStrip(moments);
-    if (video.captions.length) part.captions.replaceChildren(make("h3", {}, "Its captions"), make("ul", { className: "quotes" }, ...video.captions.map((text) => make("li", {}, text))));
+    if (video.captions.length) part.captions.replaceChildren(make("h3", {}, "Captions"), make("ul", { className: "quotes" }, ...video.captions.map((text) => make("li", {}, text))));
   } catch (error) {
     if (signal.aborted) return;
     if (error instanceof api.Problem && error.status === 404) stale();
@@ -117,7 +117,7 @@ function choose(hit, moments) {
 /** @param {Hit[]} moments */
 function drawStrip(moments) {
   const frames = moments.find((hit) => hit.segment === segment)?.frame_weights ?? [];
-  part.strip.replaceChildren(...(frames.length ? [make("h3", {}, "What the query looks at"), chooser(moments[0].video_id, frames, seek)] : []));
+  part.strip.replaceChildren(...(frames.length ? [make("h3", {}, "Where the query looks"), chooser(moments[0].video_id, frames, seek)] : []));
 }
 
 /** @param {number} seconds */
@@ -143,15 +143,15 @@ export function start() {
     part.video.removeAttribute("src");
     part.video.load();
   });
-  part.video.addEventListener("converting", () => { part.note.textContent = "This browser does not play this format; a preview is being made…"; });
+  part.video.addEventListener("converting", () => { part.note.textContent = "This browser does not play this format; making a preview…"; });
   part.video.addEventListener("playing", () => { part.note.textContent = ""; });
-  part.video.addEventListener("gone", () => { part.note.textContent = "This browser cannot play this video. “Download” gives its file."; });
+  part.video.addEventListener("gone", () => { part.note.textContent = "This browser cannot play this video. Download it to watch it."; });
   find("#player-close").onclick = close;
   find("#player-alike").onclick = () => go({ view: "", q: "", like: read().play, segment: segment || null, play: "", part: null, t: null });
   find("#player-link").onclick = async () => {
     const url = new URL(location.href);
     url.searchParams.set("t", part.video.currentTime.toFixed(2));
-    await navigator.clipboard?.writeText(url.href).then(() => toast("The link to this moment is copied."), () => toast("This browser does not let pages copy.", true));
+    await navigator.clipboard?.writeText(url.href).then(() => toast("Link to this moment copied."), () => toast("This browser blocked copying. Copy the address instead.", true));
   };
   find("#player-close").replaceChildren(icon("close"));
 }

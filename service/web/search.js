@@ -31,8 +31,8 @@ let current = null;
 /** @type {string} */
 let shown = "";
 let candidates = 100;
-/** How many segments the index holds: a query looks at the best `candidates` of them. */
-let segments = Infinity;
+/** How many videos the library holds: a query looks at the best `candidates` of them. */
+let videos = Infinity;
 
 /** Forget answers: the library has changed. */
 export function forget() {
@@ -40,10 +40,10 @@ export function forget() {
   shown = "";
 }
 
-/** How many candidates a query has, which is how many results there can be, out of how many segments. @param {api.Index} index */
+/** How many candidates a query has, which is how many results there can be, out of how many videos. @param {api.Index} index */
 export function knowIndex(index) {
   candidates = index.query_limits.default_candidates;
-  segments = index.counts.segments ?? Infinity;
+  videos = index.counts.videos ?? Infinity;
 }
 
 /** Every segment of one video among the candidates of a place's query, scored as in its results. @param {Place} place @param {string} id @param {AbortSignal} signal */
@@ -84,7 +84,7 @@ async function results(place, key, mine) {
   const old = kept.get(key);
   if (old) return draw(old, place, key, mine);
   busy(true);
-  const slow = setTimeout(() => say("Still searching: the server is slow, or busy with others…"), SLOW_MS);
+  const slow = setTimeout(() => say("Still searching: the server is slow or busy…"), SLOW_MS);
   try {
     const found = await firstPage(place, mine.signal);
     keep(key, found);
@@ -142,14 +142,11 @@ function draw(found, place, key, mine) {
 function ending(found, place, key, mine) {
   if (found.hits.length === 0) {
     part.more.replaceChildren(isFiltered(place)
-      ? emptyPanel("Nothing fits these filters", "No video has these tags and this length.", make("button", { type: "button", onclick: () => go({ tags: [], min: null, max: null }) }, "Remove the filters"))
-      : emptyPanel("The library is empty", "Add videos, and they can be found at once.", make("button", { type: "button", className: "primary", onclick: () => go({ view: "library" }, { fresh: true }) }, "Add videos")));
+      ? emptyPanel("No matches", "No video has these tags and this length.", make("button", { type: "button", onclick: () => go({ tags: [], min: null, max: null }) }, "Remove the filters"))
+      : emptyPanel("The library is empty", "Add videos to search them at once.", make("button", { type: "button", className: "primary", onclick: () => go({ view: "library" }, { fresh: true }) }, "Add videos")));
   } else if (!found.done) offerMore(found, place, key, mine);
-  else if (isCut(found, place)) part.more.replaceChildren(make("p", { className: "quiet" }, `${plural(found.hits.length, "result")}: that is all that was looked at. Other words or a filter find others.`));
+  else if (found.hits.length >= candidates && videos > candidates) part.more.replaceChildren(make("p", { className: "quiet" }, `${plural(found.hits.length, "result")}: that is all that was looked at. Other words or a filter find others.`));
 }
-
-/** Whether the library may hold more than a query looks at. @param {Found} found @param {Place} place */
-const isCut = (found, place) => found.hits.length >= candidates || (segments > candidates && !isFiltered(place));
 
 /** @param {Place} place */
 const isFiltered = (place) => place.tags.length > 0 || place.min !== null || place.max !== null;

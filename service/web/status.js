@@ -1,8 +1,9 @@
-// How the service is: the index that it serves, its model, its caches and queues.
+// How the service is: first what visitors want to know, then the index, model, caches and queues for operators.
 import * as api from "./api.js";
+import { write } from "./address.js";
 import { change } from "./captions.js";
 import { make } from "./dom.js";
-import { count, limit, moment } from "./format.js";
+import { count, limit, moment, plural } from "./format.js";
 import { problemPanel } from "./notice.js";
 import { may } from "./session.js";
 
@@ -47,20 +48,33 @@ function draw(panel, index, metrics, again) {
       make("td", {}, asked ? `${((100 * hits) / asked).toFixed(0)} %` : "–"), make("td", {}, count(asked)));
   });
   const queues = [...of("emcl_queue_depth")].map(([queue, depth]) => make("tr", {}, make("th", { scope: "row" }, queue), make("td", {}, count(depth))));
-  const overlay = index.overlay;
-  panel.replaceChildren(make("div", { className: "tiles" },
-    facts("Index", [
-      ...Object.entries(index.counts).map(([name, number]) => /** @type {[string, string]} */ ([name, count(number)])),
-      ["generation", index.generation], ["made", moment(index.created)], ["type", `${index.factory}, ${index.dim} dimensions`],
-      ["segments of", index.segment_seconds ? `${index.segment_seconds} s` : "whole videos"],
-      ["not published yet", `${count(overlay.rows)} rows${overlay.publishing ? ", publishing" : ""}${overlay.waiting ? `, ${overlay.waiting} videos wait` : ""}`],
-    ], may("admin") && make("button", { type: "button", className: "small", onclick: async () => { if (await change(() => api.ask("/v1/index/reload", { method: "POST" }), "The newest generation is served.")) again(); } }, "Reload")),
-    facts("Model", [["name", index.model], ["fingerprint", index.fingerprint.slice(0, 16)], ["EMCL", index.correction.text],
-      ...Object.entries(index.emcl).filter(([, value]) => typeof value !== "object").map(([name, value]) => /** @type {[string, string]} */ ([`EMCL ${name.replaceAll("_", " ")}`, String(value)])),
-      ["candidates", `${index.query_limits.default_candidates}, at most ${index.query_limits.max_candidates}`],
-      ["uploads", `at most ${limit(index.upload_limits.max_bytes)}, ${count(index.upload_limits.max_seconds)} s`]]),
-    make("section", { className: "tile" }, make("h2", {}, "Caches"), table(["Cache", "Entries", "Found", "Asked"], caches),
-      make("h2", {}, "Queues"), table(["Queue", "Waiting"], queues))));
+  const { counts, overlay } = index;
+  const fresh = plural(overlay.rows, "recent change");
+  const open = panel.querySelector("details")?.open ?? false; // as the visitor left it
+  panel.replaceChildren(
+    make("p", { className: "health", role: "status" }, health(index)),
+    make("div", { className: "tiles" },
+      facts("Library", [["Videos", count(counts.videos)], ["Segments", `${count(counts.segments)}, ${index.segment_seconds ? `of at most ${index.segment_seconds} s` : "one for each video"}`], ["Captions", count(counts.captions)],
+        ["Could not be read", counts.failed ? plural(counts.failed, "video") : "none"]],
+      make("a", { className: "button small", href: write({ view: "library" }) }, "See the videos")),
+      facts("Search", [["Model", index.model], ["EMCL", index.correction.text], ["A query looks at", `the best ${count(index.query_limits.default_candidates)} segments, at most ${count(index.query_limits.max_candidates)}`]]),
+      facts("Uploads", [["Largest file", limit(index.upload_limits.max_bytes)], ["Longest video", `${count(index.upload_limits.max_seconds / 60)} minutes`],
+        ["Being added", overlay.waiting ? plural(overlay.waiting, "video") : "none"]])),
+    make("details", { className: "technical", open }, make("summary", {}, "Technical details"),
+      make("div", { className: "tiles" },
+        facts("Index", [["Generation", index.generation], ["Published", moment(index.created)], ["Type", `${index.factory}, ${index.dim} dimensions`],
+          ["Since then", overlay.publishing ? `${fresh}, being published` : `${fresh}; searchable, published later`]],
+        may("admin") && make("button", { type: "button", className: "small", title: "Serve what another process has published", onclick: async () => { if (await change(() => api.ask("/v1/index/reload", { method: "POST" }), "The newest generation is served.")) again(); } }, "Reload the index")),
+        facts("Model", [["Name", index.model], ["Fingerprint", index.fingerprint.slice(0, 16)],
+          ...Object.entries(index.emcl).filter(([, value]) => typeof value !== "object").map(([name, value]) => /** @type {[string, string]} */ ([`EMCL ${name.replaceAll("_", " ")}`, String(value)]))]),
+        make("section", { className: "tile" }, make("h2", {}, "Caches"), table(["Cache", "Entries", "Hit rate", "Lookups"], caches),
+          make("h2", {}, "Queues"), table(["Queue", "Waiting"], queues)))));
+}
+
+/** How the service is, in a sentence. @param {api.Index} index */
+function health({ counts, overlay }) {
+  const ready = counts.videos ? `${plural(counts.videos, "video")} can be searched.` : "The service works; the library is empty.";
+  return overlay.waiting ? `${ready} ${count(overlay.waiting)} more on the way.` : counts.videos ? `${ready} Everything is up to date.` : ready;
 }
 
 /** @param {string[]} heads @param {HTMLElement[]} rows */

@@ -38,7 +38,7 @@ export function look(given) {
 /** The view, when the address leads here. */
 export function show() {
   if (file) return;
-  view.replaceChildren(emptyPanel("No video here", "Videos that you look up are not kept. Choose one, or drop it anywhere on this page.",
+  view.replaceChildren(emptyPanel("No video chosen", "Videos that you look up are not kept on the server. Choose one, or drop it anywhere on this page.",
     make("label", { className: "button primary", for: "file", tabindex: "0", onkeydown: (/** @type {KeyboardEvent} */ event) => event.key === "Enter" && find("#file").click() }, "Choose a video")));
 }
 
@@ -60,36 +60,42 @@ async function send(given) {
   const form = new FormData();
   form.append("file", given);
   const began = performance.now();
+  /** @type {Record<string, number>} */
+  let stages = {};
   try {
-    const answer = await api.send(`/v1/search/video?k=${HITS}`, form, { signal: mine.signal, onprogress: (share) => {
+    const answer = await api.send(`/v1/search/video?k=${HITS}`, form, { signal: mine.signal, ontimings: (took) => { stages = took; }, onprogress: (share) => {
       if (share < 1) { bar.value = share; said.textContent = `Sending ${limit(given.size)}: ${Math.round(share * 100)} %`; return; }
       bar.removeAttribute("value");
       said.textContent = "Sent. Decoding and encoding its frames…";
     } });
-    draw(given, answer, performance.now() - began);
+    draw(given, answer, performance.now() - began, stages);
   } catch (error) {
     if (!mine.signal.aborted) fail(error);
   }
 }
 
-/** @param {File} given @param {api.UploadAnswer} answer @param {number} took */
-function draw(given, answer, took) {
+/** What the stages of an upload do, in their order. */
+const STAGES = { receive: "receiving", decode: "decoding", queue: "waiting", encode: "encoding", candidates: "searching", rerank: "ranking", answer: "titles" };
+
+/** @param {File} given @param {api.UploadAnswer} answer @param {number} took @param {Record<string, number>} timed receiving and decoding are in the header only */
+function draw(given, answer, took, timed) {
   const player = make("video", { controls: true, playsInline: true, muted: true, src: `${url}#t=${answer.captions[0]?.moment ?? 0}`, "aria-label": `The video ${given.name}` });
   const note = make("p", { className: "quiet", hidden: true }, "This browser does not play this format, so its frames cannot be shown here.");
   player.addEventListener("error", () => { note.hidden = false; });
   const rows = answer.captions.map((caption, place) => captionRow(caption, place, player));
-  const stages = Object.entries(answer.source.stage_ms).map(([stage, one]) => `${stage} ${ms(one)}`).join(" · ");
+  const all = { ...timed, ...answer.source.stage_ms };
+  const stages = Object.entries(STAGES).filter(([stage]) => stage in all).map(([stage, name]) => `${name} ${ms(all[stage])}`).join(" · ");
   view.replaceChildren(
     make("h1", { className: "view-title" }, given.name),
     make("p", { className: "status", role: "status" }, make("span", {}, `${plural(answer.captions.length, "caption")}, ${plural(answer.hits.length, "similar video")}`),
-      make("span", { className: "quiet" }, `${plural(answer.upload.frames, "frame")} of ${clock(answer.upload.duration_seconds)} looked at · ${ms(took)} · ${stages} · nothing of it was kept`)),
+      make("span", { className: "quiet" }, `${plural(answer.upload.frames, "frame")} of ${clock(answer.upload.duration_seconds)} looked at in ${ms(took)} (${stages}) · nothing of it was kept`)),
     make("div", { className: "video-in" },
       make("div", { className: "own" }, player, note,
         make("div", { className: "row" },
           make("button", { type: "button", onclick: () => addDialog([given]) }, icon("plus"), "Add to the library"),
           make("label", { className: "button", for: "file", tabindex: "0", onkeydown: (/** @type {KeyboardEvent} */ event) => event.key === "Enter" && find("#file").click() }, "Another video"))),
-      make("section", { "aria-labelledby": "captions-title" }, make("h2", { id: "captions-title" }, "Words for it"),
-        rows.length ? make("ol", { className: "captions" }, ...rows) : make("p", { className: "quiet" }, "The library holds no captions. They can be added there, and then be found."))),
+      make("section", { "aria-labelledby": "captions-title" }, make("h2", { id: "captions-title" }, "Captions that fit it"),
+        rows.length ? make("ol", { className: "captions" }, ...rows) : make("p", { className: "quiet" }, "The library has no captions yet. Add some there, and videos will find them."))),
     make("section", { "aria-labelledby": "similar-title" }, make("h2", { id: "similar-title" }, "Similar videos"),
       make("ol", { className: "cards" }, ...answer.hits.map((hit, place) => card(hit, place + 1)))));
   picturesOf(url, answer.captions, rows).catch(() => {}); // a format that this browser does not play has none

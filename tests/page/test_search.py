@@ -198,14 +198,14 @@ def test_the_player_shows_the_score_of_the_results(page, page_server):
 def test_all_that_was_looked_at_is_said_to_be_all(page, page_server):
     def few_of_many(route):
         answer = route.fetch().json()
-        answer["counts"]["segments"] = 5000
+        answer["query_limits"]["default_candidates"] = 5
         route.fulfill(json=answer)
 
     page.route("**/v1/index", few_of_many)
     page.goto(page_server.url)
     expect(page.locator("#facts")).not_to_be_empty()
     search(page, "a red circle")
-    expect(page.locator("#more")).to_contain_text("6 results: that is all that was looked at")
+    expect(page.locator("#more")).to_contain_text("5 results: that is all that was looked at")
     page.fill("#tags", "odd")
     page.press("#tags", "Enter")
     expect(page.locator("#results .score")).to_have_count(3)
@@ -223,6 +223,24 @@ def test_a_link_to_what_was_removed_says_so(page, page_server):
     expect(page.locator("#more .empty")).to_contain_text("no longer in the library")
     page.get_by_role("button", name="Start a new search").click()
     expect(page.locator(".chip").first).to_be_visible()
+
+
+def test_a_link_that_was_cut_off_says_what_was_left_out(page, page_server):
+    page.goto(f"{page_server.url}/?q=a+star&play=0123&min=x&sort=title")
+    expect(page.locator("#toasts")).to_contain_text("Part of this link could not be read and was left out: play, min.")
+    expect(page.locator("#results .score")).to_have_count(6)
+    page.goto(f"{page_server.url}/?q=a+star&compare=1&t=1.50")
+    expect(page.locator("[data-way=emcl] [data-video]").first).to_be_visible()
+    assert page.locator("#toasts p").count() == 0
+
+
+def test_a_wrong_address_is_a_page(page, page_server):
+    assert page.goto(page_server.url + "/no/such/page").status == 404
+    expect(page.locator("h1")).to_have_text("Page not found")
+    page.complaints.clear()  # the console names the 404
+    page.get_by_role("link", name="Search videos").click()
+    expect(page.locator(".chip").first).to_be_visible()
+    assert page.complaints == []
 
 
 def test_the_box_stays_while_scrolling_and_a_phone_shows_two_columns(browser, page_server):
@@ -272,7 +290,7 @@ def test_filters_narrow_down_and_can_be_taken_back(page, page_server):
     page.get_by_role("button", name="Remove the tag number-3").click()
     expect(page.locator("#results .score")).to_have_count(3)
     page.fill("#min", "900")
-    expect(page.locator(".empty")).to_contain_text("Nothing fits these filters")
+    expect(page.locator(".empty")).to_contain_text("No matches")
     page.get_by_role("button", name="Remove the filters").click()
     expect(page.locator("#results .score")).to_have_count(6)
     page.select_option("#sort", "title")

@@ -23,7 +23,9 @@ def expect_words(page):
     scores = [float(text) for text in page.locator(".captions .score").all_inner_texts()]
     assert scores == sorted(scores, reverse=True)
     assert re.search(
-        r"\d+ frames of .* looked at .* nothing of it was kept", page.locator("#video-view .status").inner_text()
+        r"\d+ frames of .* looked at in [\d.,]+ ms \(receiving [\d.,]+ ms · decoding [\d.,]+ ms · .*encoding .*\)"
+        r" · nothing of it was kept",
+        page.locator("#video-view .status").inner_text(),
     )
 
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from indexer.errors import Damaged
 from indexer.locations import Location
 from indexer.store import generation, overlay, schema
 from indexer.store.reader import StoreReader
+from indexer.store.records import VideoOrder
 from indexer.store.shards import HEADER_BYTES
 from indexer.store.verify import verify
 from indexer.store.writer import StoreWriter
@@ -94,6 +96,9 @@ def answers(reader: StoreReader) -> dict[str, object]:
     for k in (1, 4, 50):
         found[f"hits {k}"] = hits(reader.search_videos(QUERIES, k))
         found[f"caption hits {k}"] = hits(reader.search_captions(QUERIES, k))
+    for order in get_args(VideoOrder):
+        listed = reader.list_videos(0, 99, state=None, order=order)
+        found[f"in order {order}"] = [(video.video_id, video.title) for video in listed]
     found["titled"] = [video.video_id for video in reader.list_videos(0, 99, title="TITLE 1")]
     return found
 

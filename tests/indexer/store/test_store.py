@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -30,10 +31,11 @@ from indexer.errors import (
     StoreLocked,
     WrongPreprocessing,
 )
-from indexer.store import generation
+from indexer.store import generation, snapshot
 from indexer.store.catalogue import Catalogue, read_settings
 from indexer.store.config import STORE_FORMAT, Manifest
 from indexer.store.reader import StoreReader
+from indexer.store.records import Video, VideoOrder
 from indexer.store.schema import MIGRATIONS
 from indexer.store.shards import HEADER_BYTES
 from indexer.store.verify import verify
@@ -150,6 +152,33 @@ def test_captions_of_failed_videos_are_not_searchable(reader: StoreReader) -> No
         "captions": 2 * VIDEOS + 1,
         "failed": 1,
     }
+
+
+def test_videos_are_listed_in_the_order_that_is_wanted(reader: StoreReader) -> None:
+    """Newest first by when they were committed, titles by their numbers, and what has no segments at the end."""
+
+    def listed(order: VideoOrder) -> list[Video]:
+        pages = [reader.list_videos(offset, 3, state=None, order=order) for offset in (0, 3, 6, 9)]
+        return [video for page in pages for video in page]
+
+    everything = {video.video_id for video in reader.list_videos(state=None)}
+    for order in get_args(VideoOrder):
+        assert len(listed(order)) == VIDEOS + 1, order
+        assert {video.video_id for video in listed(order)} == everything, order
+    assert [video.state for video in listed("newest")] == ["indexed"] * VIDEOS + ["failed"]
+    first = [video.segments[0].segment_id for video in listed("newest")[:VIDEOS]]
+    assert first == sorted(first, reverse=True)
+    lengths = [video.duration_seconds for video in listed("longest")[:VIDEOS]]
+    assert lengths == sorted(lengths, reverse=True)
+    assert [video.duration_seconds for video in listed("shortest")[:VIDEOS]] == lengths[::-1]
+    titles = [video.title for video in listed("title")]
+    assert titles == sorted(titles)
+
+
+def test_titles_are_sorted_with_their_numbers() -> None:
+    names = ["clip 10", "Clip 9", "clip 9b", "beach", "clip 009"]
+    keys = {name: snapshot._title_key(name, None, "id") for name in names}
+    assert sorted(names, key=lambda name: keys[name]) == ["beach", "Clip 9", "clip 009", "clip 9b", "clip 10"]
 
 
 def test_videos_are_listed_in_pages_and_failed_ones_on_request(reader: StoreReader) -> None:

@@ -1,9 +1,12 @@
 """Videos over HTTP: lists, ranges of their bytes, pictures, and files that went away."""
 
 from email.utils import formatdate
+from typing import get_args
 
 import pytest
 from service_support import PROBLEM, assert_problem
+
+from indexer.store.records import VideoOrder
 
 
 def test_videos_are_listed_in_pages_and_described(client, video_id):
@@ -117,3 +120,27 @@ def test_unknown_and_impossible_videos(client, path):
         response = client.get(f"/v1/videos/{wrong}{path}")
         assert response.status_code in (404, 422)
         assert response.headers["content-type"] == PROBLEM
+
+
+def test_videos_are_listed_in_the_order_asked_for(client):
+    def listed(**query):
+        return client.get("/v1/videos", params=query).json()["videos"]
+
+    ids = {video["video_id"] for video in listed()}
+    assert [video["video_id"] for video in listed()] == sorted(ids)
+    for order in get_args(VideoOrder):
+        assert {video["video_id"] for video in listed(sort=order)} == ids, order
+    titles = [video["title"] for video in listed(sort="title")]
+    assert titles == sorted(titles)
+    lengths = [video["duration_seconds"] for video in listed(sort="longest")]
+    assert lengths == sorted(lengths, reverse=True)
+    assert_problem(client.get("/v1/videos?sort=biggest"), 422, mentions="newest")
+
+
+def test_a_browser_at_a_wrong_address_gets_a_page_and_programs_get_a_problem(client):
+    page = client.get("/nowhere", headers={"Accept": "text/html,application/xhtml+xml"})
+    assert (page.status_code, page.headers["content-type"].split(";")[0]) == (404, "text/html")
+    assert "Page not found" in page.text
+    assert_problem(client.get("/nowhere"), 404)
+    assert_problem(client.get("/v1/nowhere", headers={"Accept": "text/html"}), 404)
+    assert_problem(client.post("/nowhere", headers={"Accept": "text/html"}), 404)
