@@ -23,7 +23,8 @@ const seen = new IntersectionObserver((entries) => {
 
 function next() {
   while (running < MOST && waiting.length) {
-    const wanted = /** @type {Wanted} */ (waiting.shift());
+    const open = waiting.findIndex((one) => one.image.closest("dialog[open]")); // what lies over the page comes first
+    const [wanted] = waiting.splice(Math.max(0, open), 1);
     if (wanted.image.isConnected) load(wanted);
   }
 }
