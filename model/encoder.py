@@ -217,6 +217,10 @@ class Encoder(Scorer):
         super().__init__(net, fingerprint=fingerprint, device=device, runtime=runtime, calibrated=calibrated)
         self.tokenizer = tokenizer
 
+    def truncates(self, text: str) -> bool:
+        """Whether the model reads only the beginning of ``text``, because it is longer than its context."""
+        return self.tokenizer.truncates(text)
+
     def former_fingerprints(self) -> frozenset[str]:
         """See ``model.checkpoint.former_fingerprints``; computed when asked, because it reads all weights."""
         return former_fingerprints(self.net)

@@ -345,6 +345,8 @@ def search(
         query = SearchQuery(text=text, ranking=ranking, filter=wanted)
         engine.limits.check_search(query)
         answer = SearchAnswer.of(engine.search([query])[0])
+        if answer.truncated:
+            typer.echo("note: the text is longer than what the model reads; its end was ignored", err=True)
         typer.echo(_json(answer) if as_json else hits_table(answer.hits))
         if open_best and answer.hits:
             _open(engine, answer.hits[0].video_id)

@@ -62,6 +62,10 @@ class FeatureEncoder(RowMapper, Protocol):
         """Identity of the weights."""
         ...
 
+    def truncates(self, text: str) -> bool:
+        """Whether the model reads only the beginning of ``text``."""
+        ...
+
     def former_fingerprints(self) -> frozenset[str]:
         """What the same weights were called when frames were prepared in another way."""
         ...

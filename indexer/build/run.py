@@ -305,3 +305,7 @@ def _encode_captions(
     with progress.phase("captions", len(new), "caption") as bar:
         encode_captions(new, encoder, writer, bar.advance)
     report.captions += len(new)
+    if cut := sum(encoder.truncates(text) for _, text in new):
+        report.notes.append(
+            f"{cut} of {len(new)} captions are longer than what the model reads; their ends are ignored"
+        )

@@ -45,6 +45,9 @@ class Tokenizer(Protocol):
     def __call__(self, texts: Sequence[str], *, pad_to: PadTo = "longest") -> tuple[Tensor, Tensor]:
         """Encode texts: ids (B, L) int64 and mask (B, L) bool, L the longest text's length or the maximum."""
 
+    def truncates(self, text: str) -> bool:
+        """Whether the text is longer than what the model reads, so that its end is ignored."""
+
 
 class ClipTokenizer:
     """CLIP's lower-cased byte-pair encoding, whole or cut to its first merges. Safe to call from several threads."""
@@ -67,6 +70,10 @@ class ClipTokenizer:
         lengths_B = torch.tensor([len(row) for row in rows], dtype=torch.int64)
         return ids_BL.view(len(rows), length), torch.arange(length) < lengths_B[:, None]
 
+    def truncates(self, text: str) -> bool:
+        """Whether the text has more pieces than fit beside SOT and EOT."""
+        return len(self._bpe.encode(visible(text))) > self.max_words - 2
+
     def _encode(self, text: str) -> tuple[int, ...]:
         pieces = self._bpe.encode(text)[: self.max_words - 2]
         if self._bpe.eot_token_id in pieces:  # spelt out in the text: CLIP pools at the first, what follows is unseen
@@ -82,8 +89,19 @@ class OwnTokenizer:
     ``max_words`` has no say here: these text towers see their padding, so another length would be another input.
     """
 
-    def __init__(self, tokenize: Callable[[list[str]], Tensor], *, vocab_size: int, pad_id: int) -> None:
+    def __init__(
+        self,
+        tokenize: Callable[[list[str]], Tensor],
+        *,
+        vocab_size: int,
+        pad_id: int,
+        count: Callable[[str], int],
+        context: int,
+    ) -> None:
+        """``count`` says how many ids a text has when nothing is cut; ``context`` is how many the model reads."""
         self._tokenize = tokenize
+        self._count = count
+        self._context = context
         self._vocab_size = vocab_size
         self._pad_id = pad_id
 
@@ -96,6 +114,10 @@ class OwnTokenizer:
         """Encode texts: ids (B, L) int64 and mask (B, L) bool; L is the context length whatever ``pad_to`` says."""
         ids_BL = self._tokenize(_as_list(texts)).to(torch.int64)
         return ids_BL, ids_BL != self._pad_id
+
+    def truncates(self, text: str) -> bool:
+        """Whether the text has more ids than the context length."""
+        return self._count(visible(text)) > self._context
 
 
 def build_tokenizer(config: TokenizerConfig, clip: ClipConfig) -> Tokenizer:
@@ -136,7 +158,11 @@ def _own_tokenizer(text_cfg: dict[str, Any]) -> OwnTokenizer:
     except OSError as error:
         raise ClipError(f"the tokenizer {name!r} of this model could not be fetched ({error})") from error
     return OwnTokenizer(
-        tokenizer, vocab_size=text_cfg.get("vocab_size", 49408), pad_id=tokenizer.tokenizer.pad_token_id or 0
+        tokenizer,
+        vocab_size=text_cfg.get("vocab_size", 49408),
+        pad_id=tokenizer.tokenizer.pad_token_id or 0,
+        count=lambda text: len(tokenizer.tokenizer(tokenizer.clean_fn(text))["input_ids"]),
+        context=text_cfg.get("context_length", 77),
     )
 
 
@@ -161,7 +187,17 @@ def _special_cache() -> dict[str, str]:
 
 
 def _as_list(texts: Sequence[str]) -> list[str]:
-    return [texts] if isinstance(texts, str) else list(texts)
+    return [visible(text) for text in ([texts] if isinstance(texts, str) else texts)]
+
+
+_INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff\u00ad"))
+"""Zero-width space, word joiner, byte order mark, soft hyphen: pasted texts hold them, and tokenizers spell them out.
+Joiners (U+200C, U+200D) stay: they shape words of Persian and Indic scripts, and emoji."""
+
+
+def visible(text: str) -> str:
+    """The text without its invisible characters, as tokenizers here take it."""
+    return text.translate(_INVISIBLE)
 
 
 def text_buckets(lengths: Sequence[int], *, most: int) -> Iterator[list[int]]:

@@ -176,11 +176,18 @@ class SearchAnswer(Answer):
 
     hits: list[HitOut]
     source: SourceOut
+    truncated: bool = Field(
+        False, description="The text is longer than what the model reads; what follows its limit was ignored."
+    )
 
     @classmethod
     def of(cls, result: SearchResult) -> SearchAnswer:
         """The JSON of a result."""
-        return cls(hits=[HitOut.of(hit) for hit in result.hits], source=SourceOut.of(result.source))
+        return cls(
+            hits=[HitOut.of(hit) for hit in result.hits],
+            source=SourceOut.of(result.source),
+            truncated=result.truncated,
+        )
 
 
 class ManyAnswers(Answer):

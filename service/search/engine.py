@@ -282,7 +282,11 @@ class Engine:
                     hits[q] = segment_hits(self.encoder, generation, scored, 0, rows_QD[q], page)
         watch.lap("answer")
         return [
-            SearchResult(hits=page, source=self._source(generation, watch, query.ranking.rerank))
+            SearchResult(
+                hits=page,
+                source=self._source(generation, watch, query.ranking.rerank),
+                truncated=query.text is not None and self.encoder.truncates(query.text),
+            )
             for page, query in zip((hits[q] for q in range(len(queries))), queries, strict=True)
         ]
 
@@ -315,7 +319,11 @@ class Engine:
         everything = Ranking(k=len(ids_C), candidates=len(ids_C), group="segment", rerank=query.rerank)
         hits = segment_hits(self.encoder, generation, scored, 0, row_D, everything)
         watch.lap("rerank")
-        return SearchResult(hits=hits, source=self._source(generation, watch, query.rerank))
+        return SearchResult(
+            hits=hits,
+            source=self._source(generation, watch, query.rerank),
+            truncated=self.encoder.truncates(query.text),
+        )
 
     def _captions(
         self,

@@ -170,10 +170,11 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """The hits of one query, best first."""
+    """The hits of one query, best first. ``truncated``: the model read only the beginning of the text."""
 
     hits: tuple[Hit, ...]
     source: Source
+    truncated: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

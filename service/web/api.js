@@ -6,7 +6,7 @@
  *   moment: number, frame_weights: Frame[], title: string, duration_seconds: number, tags: string[],
  *   thumbnail_url: string, stream_url: string}} Hit
  * @typedef {{stage_ms: Record<string, number>, generation: string, fingerprint: string, emcl: string, strength: number}} Source
- * @typedef {{hits: Hit[], source: Source}} Answer
+ * @typedef {{hits: Hit[], source: Source, truncated: boolean}} Answer
  * @typedef {{caption_id: number, text: string, video_id: string | null, score: number, moment: number,
  *   frame_weights: Frame[]}} CaptionHit
  * @typedef {{captions: CaptionHit[], hits: Hit[], source: Source, upload: {duration_seconds: number, frames: number}}} UploadAnswer

@@ -22,7 +22,7 @@ const part = { form: find("#search"), text: find("#text"), status: find("#status
 const STAGES = { cache: "looked up in the cache", encode: "reading the query", candidates: "searching the index", rerank: "ranking the candidates", answer: "collecting titles and times" };
 
 /** The answer to a query, grown by each further page; `done`: nothing more can be loaded.
- * @typedef {{hits: Hit[], like: string, took: number, stages: Record<string, number>, done: boolean}} Found */
+ * @typedef {{hits: Hit[], like: string, took: number, stages: Record<string, number>, done: boolean, truncated: boolean}} Found */
 
 /** Answers by query, so that going back is immediate. @type {Map<string, Found>} */
 const kept = new Map();
@@ -109,7 +109,7 @@ async function firstPage(place, signal) {
   const answer = await api.search({ ...queryOf(place), k }, signal);
   const took = performance.now() - began;
   const like = place.like ? await api.video(place.like).then((video) => ` like “${video.title}”`, () => " like this one") : "";
-  return { hits: ordered(answer.hits, place.sort), like, took, stages: answer.source.stage_ms, done: answer.hits.length < k || k >= candidates };
+  return { hits: ordered(answer.hits, place.sort), like, took, stages: answer.source.stage_ms, done: answer.hits.length < k || k >= candidates, truncated: answer.truncated };
 }
 
 /** @param {Hit[]} hits @param {string} sort */
@@ -123,6 +123,11 @@ function ordered(hits, sort) {
   return sort in orders ? [...hits].sort(orders[sort]) : hits;
 }
 
+/** @param {Found} found */
+function cutNote(found) {
+  return found.truncated ? " · The text is longer than what the model reads; its end was ignored." : "";
+}
+
 /** @param {Found} found @param {Place} place @param {string} key @param {AbortController} mine */
 function draw(found, place, key, mine) {
   const began = performance.now();
@@ -134,7 +139,7 @@ function draw(found, place, key, mine) {
     part.list.append(...found.hits.slice(FIRST).map((hit, number) => card(hit, FIRST + number + 1)));
     ending(found, place, key, mine);
   }));
-  say(counted(found), ms(found.took));
+  say(counted(found) + cutNote(found), ms(found.took));
   drawStages(found.stages);
 }
 
@@ -164,7 +169,7 @@ function offerMore(found, place, key, mine) {
       found.hits.push(...answer.hits);
       found.done = answer.hits.length < k || found.hits.length >= candidates;
       part.list.append(...answer.hits.map((hit, number) => card(hit, offset + number + 1)));
-      say(counted(found), ms(found.took));
+      say(counted(found) + cutNote(found), ms(found.took));
       part.more.replaceChildren();
       if (found.done) ending(found, place, key, mine);
       else offerMore(found, place, key, mine);

@@ -57,6 +57,9 @@ class FakeEncoder:
         self.encoded_segments = 0
         self._weights = np.random.default_rng(1).standard_normal((DIM, 48)).astype(np.float32)
 
+    def truncates(self, text: str) -> bool:
+        return len(text.split()) > 30
+
     def former_fingerprints(self) -> frozenset[str]:
         return frozenset()
 

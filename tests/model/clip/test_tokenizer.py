@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from model.clip import tokenizer as tokenizer_module
 from model.clip.compat import import_open_clip
 from model.clip.pretrained import ClipError
-from model.clip.tokenizer import ClipTokenizer, OwnTokenizer, build_tokenizer
+from model.clip.tokenizer import ClipTokenizer, OwnTokenizer, build_tokenizer, visible
 from model.config import ClipConfig, TokenizerConfig
 
 TEXTS = [
@@ -43,7 +43,8 @@ def full():
 def test_ids_equal_those_of_open_clip(max_words):
     tokenizer = build_tokenizer(TokenizerConfig(max_words=max_words), ClipConfig())
     ids, mask = tokenizer(TEXTS, pad_to="max")
-    expected = import_open_clip().tokenize(TEXTS, context_length=max_words)
+    texts = [text.replace("\u200b", "") for text in TEXTS]  # which we drop, and open_clip spells out
+    expected = import_open_clip().tokenize(texts, context_length=max_words)
     assert ids.dtype == torch.int64
     assert mask.dtype == torch.bool
     assert torch.equal(ids, expected)
@@ -54,7 +55,9 @@ def test_ids_equal_those_of_open_clip(max_words):
 @given(st.lists(st.text(max_size=60), min_size=1, max_size=4))
 def test_any_text_gives_the_ids_of_open_clip(full, texts):
     ids, mask = full(texts)
-    for row, real, expected in zip(ids, mask, import_open_clip().tokenize(texts, context_length=32), strict=True):
+    for row, real, expected in zip(
+        ids, mask, import_open_clip().tokenize([visible(text) for text in texts], context_length=32), strict=True
+    ):
         end = int(expected.argmax())  # where CLIP pools: the first EOT
         assert row[real].tolist() == expected[: end + 1].tolist()
         assert not row[~real].any()
@@ -108,7 +111,9 @@ def test_first_merges_give_a_dense_small_id_space(merges):
     bpe = tokenizer._bpe
     for text, row, real in zip(TEXTS, ids, mask, strict=True):
         pieces = row[real][1:-1].tolist()
-        assert bpe.decode(pieces).split() == import_open_clip().tokenizer._tokenizer.decode(bpe_ids(text)).split()
+        assert (
+            bpe.decode(pieces).split() == import_open_clip().tokenizer._tokenizer.decode(bpe_ids(visible(text))).split()
+        )
 
 
 def bpe_ids(text: str) -> list[int]:
@@ -143,7 +148,8 @@ def test_vocabularies_do_not_touch_each_other(full):
     ClipTokenizer(TokenizerConfig(merges=10))(["a cat sleeps"])
     fresh = ClipTokenizer(TokenizerConfig(max_words=32))
     assert torch.equal(fresh(TEXTS)[0], before)
-    assert torch.equal(import_open_clip().tokenize(TEXTS, context_length=32)[:, : before.shape[1]], before)
+    theirs = import_open_clip().tokenize([text.replace("\u200b", "") for text in TEXTS], context_length=32)
+    assert torch.equal(theirs[:, : before.shape[1]], before)
 
 
 def test_word_cache_is_bounded(monkeypatch):
@@ -186,11 +192,30 @@ def test_cleaning_of_an_architecture_is_used(tiny_config):
 
 def test_own_tokenizer_masks_its_own_padding():
     rows = {"a": [5, 1, 1, 1], "b": [7, 8, 9, 1]}
-    tokenizer = OwnTokenizer(lambda texts: torch.tensor([rows[text] for text in texts]), vocab_size=10, pad_id=1)
+    tokenizer = OwnTokenizer(
+        lambda texts: torch.tensor([rows[text] for text in texts]), vocab_size=10, pad_id=1, count=len, context=4
+    )
     ids, mask = tokenizer(["a", "b"])
     assert ids.tolist() == [rows["a"], rows["b"]]
     assert mask.tolist() == [[True, False, False, False], [True, True, True, False]]
     assert tokenizer.vocab_size == 10
+    assert [tokenizer.truncates(text) for text in ("abcd", "abcde")] == [False, True]
+
+
+def test_texts_that_the_model_does_not_read_to_the_end_are_known(tiny_config):
+    tokenizer = build_tokenizer(TokenizerConfig(max_words=8), ClipConfig(architecture="ViT-B-32"))
+    assert not tokenizer.truncates("one two three four five six")
+    assert tokenizer.truncates("one two three four five six seven")
+    whole, cut = tokenizer(["one two three four five six"]), tokenizer(["one two three four five six seven"])
+    assert torch.equal(whole[0], cut[0])
+
+
+def test_invisible_characters_are_dropped(tiny_config):
+    tokenizer = build_tokenizer(tiny_config.tokenizer, tiny_config.clip)
+    plain, pasted = tokenizer(["a cockatoo"])[0], tokenizer(["\ufeffa cock\u200ba\u00adtoo\u2060"])[0]
+    assert torch.equal(plain, pasted)
+    persian = "\u0645\u06cc\u200c\u062e"  # the joiner decides how the word is written
+    assert not torch.equal(tokenizer([persian])[0], tokenizer([persian.replace("\u200c", "")])[0])
 
 
 @pytest.mark.skipif(importlib.util.find_spec("transformers") is not None, reason="transformers is installed")

@@ -276,3 +276,13 @@ def test_a_static_hour_does_not_hide_the_other_videos(hour_store, tiny_encoder, 
         assert video_id(1) not in {hit.video_id for hit in alike.hits}
     finally:
         engine.close()
+
+
+def test_a_text_that_is_read_in_part_is_said_to_be(engine):
+    long = "a thing " * 40
+    short, cut = engine.search([SearchQuery(text="a thing"), SearchQuery(text=long)])
+    assert (short.truncated, cut.truncated) == (False, True)
+    (alike,) = engine.search([SearchQuery(video_id=video_id(1))])
+    assert not alike.truncated
+    (scored,) = engine.rerank([RerankQuery(text=long, segments=(SegmentRef(video_id=video_id(1)),))])
+    assert scored.truncated
