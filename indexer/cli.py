@@ -361,7 +361,7 @@ def bank(
     """Take texts as the bank of queries: fit EMCL's hub bases on them, publish, and compute what QB-Norm needs.
 
     Hub bases correct all searches; `normalise: qb-norm` is a choice of each. Run it again after many videos were added:
-    QB-Norm's statistics are of the segments that are there, while hub bases number new ones by themselves. A running
+    QB-Norm's statistics cover only the segments indexed so far, while hub bases also correct new ones. A running
     service takes it up when its index is reloaded (`POST /v1/index/reload`).
     """
     from indexer.build.progress import TerminalProgress
@@ -633,7 +633,7 @@ def backup(
     store: Annotated[Path, typer.Option(help="Folder of the store; it may be served and written meanwhile.")],
     to: Annotated[Path, typer.Option("--to", help="New folder for the backup.")],
 ) -> None:
-    """Copy a store as it is at one moment. Videos that lie outside of the store are not copied."""
+    """Copy a consistent state of a store. Videos outside of the store are not copied."""
     from indexer.build.progress import TerminalProgress
     from indexer.store.backup import back_up, size_of
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 
 class StoreError(ValueError):
-    """Base of everything a user of a store can be told."""
+    """Base of all errors of a store that a user can act on."""
 
 
 class NotAStore(StoreError):  # noqa: N818 - the name says what it is

@@ -14,7 +14,7 @@ from indexer.sources.partition import elsewhere, is_elsewhere
 
 @dataclass(frozen=True, kw_only=True)
 class Attached:
-    """Captions and tags of videos that are here; what could not be used; what is worth telling."""
+    """Captions and tags of videos that are here; what could not be used; notes for the user."""
 
     texts: Resolved
     unmatched: list[str]

@@ -21,7 +21,7 @@ from model.clip.preprocess import Preprocess
 from model.config import SamplingConfig
 
 SHORTEST_TAIL = 0.25
-"""A last piece shorter than this share of a segment joins the one before it: a second of fade-out is no segment."""
+"""A last piece shorter than this share of a segment joins the one before it: it is often just a fade-out."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -153,7 +153,7 @@ def _first_task(location: Location | None) -> _Task | None:
 class Feed:
     """Takes from an iterator that may wait (for a download, say) without waiting itself. Use as a context manager.
 
-    One thread draws the next item. An iterator that waits for ever must be ended by whoever made it.
+    One thread draws the next item. The caller must end an iterator that may block forever.
     """
 
     _END: Final = object()

@@ -40,8 +40,8 @@ CAPTION_BATCH = 1024
 """Captions encoded and committed together."""
 
 OnVideo = Callable[[Location, str | None, str | None], None]
-"""Told of each video that is done: where it lies, why it failed, and what of it could not be read; None where all is
-well."""
+"""Called for each finished video with its location, the reason if it failed, and which parts could not be read (None if
+all could)."""
 
 
 class FeatureEncoder(RowMapper, Protocol):
@@ -234,7 +234,7 @@ def encode_captions(
     writer: StoreWriter,
     on_done: Callable[[int], None],
 ) -> None:
-    """Encode and commit captions, given as (video id or None, text). ``on_done`` is told how many at a time."""
+    """Encode and commit captions, given as (video id or None, text). ``on_done`` receives the number of each batch."""
     for start in range(0, len(captions), CAPTION_BATCH):
         part = captions[start : start + CAPTION_BATCH]
         writer.add_captions(part, encoder.encode_texts([text for _, text in part]))

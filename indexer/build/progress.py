@@ -37,7 +37,7 @@ class Progress:
 
 
 class TerminalProgress(Progress):
-    """Shows rate and time left; a line now and then where stderr is no terminal."""
+    """Shows rate and time left; an occasional line where stderr is not a terminal."""
 
     @contextmanager
     def phase(self, name: str, total: int, unit: str) -> Iterator[Bar]:

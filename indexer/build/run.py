@@ -224,7 +224,7 @@ def _reconcile(
 
 
 def _without_place(writer: StoreWriter, gone: Collection[str]) -> list[str]:
-    """Videos that lie nowhere any more."""
+    """Videos without any remaining file."""
     somewhere = {place.video_id for place in writer.catalogue.locations() if place.path not in gone}
     return sorted(writer.catalogue.states().keys() - somewhere)
 

@@ -67,7 +67,7 @@ def read_caption_file(path: Path) -> list[CaptionEntry]:
 def read_sidecars(videos: Iterable[Path], *, within: Collection[Path] = ()) -> tuple[list[CaptionEntry], list[str]]:
     """Read ``NAME.txt`` beside each video that has one: one caption a line, empty lines skipped.
 
-    Nobody named these files, so one that cannot be read is no error but a reason in the second list. With ``within``,
+    Nobody named these files, so an unreadable one is not an error: its reason is in the second list. With ``within``,
     files that links lead out of these folders are not read.
     """
     entries, unreadable = [], []

@@ -52,7 +52,7 @@ class FoundFile:
 
 @dataclass(frozen=True, kw_only=True)
 class PackedSource:
-    """A tar shard, or a video that is no file: ``name`` is a path or a URL, ``key`` the same on every machine."""
+    """A tar shard, or a video that is not a local file: ``name`` is a path or a URL, ``key`` equal on all machines."""
 
     name: str
     key: str

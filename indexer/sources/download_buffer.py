@@ -37,7 +37,7 @@ class RunEnded(Exception):  # noqa: N818 - what it is
 
 
 class Budget:
-    """Bytes that may lie on the disk; who wants more waits. One copy may always lie there, whatever its size."""
+    """Budget of bytes on the disk: further copies wait. A single copy is always allowed, whatever its size."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
@@ -65,7 +65,7 @@ class Budget:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Say that the run has ended, to whoever waits."""
+        """Wake all waiting threads: the run has ended."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -177,7 +177,7 @@ class DownloadBuffer:
                 results.append(self._read(source))
             except RunEnded:
                 pass
-            except BaseException as error:  # told in the thread that asks for locations
+            except BaseException as error:  # raised in the thread that asks for locations
                 self._budget.close()
                 self._queue.put(error)
             finally:
@@ -331,7 +331,7 @@ class _TooLargeError(SourceError):
 
 def _created(file: Path) -> IO[bytes]:
     try:
-        return file.open("xb", buffering=0)  # so that a full disk is told by the write
+        return file.open("xb", buffering=0)  # so that write() itself reports a full disk
     except FileNotFoundError as error:
         raise RunEnded from error  # the folder went, because the run has ended
     except OSError as error:

@@ -139,7 +139,7 @@ class _BoundedInfo(tarfile.TarInfo):
         try:
             info = super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError as error:
-            # tarfile takes whatever is no header for the end. Only a block of zeros is.
+            # tarfile takes anything that is not a header for the end. Only a block of zeros is.
             if len(buf) == tarfile.BLOCKSIZE and not any(buf):
                 raise
             reason = str(error) if buf else "it ends without its end mark"
@@ -168,7 +168,7 @@ def _problem(found: tarfile.TarInfo) -> str | None:
     if found.size < 0:
         return f"has a size of {found.size}"
     if not found.isreg():
-        return "is no regular file (a link, a device or a pipe) and was not read"
+        return "is not a regular file (a link, a device or a pipe) and was not read"
     parts = PurePosixPath(found.name).parts
     if not parts or found.name.startswith("/") or ".." in parts or "\\" in found.name:
         return "has a name that leads out of the shard and was not read"

@@ -63,7 +63,7 @@ def reason_of(error: BaseException) -> str:
 T = TypeVar("T")
 
 UNKNOWN = -1
-"""A size or a version that the file system does not tell."""
+"""A size or a version that the file system does not report."""
 
 TRIES = 4
 
@@ -95,7 +95,7 @@ _BLOCK_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteInfo:
-    """What a file system tells before anything is read; each ``UNKNOWN`` where it does not."""
+    """What a file system reports before anything is read; each ``UNKNOWN`` where it does not."""
 
     size_bytes: int
     version: int
@@ -165,7 +165,7 @@ class RemoteFiles:
         Raises ``SourceError``.
         """
         self.check(url)
-        if protocol_of(url) in _HTTP:  # has no folders, and a question mark is no pattern
+        if protocol_of(url) in _HTTP:  # has no folders, and a question mark is not a pattern
             return [url]
         system = self._system(url)
         try:
@@ -242,7 +242,7 @@ class RemoteFiles:
                 raise SourceError(f"{protocol}:// needs {wanted} ({error})") from error
             except ValueError as error:
                 raise SourceError(f"{url!r}: {error}") from error
-            except Exception as error:  # such as a TypeError for want of what no URL tells
+            except Exception as error:  # such as a TypeError for a missing argument that no URL contains
                 raise SourceError(
                     f"{protocol}:// cannot be read by a URL alone ({error}); copy its files here and give their paths"
                 ) from error
@@ -273,7 +273,7 @@ class RemoteFiles:
             try:
                 protocol = URL(target).scheme
             except ValueError as error:
-                raise SourceError(f"it redirects to what is no URL: {error}") from error
+                raise SourceError(f"it redirects to something that is not a URL: {error}") from error
             if protocol and protocol not in self._allowed:
                 raise SourceError(f"it redirects to {protocol}://, which is not allowed")
 

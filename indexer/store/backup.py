@@ -5,7 +5,7 @@ The copy holds one state of the catalogue, the current generation, every shard r
 store's own media. Nothing is locked: what a catalogue transaction has named never changes, a generation never changes,
 and a file that disappears while it is copied (a new publication, a compaction, a deleted video) starts the copy over.
 
-Videos that lie outside the store are not copied; the catalogue keeps their paths.
+Videos outside the store are not copied; the catalogue keeps their paths.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MEDIA = media.FOLDER
 ATTEMPTS = 5
 _BLOCK_BYTES = 1 << 22
 
-# Made anew by whoever opens a store, or belonging to a process that runs.
+# Recreated when a store is opened, or owned by a running process.
 _NOT_COPIED = frozenset(
     {generation.CATALOGUE, generation.CURRENT, generation.GENERATIONS, generation.FEATURES, MEDIA, LISTING}
 )
@@ -126,7 +126,7 @@ def read_listing(backup: Path) -> BackupListing:
         raise NewerFormat(f"{path} has format {listing.format}, this program reads {FORMAT}; use a newer release")
     for name in listing.files:
         if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
-            raise Damaged(f"{path} names {name!r}, which lies outside of the backup; restore another backup")
+            raise Damaged(f"{path} names {name!r}, which is outside of the backup; restore another backup")
     return listing
 
 

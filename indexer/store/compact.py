@@ -106,7 +106,7 @@ def loose_shards(catalogue: CatalogueReader, kind: ShardKind) -> dict[int, tuple
 
 
 def _copy(writer: StoreWriter, kind: ShardKind, shards: set[int], on_row: Callable[[], None]) -> None:
-    """Append the rows in use to new shards, and note in a temporary table where each now lies."""
+    """Append the rows in use to new shards, and record their new places in a temporary table."""
     database, target = writer.catalogue.connection, writer.shards[kind.name]
     target.begin_new_shard()
     committed = {n: rows for n, rows in writer.catalogue.shard_rows(kind.name).items() if n in shards}

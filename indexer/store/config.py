@@ -177,7 +177,7 @@ class Manifest(Config):
 
     ``shards`` maps the name of each shard that the generation reads to the number of its committed rows;
     ``files`` maps each file beside the manifest to its size and checksum; ``revision`` is the catalogue's change
-    counter at the moment of the snapshot. ``indexes`` tells of ``videos`` and ``captions``; generations of format 1
+    counter at the moment of the snapshot. ``indexes`` has ``videos`` and ``captions``; generations of format 1
     have none. ``checksum`` covers the manifest itself.
     """
 

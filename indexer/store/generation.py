@@ -60,7 +60,7 @@ def publish(
 ) -> Manifest:
     """Build a generation from everything the catalogue holds and make it current.
 
-    ``progress`` is told the name of each phase. A store without content keeps the map that it has, or takes
+    ``progress`` receives the name of each phase. A store without content keeps the map that it has, or takes
     ``empty_map`` if it was never published; without one that is a ``StoreError``. Raises ``IndexFactoryError`` if the
     index cannot be built; the current generation then stays.
     """

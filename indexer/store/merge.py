@@ -43,7 +43,7 @@ SELECT number, start_seconds, end_seconds, timestamps_seconds, shard, row, frame
 
 @dataclass(kw_only=True)
 class MergeReport:
-    """What was added to the merged store. ``notes`` is worth telling."""
+    """What was added to the merged store. ``notes`` are for the user."""
 
     videos: int = 0
     captions: int = 0
@@ -109,7 +109,7 @@ def read_merge_settings(stores: Sequence[Path], out: Path) -> StoreSettings:
 
 
 def merge(writer: StoreWriter, stores: Sequence[Path], on_video: Callable[[], None] = lambda: None) -> MergeReport:
-    """Copy into the open store what it does not hold yet; ``on_video`` is told of each video of each store.
+    """Copy into the open store what it does not hold yet; ``on_video`` is called for each video of each store.
 
     Raises ``Damaged`` for an input whose features are not what was written, and ``StoreError`` for media that cannot be
     copied; what was copied until then stays.
@@ -187,7 +187,7 @@ def _brought_along(location: Location, store: _Input, writer: StoreWriter) -> Lo
 
 
 def _copy_media(location: Location, store: _Input, writer: StoreWriter) -> None:
-    """Bring a kept video along: a link if both stores lie on one disk (neither ever changes it), else a copy.
+    """Bring a kept video along: a link if both stores are on one disk (neither ever changes it), else a copy.
 
     Raises ``StoreError`` if it cannot be, on a full disk say.
     """

@@ -3,7 +3,7 @@
 In: an open store, its model, and texts (captions that were trained on). Out: for each kind of score that a search can
 rank by, and for each segment, the log-sum over the texts of exp(beta · score), and whether it is among the best of some
 text. A score may only be compared with a bank of its own kind: ``frozen`` (stage 1), ``none`` (pooling by the text) and
-``emcl`` (the EM pass over a text's candidates; what is no candidate counts with the text's lowest score).
+``emcl`` (the EM pass over a text's candidates; what is not a candidate counts with the text's lowest score).
 
 The bank is one file beside the generations, ``query_bank.npz``, replaced as a whole. It is keyed by segment ids, which
 are never given to something else, so it outlives the generation that it was computed on; a segment that it does not

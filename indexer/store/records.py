@@ -72,7 +72,7 @@ class Video:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentRow:
-    """A segment as it is committed: its window, and where its features lie."""
+    """A segment as it is committed: its window, and the places of its features."""
 
     number: int
     start_seconds: float

@@ -137,7 +137,7 @@ def database_uri(path: Path, query: str) -> str:
 
 
 def check_format(connection: sqlite3.Connection, path: Path) -> None:
-    """Raise ``NotAStore`` for a file that is no catalogue, ``NewerFormat`` for one of a newer program."""
+    """Raise ``NotAStore`` for a file that is not a catalogue, ``NewerFormat`` for one of a newer program."""
     try:
         application = connection.execute("PRAGMA application_id").fetchone()[0]
         version = connection.execute("PRAGMA user_version").fetchone()[0]

@@ -82,7 +82,7 @@ class Snapshot:
     """Reads from one catalogue copy, with one connection for each thread that asks.
 
     The file is opened at once and held: threads that ask only after it was deleted take turns with that connection.
-    (``/proc/self/fd`` would not do: SQLite resolves links, to a name that is no more.) Raises ``Damaged`` if it is
+    (``/proc/self/fd`` would not do: SQLite resolves links, to a name that is gone.) Raises ``Damaged`` if it is
     gone already.
     """
 
@@ -121,14 +121,14 @@ class Snapshot:
         return int(self._value("SELECT ifnull((SELECT value FROM meta WHERE key = 'revision'), 0)"))
 
     def segment_places(self) -> Places:
-        """Where the features of every segment lie: ``SEGMENT_PLACES`` records in ascending id."""
+        """The place of the features of every segment: ``SEGMENT_PLACES`` records in ascending id."""
         return self._array(
             "SELECT segment_id, row, pooled_row, shard, pooled_shard, frames FROM segments ORDER BY segment_id",
             SEGMENT_PLACES,
         )
 
     def caption_places(self) -> Places:
-        """Where the features of every searchable caption lie: ``CAPTION_PLACES`` records in ascending id."""
+        """The place of the features of every searchable caption: ``CAPTION_PLACES`` records in ascending id."""
         return self._array(
             "SELECT caption_id, row, shard FROM searchable_captions ORDER BY caption_id",
             CAPTION_PLACES,

@@ -1,6 +1,6 @@
 """How much of an index must be searched to find what an exact search finds, and how much it then finds.
 
-Two sets of queries: probes and refinement are chosen on one, the recall that is told is measured on the other, which
+Two sets of queries: probes and refinement are chosen on one, the reported recall is measured on the other, which
 had no part in the choice. Queries are captions that look for videos, and videos that look for captions; where the other
 side is (almost) empty, vectors of the same side, moved by half the difference of two others.
 
@@ -28,7 +28,7 @@ QUERIES = 400
 """Half to choose by, half to measure by."""
 
 DEPTH = 100
-"""Candidates that a search takes unless it is told otherwise."""
+"""Candidates that a search takes by default."""
 
 FEWEST_QUERIES = 100
 SCORE_TOLERANCE = 1e-5

@@ -128,7 +128,7 @@ def _check_shards(store: Path, catalogue: CatalogueReader, found: Verification, 
                 if place.shard in committed and place.shard not in sound:
                     continue  # the whole file was reported
                 if place.row + place.rows > committed.get(place.shard, 0):
-                    found.problems.append(f"{what} lies beyond the committed rows of {kind.file_name(place.shard)}")
+                    found.problems.append(f"{what} is beyond the committed rows of {kind.file_name(place.shard)}")
                 elif zlib.crc32(reader.rows(place.shard, place.row, place.rows).tobytes()) != place.crc32:
                     found.problems.append(
                         f"{what}: its features in {store / generation.FEATURES / kind.file_name(place.shard)} are not "

@@ -48,7 +48,7 @@ def unnamed(store: Path, catalogue: CatalogueReader) -> list[Path]:
             named.update(generation.read_manifest(folder).shards)
     except Damaged:
         return []
-    # A shard behind the last one is no former one: it belongs to whatever run is under way.
+    # A shard after the last one is not a former one: it belongs to the run in progress.
     last = {kind.name: max(catalogue.shard_rows(kind.name), default=-1) for kind in SHARD_KINDS}
     former = (
         store / generation.FEATURES / kind.file_name(number)
@@ -346,7 +346,7 @@ def _agree(catalogue: Catalogue, wanted: StoreSettings | None, path: Path) -> St
         return recorded
     if recorded is not None and catalogue.is_settled():
         old, new = (settings.model_dump(exclude={"model_spec"}) for settings in (recorded, wanted))
-        refuse_differences(path, old, new)  # the same model under another name is no conflict
+        refuse_differences(path, old, new)  # the same model under another name does not conflict
         return recorded
     if recorded != wanted:
         with catalogue.transaction():

@@ -1,4 +1,4 @@
-"""Who may write a store: one process at a time, and the others are told which."""
+"""One process at a time may write a store; the others get an error that names it."""
 
 from __future__ import annotations
 
