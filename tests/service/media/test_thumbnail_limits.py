@@ -6,6 +6,7 @@ import resource
 import struct
 import time
 import zlib
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -36,16 +37,24 @@ def make(path: Path, milliseconds: int = 0, **changes: object) -> bytes:
     return thumbnails._make(Moment(video_id="v", path=path, milliseconds=milliseconds))
 
 
-def png(path: Path, side: int) -> None:
-    """A black picture of ``side`` × ``side`` pixels: a few hundred kilobytes, and gigabytes when it is decoded."""
+def huge_film(path: Path, side: int) -> None:
+    """A film of one black PNG of ``side`` × ``side`` pixels: less than a megabyte, and gigabytes when decoded."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
-    packer = zlib.compressobj(9)
+    packer = zlib.compressobj(1)
     rows = b"".join(packer.compress(bytes(1 + 3 * side)) for _ in range(side)) + packer.flush()
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+    picture = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    with av.open(str(path), "w", format="mov") as out:
+        stream = out.add_stream("png", rate=1)
+        stream.width = stream.height = side
+        stream.pix_fmt = "rgb24"
+        packet = av.Packet(picture)
+        packet.stream, packet.pts, packet.dts, packet.is_keyframe = stream, 0, 0, True
+        packet.time_base = Fraction(1, 1000)
+        out.mux(packet)
 
 
 def film(path: Path, frames: int, *, gop: int) -> None:
@@ -60,13 +69,15 @@ def film(path: Path, frames: int, *, gop: int) -> None:
 
 
 def test_a_picture_of_gigabytes_costs_the_service_nothing(tmp_path):
-    png(tmp_path / "huge.png", 16_000)
-    assert (tmp_path / "huge.png").stat().st_size < 2 * MEBIBYTE
+    huge_film(tmp_path / "huge.mov", 8_000)
+    assert (tmp_path / "huge.mov").stat().st_size < 2 * MEBIBYTE
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(Unprocessable, match="no picture can be made"):
-        make(tmp_path / "huge.png")
-    with pytest.raises(Unprocessable):  # also where its size is allowed, but not its memory
-        make(tmp_path / "huge.png", max_pixels=1 << 40, memory_bytes=512 * MEBIBYTE)
+    with pytest.raises(Unprocessable, match="pixels"):
+        make(tmp_path / "huge.mov")
+    with pytest.raises(
+        Unprocessable, match=r"memory|cannot be decoded|allocate|larger than"
+    ):  # also where its size is allowed, but not its memory
+        make(tmp_path / "huge.mov", max_pixels=1 << 27, memory_bytes=512 * MEBIBYTE)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024  # kibibytes
 
 
