@@ -117,7 +117,7 @@ def test_a_generation_that_cannot_be_opened_leaves_the_present_one(tmp_path, tin
         cache_entries=0,
     )
     (path / "CURRENT").write_text("000009-gone\n")
-    with pytest.raises(Conflict, match="present generation is served on"):
+    with pytest.raises(Conflict, match="the present generation is still served"):
         engine.reload()
     assert len(engine.search([SearchQuery(text="anything")])[0].hits) == 3
     engine.close()
