@@ -130,7 +130,7 @@ def test_videos_without_captions_count_as_missing(tmp_path, video):
 def test_training_on_a_part_is_an_explicit_choice(tmp_path, video):
     config = make("vatex", tmp_path, video, test=1)
     config.read("train").clips[0].path.unlink()
-    build = {"batch_size": 2, "image_size": 16, "sampling": SAMPLING}
+    build = {"batch_size": 2, "preprocess": Preprocess.square(16), "sampling": SAMPLING}
     with pytest.raises(IncompleteSetError, match="allow_missing: true"):
         training_data(config, **build)
     allowed = config.model_copy(update={"allow_missing": True})
@@ -204,7 +204,7 @@ def test_training_on_test_videos_is_refused_even_if_nothing_selects_on_them(tmp_
     config = make("msvd", tmp_path, video, test=2)
     lists = config.annotations
     (lists / "test_list.txt").write_text("test-x_0_9\ntrain-x_0_9\n", encoding="utf-8")
-    build = {"batch_size": 2, "image_size": 16, "sampling": SAMPLING}
+    build = {"batch_size": 2, "preprocess": Preprocess.square(16), "sampling": SAMPLING}
     with pytest.raises(DatasetError, match=r"1 videos are both in the train and the test split \(train-x_0_9\)"):
         training_data(config, **build)
     training_data(config.model_copy(update={"allow_overlap": True}), **build)
