@@ -123,7 +123,7 @@ def combine(videos: FeatureSet, texts: FeatureSet) -> FeatureSet:
 
 @torch.inference_mode()
 def scores_of(features: FeatureSet, emcl: EMCL | None, how: SharedPass) -> Ranked:
-    """Score all pairs of a set; what is no candidate of a query is -inf. ``emcl`` None leaves the pass out."""
+    """Score all pairs of a set; pairs that are not candidates get -inf. ``emcl`` None leaves the pass out."""
     head, batch = head_of(features), features.batch()
     plain_TV = _without_emcl(head, batch)
     if emcl is None:
