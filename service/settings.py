@@ -205,7 +205,9 @@ class Settings(BaseSettings):
 
     thumbnail_width: int = Field(320, ge=16, le=1920, description="Width of thumbnails, in pixels.")
     thumbnail_cache_bytes: ByteSize = Field(ByteSize(32 * MEBIBYTE), ge=0, description="Thumbnails kept in memory.")
-    thumbnail_seconds: float = Field(5.0, gt=0, description="Time after which the decoding of a thumbnail is killed.")
+    thumbnail_seconds: float = Field(
+        5.0, gt=0, description="Processor time for one thumbnail; its decoder is killed after four times as long."
+    )
     thumbnail_max_pixels: int = Field(
         8192 * 4352, gt=0, description="Largest frame of which a thumbnail is made, width times height."
     )

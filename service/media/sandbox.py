@@ -67,9 +67,12 @@ class SandboxLimits:
 
     @classmethod
     def of_thumbnails(cls, settings: Settings) -> SandboxLimits:
-        """The limits of one thumbnail in the settings: indexed files may be longer and larger than uploads."""
+        """The limits of one thumbnail in the settings: indexed files may be longer and larger than uploads.
+
+        The clock allows four times the processor time: on a busy machine the process waits for its turn.
+        """
         return cls(
-            wall_seconds=settings.thumbnail_seconds,
+            wall_seconds=4 * settings.thumbnail_seconds,
             cpu_seconds=math.ceil(settings.thumbnail_seconds),
             memory_bytes=settings.decode_memory_bytes,
             max_bytes=sys.maxsize,

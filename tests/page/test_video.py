@@ -35,7 +35,11 @@ def test_a_video_finds_its_words_with_the_frame_that_each_points_to(page, page_s
     page.set_input_files("#file", clip_store / "clips" / "clip_0.mp4")
     expect_words(page)
     page.wait_for_function("""() => [...document.querySelectorAll('.still')].every(
-        (still) => still.getContext('2d').getImageData(5, 5, 1, 1).data[3] === 255)""")
+        (still) => {
+            const copy = new OffscreenCanvas(still.width, still.height).getContext('2d', {willReadFrequently: true});
+            copy.drawImage(still, 0, 0);
+            return copy.getImageData(5, 5, 1, 1).data[3] === 255;
+        })""")
     row = page.locator(".captions li").nth(3)
     minutes, seconds = row.locator(".row-facts .quiet").inner_text().removeprefix("at ").split(":")
     row.locator("button").click()
