@@ -23,7 +23,7 @@ import numpy as np
 
 from model.clip.preprocess import Preprocess
 from model.config import EMCLConfig
-from model.data.base import stack_clips
+from model.data.batches import stack_clips
 from model.data.clips import load_frames
 from model.data.manifest import read_manifest
 from model.encoder import Encoder, load_encoder

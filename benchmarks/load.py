@@ -98,7 +98,7 @@ def wrk(url: str, queries: Path, clients: int, seconds: float) -> dict[str, Any]
 def bare(store: Path, queries: Path, seconds: float) -> dict[str, float]:
     """Milliseconds a query of the engine alone: one by one, and in batches."""
     from service.search.engine import build_engine
-    from service.search.query import Ranking, SearchQuery
+    from service.search.values import Ranking, SearchQuery
     from service.settings import load_settings
 
     texts = [json.loads(line)["text"] for line in queries.read_text(encoding="utf-8").splitlines()]

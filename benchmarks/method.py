@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 from model.config import EMCLConfig, PoolingConfig
 from model.emcl.correction import Correction, CorrectionSettings
 from model.emcl.em import EMCL, FrozenMap
+from model.emcl.fast_pass import Factored, corrected_cosines
 from model.emcl.hub import unit
 from model.emcl.paired import PairedBases
-from model.emcl.scoring import Factored, corrected_cosines
 from model.evaluate.hubness import BankNorm, dual_softmax
 from model.study.significance import bootstrap, compare
 

@@ -163,7 +163,7 @@ def serve(folder: Path, segments: int) -> dict[str, Any]:
     from indexer.ann.index import set_threads
     from indexer.store.reader import StoreReader
     from service.search.engine import Engine
-    from service.search.query import QueryLimits, Ranking, SearchQuery
+    from service.search.values import QueryLimits, Ranking, SearchQuery
 
     torch.set_num_threads(1)
     set_threads(1)

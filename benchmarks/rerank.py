@@ -172,7 +172,7 @@ def memory(store: Path, model: str | None, queries: int) -> dict[str, Any]:
     import psutil
 
     from service.search.engine import build_engine
-    from service.search.query import SearchQuery
+    from service.search.values import SearchQuery
     from service.settings import load_settings
 
     engine = build_engine(load_settings({"store": store, "model": model, "cache_entries": REPORT_EVERY}))

@@ -121,7 +121,7 @@ def ask(store: Path, bodies: list[bytes]) -> list[dict[str, float]]:
 def bare(store: Path, texts: list[str]) -> list[dict[str, float]]:
     """For each query: ``wall`` of the engine in this process, and its stages; milliseconds."""
     from service.search.engine import build_engine
-    from service.search.query import SearchQuery
+    from service.search.values import SearchQuery
     from service.settings import load_settings
 
     engine = build_engine(load_settings({"store": store, "cache_entries": 0}))

@@ -419,7 +419,7 @@ def bases(
     from indexer.build.run import check_model, publish
     from indexer.store.bank import read_settings, write_settings
     from indexer.store.writer import StoreWriter
-    from model.data.sources import open_for_evaluation
+    from model.data.registry import open_for_evaluation
     from model.emcl.correction import CorrectionSettings
     from model.emcl.paired import PairedBases
     from model.evaluate.corpus import encode_corpus
@@ -670,7 +670,7 @@ def export_embeddings(
 ) -> None:
     """Write the pooled embedding of every segment, with ids, times, titles and tags, and of every caption."""
     from indexer.build.progress import TerminalProgress
-    from indexer.store.exchange import export_captions, export_segments
+    from indexer.store.embedding_files import export_captions, export_segments
     from indexer.store.reader import StoreReader
 
     progress = TerminalProgress()
@@ -711,7 +711,7 @@ def import_embeddings(
     from indexer.build.progress import TerminalProgress
     from indexer.build.run import publish_if_changed
     from indexer.options import recorded_settings
-    from indexer.store import exchange
+    from indexer.store import embedding_files
     from indexer.store.writer import StoreWriter
 
     recorded = recorded_settings(store)
@@ -721,7 +721,7 @@ def import_embeddings(
     progress = TerminalProgress()
     with _interruptible(), StoreWriter.open(store, settings=recorded or _new(Wishes(), encoder, spec)) as writer:
         with progress.phase("read", 0, "row") as bar:
-            added = exchange.import_embeddings(writer, source, bar.advance)
+            added = embedding_files.import_embeddings(writer, source, bar.advance)
         if captions and added.captions:
             with progress.phase("captions", len(added.captions), "caption") as bar:
                 encode_captions(added.captions, encoder, writer, bar.advance)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from model.data.video_text import VideoTextSet
+    from model.data.dataset import VideoTextSet
 
 # Options that several commands share.
 Model = Annotated[str, typer.Option(help="'demo', a checkpoint's path, or an open_clip name with --pretrained.")]
@@ -51,7 +51,7 @@ def check(
 ) -> None:
     """Count a set's videos and captions, and list all that are missing; exit code 1 if it is not whole."""
     from model.data.check import check_splits, describe, overlaps
-    from model.data.sources import load_stored_set, parse_stored_set, read_splits
+    from model.data.registry import load_stored_set, parse_stored_set, read_splits
 
     own = {"kind": kind, "root": root, "annotations": annotations, "train_split": train_split}
     given: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
@@ -451,7 +451,7 @@ def report(
 ) -> None:
     """Show what EMCL does: modality gap, subspaces, ranked results, bases; one HTML file that needs nothing else."""
     from model.config import EMCLConfig
-    from model.data.sources import open_for_evaluation
+    from model.data.registry import open_for_evaluation
     from model.encoder import load_encoder
     from model.evaluate.run import encode_corpus
     from model.study.page import ReportFacts, build_report

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from model.clip.towers import ClipTowers, Precision, build_clip
 from model.config import EMCLConfig, ModelConfig
 from model.emcl.em import EMCL
+from model.emcl.fast_pass import Factored, corrected_cosines
 from model.emcl.pooling import (
     frame_logits,
     frame_weights,
@@ -29,7 +30,6 @@ from model.emcl.pooling import (
     pool_videos,
     unit_mean_pool,
 )
-from model.emcl.scoring import Factored, corrected_cosines
 from model.temporal import build_temporal
 
 Rerank = Literal["emcl", "none"]
@@ -95,7 +95,7 @@ class ScoringNet(nn.Module):
         ``features_QNFD`` may be of any floating type, such as the half precision that they are stored in.
         ``rerank="none"`` leaves the pass out: cosine after text-conditioned pooling, which ``mix`` may change.
         A query's scores do not depend on the other queries, nor on masked candidates. Without gradients the fast
-        equivalents are used (``model.emcl.scoring``, ``model.emcl.pooling``).
+        equivalents are used (``model.emcl.fast_pass``, ``model.emcl.pooling``).
         """
         if self._is_scoring:
             pooled_QND, weights_QNF = pool_stored_videos(text_QD, features_QNFD, mask_QNF, self.config.pooling)

@@ -39,7 +39,7 @@ from service.settings import Settings, load_settings
 if TYPE_CHECKING:
     from service.access.keys import Key, KeyBook
     from service.search.engine import Engine
-    from service.search.query import Ranking
+    from service.search.values import Ranking
 
 logger = logging.getLogger("service.cli")  # not "__main__", which it is when run with -m
 
@@ -330,7 +330,7 @@ def search(
     """Search an index with words, or with a video."""
     from service.schemas.search import SearchAnswer
     from service.search.engine import build_engine
-    from service.search.query import Ranking, SearchQuery, VideoFilter
+    from service.search.values import Ranking, SearchQuery, VideoFilter
 
     if (text is None) == (video is None):
         raise typer.BadParameter("give either words or --video FILE")
@@ -367,7 +367,7 @@ def _open(engine: Engine, video_id: str) -> None:
 def _search_by_video(engine: Engine, path: Path, ranking: Ranking, as_json: bool) -> None:
     from model.video.sampling import decode
     from service.schemas.search import UploadAnswer, UploadOut
-    from service.search.query import UploadQuery
+    from service.search.values import UploadQuery
 
     engine.limits.check_ranking(ranking)
     batch = decode(path, sampling=engine.sampling)

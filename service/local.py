@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
-from service.search.query import Hit, Ranking, Rerank, SearchQuery, UploadQuery, VideoFilter
+from service.search.values import Hit, Ranking, Rerank, SearchQuery, UploadQuery, VideoFilter
 from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:

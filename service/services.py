@@ -20,7 +20,7 @@ from service.access.rate_limit import build_rate_limiter
 from service.background import Background
 from service.http.middleware import Admission
 from service.http.uploads import UploadReceiver
-from service.jobs.service import JobService
+from service.jobs.submission import JobService
 from service.library.library import Library
 from service.media.files import Thumbnails
 from service.media.previews import PreviewLimits, Previews
@@ -31,9 +31,9 @@ from service.search.batching import Batcher
 from service.search.compute_queue import ComputeQueue
 from service.search.engine import Engine, limit_threads
 from service.search.live_index import Watcher
-from service.search.query import SearchQuery, SearchResult
 from service.search.query_log import QueryLog
 from service.search.result_cache import SharedCache
+from service.search.values import SearchQuery, SearchResult
 from service.settings import Settings
 
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""Settings of the service: the only place that reads the environment.
+"""Settings of the service: the only place where ``emcl serve`` reads the environment.
 
 Each field is at once an option of ``emcl serve`` (``--upload-max-bytes``) and an environment variable
 (``EMCL_UPLOAD_MAX_BYTES``); an option wins over the environment, the environment over the default. Unknown options are

@@ -1,1 +1,5 @@
-"""Training data: one file per source, all of them behind ``model.data.base.TrainingData``."""
+"""Videos with sentences, for training and evaluation.
+
+``registry`` names the sources; each has a file that reads its annotations (``msrvtt``, ``vatex``, ``manifest``, ...).
+``dataset`` joins annotations to video files, ``clips`` decodes them, and ``batches`` is what training consumes.
+"""

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from model.data.annotation_files import add_once, caption, expect, field, read_json
-from model.data.video_text import ALL_SPLITS, HELD_OUT_VIDEOS, DatasetConfig, DatasetError, Entry, Split, held_out
+from model.data.dataset import ALL_SPLITS, HELD_OUT_VIDEOS, DatasetConfig, DatasetError, Entry, Split, held_out
 
 _PREFIX = "v_"
 

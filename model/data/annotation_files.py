@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from model.data.video_text import DatasetError
+from model.data.dataset import DatasetError
 
 T = TypeVar("T")
 

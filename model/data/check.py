@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from model.config import SamplingConfig
 from model.data.clips import Clip
+from model.data.dataset import DatasetError, VideoTextSet
 from model.data.overlap import require_disjoint
-from model.data.video_text import DatasetError, VideoTextSet
 from model.video.sampling import decode
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from model.clip.preprocess import Preprocess
 from model.config import SamplingConfig
 from model.data.augment import Augmentation, NoAugmentation, augment
-from model.data.base import WHOLE, Batch, Share, stack_clips
+from model.data.batches import WHOLE, Batch, Share, stack_clips
 from model.video.sampling import decode
 
 _VALIDATION_BATCH = 50

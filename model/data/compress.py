@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
-from model.data.video_text import VIDEO_SUFFIXES
+from model.data.dataset import VIDEO_SUFFIXES
 from model.video.container import OpenVideo, open_video
 from model.video.pyav import IDENTITY, Decoder, display_matrix, make_upright
 from model.video.sampling import NO_LIMITS, ROUNDING_SECONDS, VideoError, probe

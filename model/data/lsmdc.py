@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from model.data.annotation_files import caption, read_lines
-from model.data.video_text import DatasetConfig, DatasetError, Entry, Split
+from model.data.dataset import DatasetConfig, DatasetError, Entry, Split
 
 FILES: dict[Split, str] = {
     "train": "LSMDC16_annos_training.csv",

@@ -18,8 +18,8 @@ from model.config import Config, SamplingConfig
 from model.data.annotation_files import read_text
 from model.data.augment import Augmentation
 from model.data.clips import NO_AUGMENTATION, Clip, ClipData, EpochOf
+from model.data.dataset import Missing, Split, VideoTextSet
 from model.data.overlap import require_disjoint
-from model.data.video_text import Missing, Split, VideoTextSet
 
 
 class ManifestConfig(Config):

@@ -17,7 +17,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from model.data.annotation_files import add_once, caption, field, read_csv, read_json
-from model.data.video_text import ALL_SPLITS, HELD_OUT_VIDEOS, DatasetConfig, DatasetError, Entry, Split, held_out
+from model.data.dataset import ALL_SPLITS, HELD_OUT_VIDEOS, DatasetConfig, DatasetError, Entry, Split, held_out
 
 # The official split follows the numbers of the videos, which needs no list.
 FULL_SPLIT: dict[Split, range] = {"train": range(6513), "val": range(6513, 7010), "test": range(7010, 10000)}

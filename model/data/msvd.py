@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn
 
 from model.data.annotation_files import caption, expect, read_ids
-from model.data.video_text import DatasetConfig, DatasetError, Entry, Split
+from model.data.dataset import DatasetConfig, DatasetError, Entry, Split
 
 # What damaged pickles make the unpickler raise, besides its own error.
 _DAMAGE = (

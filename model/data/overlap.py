@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from model.data.clips import Clip
-from model.data.video_text import NAMED_IN_ERRORS, DatasetError, VideoTextSet
+from model.data.dataset import NAMED_IN_ERRORS, DatasetError, VideoTextSet
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from model.clip.preprocess import Preprocess
 from model.config import Config, SamplingConfig
-from model.data.base import WHOLE, Batch, Share, stack_clips
+from model.data.batches import WHOLE, Batch, Share, stack_clips
 from model.demo.captions import captions_of, describe, describe_briefly, describe_object
 from model.demo.corpus import clip_id
 from model.demo.render import render

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model.data.clips import Clip
-from model.data.sources import open_for_evaluation
-from model.data.video_text import Split, VideoTextSet
+from model.data.dataset import Split, VideoTextSet
+from model.data.registry import open_for_evaluation
 
 _WORD = re.compile(r"(^|[^a-z])test([^a-z]|$)")
 _FOLDER = re.compile(r"(.*[^a-z])?test([^a-z]?(set|split|videos|clips|data))?")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from model.data.annotation_files import caption, expect, field, read_ids, read_json
-from model.data.video_text import DatasetConfig, Entry, Split
+from model.data.dataset import DatasetConfig, Entry, Split
 
 
 class VatexConfig(DatasetConfig):

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from model.config import EMCLConfig
-from model.data.base import frames_for, stack_clips
+from model.data.batches import frames_for, stack_clips
 from model.data.clips import Clip, load_frames
-from model.data.video_text import VideoTextSet
+from model.data.dataset import VideoTextSet
 from model.encoder import Encoder, Scorer
 
 Floats = NDArray[np.float32]

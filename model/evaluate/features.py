@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.config import EMCLConfig, ModelConfig, PoolingConfig, SearchConfig
-from model.data.sources import open_for_evaluation
-from model.data.video_text import Split
+from model.data.dataset import Split
+from model.data.registry import open_for_evaluation
 from model.emcl.em import EMCL
 from model.encoder import Encoder, Scorer, load_encoder
 from model.evaluate.corpus import Corpus, encode_corpus

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from model.data.annotation_files import read_text
+from model.data.dataset import DatasetConfig, DatasetError
 from model.data.manifest import read_manifest
-from model.data.sources import load_stored_set
-from model.data.video_text import DatasetConfig, DatasetError
+from model.data.registry import load_stored_set
 from model.evaluate.hubness import QB_NORM_BETA, QB_NORM_TOP
 
 TRAIN_SPLIT = "train"

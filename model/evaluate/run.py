@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from model.config import EMCLConfig, ModelConfig
-from model.data.sources import open_for_evaluation
-from model.data.video_text import Split, VideoTextSet
+from model.data.dataset import Split, VideoTextSet
+from model.data.registry import open_for_evaluation
 from model.encoder import Encoder, Scorer, load_encoder
 from model.evaluate.corpus import Corpus, Floats, emcl_variants, encode_corpus, with_emcl
 from model.evaluate.hubness import QB_NORM_BETA, QB_NORM_TOP

@@ -211,7 +211,7 @@ def samples_of(manifest: Path, count: int, *, preprocess: Preprocess, sampling: 
     Raises ``ValueError`` or ``OSError`` for a manifest or a video that cannot be read.
     """
     from model.data.clips import Clip, load_frames
-    from model.data.sources import open_for_evaluation
+    from model.data.registry import open_for_evaluation
 
     clips: Sequence[Clip] = open_for_evaluation(manifest, "test", allow_missing=False).clips[:count]
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.arrays import unit_rows
-from model.data.base import stack_clips
+from model.data.batches import stack_clips
 from model.evaluate.metrics import text_to_video_metrics
 from model.runtime.choose import ExportKind
 from model.runtime.store import Agreement, GuardReport, Limits, Speed

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from model.data.sources import open_for_evaluation
+from model.data.dataset import Split, VideoTextSet
+from model.data.registry import open_for_evaluation
 from model.data.validation import data_digest, open_for_choosing
-from model.data.video_text import Split, VideoTextSet
 from model.emcl.correction import CorrectionSettings, save_settings
 from model.encoder import Encoder, correction_path, load_encoder
 from model.evaluate.query_bank import open_bank

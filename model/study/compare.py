@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.data.video_text import Split
+from model.data.dataset import Split
 from model.emcl.correction import Correction
 from model.emcl.em import FrozenMap
 from model.study.per_video_ranks import WAYS, Outcome, outcome_of, ranks_of
@@ -198,7 +198,7 @@ def outcomes_of_runs(
     """
     from dataclasses import replace
 
-    from model.data.sources import open_for_evaluation
+    from model.data.registry import open_for_evaluation
     from model.encoder import load_encoder
     from model.evaluate.corpus import encode_corpus
     from model.evaluate.rank import fill_behind, rank_corrected

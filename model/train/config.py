@@ -10,10 +10,10 @@ from pydantic import Field, ValidationError, model_validator
 from model.config import Config, ModelConfig, load_mapping, problems_of
 from model.data.augment import Augmentation, NoAugmentation
 from model.data.clips import NO_AUGMENTATION, EpochOf
+from model.data.dataset import Split
 from model.data.manifest import ManifestConfig
+from model.data.registry import StoredSet
 from model.data.scenes import ScenesConfig
-from model.data.sources import StoredSet
-from model.data.video_text import Split
 
 DataConfig = Annotated[ScenesConfig | StoredSet, Field(discriminator="kind")]
 Every = Annotated[int, Field(ge=1)] | Literal["epoch"]

@@ -13,10 +13,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from model.clip.preprocess import Preprocess
-from model.data.base import Batch, Share, TrainingData
+from model.data.batches import Batch, Share, TrainingData
 from model.data.manifest import ManifestConfig, ManifestData
+from model.data.registry import training_data
 from model.data.scenes import ScenesConfig, ScenesData
-from model.data.sources import training_data
 from model.data.validation import open_for_choosing
 from model.train.config import TrainConfig
 

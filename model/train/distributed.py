@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from model.data.base import Share
+from model.data.batches import Share
 from model.encoder import resolve_device
 
 _P = ParamSpec("_P")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from model.clip.tokenizer import Tokenizer
-from model.data.base import Batch, frames_for, pad_frames
+from model.data.batches import Batch, frames_for, pad_frames
 from model.net import EMCLNet
 
 Encode: TypeAlias = Callable[[Batch], tuple[Tensor, Tensor]]  # text (B, D), frame features (B, F, D)

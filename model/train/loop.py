@@ -25,7 +25,7 @@ from tqdm import tqdm
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.clip.tokenizer import Tokenizer, build_tokenizer
 from model.clip.weights import load_strictly
-from model.data.base import Batch
+from model.data.batches import Batch
 from model.net import EMCLNet, build_net
 from model.train.config import TrainConfig
 from model.train.data import batches, build_data, require_selection_data

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model.clip.tokenizer import Tokenizer
-from model.data.base import Batch, frames_for, pad_frames
+from model.data.batches import Batch, frames_for, pad_frames
 from model.emcl.diagnostics import EMCLDiagnostics, diagnose
 from model.heads.losses import known_pairs, symmetric_info_nce
 from model.train.config import TrainConfig

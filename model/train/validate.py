@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from model.clip.tokenizer import Tokenizer
-from model.data.base import Batch
+from model.data.batches import Batch
 from model.emcl.pairwise_scores import score_all_pairs
 from model.evaluate.metrics import evaluate_similarity
 from model.net import EMCLNet

@@ -23,7 +23,7 @@ from service.schemas.index import IndexAnswer, LiveAnswer, ReadyAnswer, SessionA
 from service.schemas.jobs import JobMetrics, JobOut, JobsPage
 from service.schemas.library import CaptionsAdded, CaptionsPage, VideoAdded, VideoOut, VideosPage
 from service.schemas.search import ClassifyAnswer, EmbeddingsAnswer, ManyAnswers, SearchAnswer, UploadAnswer
-from service.search.query import Group, Rerank
+from service.search.values import Group, Rerank
 
 P = ParamSpec("P")
 

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field
 
 from service.client.client import AsyncClient, Client
 from service.client.documents import metadata_of, text_of
-from service.search.query import Rerank
+from service.search.values import Rerank
 
 
 class VideoRetriever(BaseRetriever):

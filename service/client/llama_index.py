@@ -12,7 +12,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 
 from service.client.client import AsyncClient, Client
 from service.client.documents import metadata_of, text_of
-from service.search.query import Rerank
+from service.search.values import Rerank
 
 
 class VideoRetriever(BaseRetriever):

@@ -83,7 +83,7 @@ def check_search(context: Context) -> Check:
     """A query goes through every stage."""
     from indexer.store.reader import StoreReader
     from service.search.engine import Engine, serving_of
-    from service.search.query import QueryLimits
+    from service.search.values import QueryLimits
 
     encoder = context.need_encoder()
     context.need_reader()

@@ -1,6 +1,6 @@
 """What a job may be asked for, by kind: the bodies of ``POST /v1/jobs``. Unknown fields are errors.
 
-These checks need the request alone; ``service.jobs.service`` checks it against folders and other jobs.
+These checks need the request alone; ``service.jobs.submission`` checks it against folders and other jobs.
 Wherever a model is named: ``demo``, ``served`` (the one that the served index was built with), or the id of a
 ``train`` or ``calibrate`` job that succeeded.
 

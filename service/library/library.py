@@ -1,9 +1,9 @@
 """Changes to the store of a running service: add, edit and remove videos and captions. Knows no web framework.
 
-    accept ──► (service.library.additions) ──► committed ──► served
+    accept ──► (service.library.upload_queue) ──► committed ──► served
     remove, edit, captions ──────────► committed ──► served
 
-The writer thread commits every change (``service.library.writer``); a change is done when it is being served.
+The writer thread commits every change (``service.library.writer_thread``); a change is done when it is being served.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import Conflict, NotFound, Overloaded
-from service.library.additions import Additions, add_captions
-from service.library.writer import LibraryWriter
+from service.library.upload_queue import Additions, add_captions
+from service.library.writer_thread import LibraryWriter
 from service.media.sandbox import Sandbox
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from service.observe.request import (
     observing,
     request_id_of,
 )
-from service.search.query import SearchQuery, SearchResult, Source
+from service.search.values import SearchQuery, SearchResult, Source
 
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector

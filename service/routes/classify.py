@@ -12,7 +12,7 @@ from service.errors import Unprocessable
 from service.http.disconnect import unless_gone
 from service.routes.forms import upload_form
 from service.schemas.search import ClassifyAnswer, ClassifyRequest, UploadOut
-from service.search.query import ClassifyQuery
+from service.search.values import ClassifyQuery
 from service.services import ServicesDep
 
 UPLOAD_PATH = "/v1/classify/video"

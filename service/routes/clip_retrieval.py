@@ -28,7 +28,7 @@ from service.http.disconnect import unless_gone
 from service.schemas.search import stream_url
 from service.search import ranking
 from service.search.live_index import Generation
-from service.search.query import Hit, Ranking, SearchQuery
+from service.search.values import Hit, Ranking, SearchQuery
 from service.services import Services, ServicesDep
 
 INDEX_NAME = "videos"

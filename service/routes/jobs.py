@@ -16,7 +16,7 @@ from service.access.gate import require
 from service.jobs.commands import RUN, read_lines
 from service.jobs.kinds import AnyJob
 from service.jobs.record import JOB_ID, Job, JobState
-from service.jobs.service import JobService
+from service.jobs.submission import JobService
 from service.schemas.jobs import JobMetrics, JobOut, JobsPage
 
 _EVENT_SECONDS = 0.5

@@ -23,7 +23,7 @@ from service.schemas.search import (
     UploadAnswer,
     UploadOut,
 )
-from service.search.query import Group, Ranking, Rerank, SearchQuery, UploadQuery
+from service.search.values import Group, Ranking, Rerank, SearchQuery, UploadQuery
 from service.services import ServicesDep
 
 PATH, UPLOAD_PATH = "/v1/search", "/v1/search/video"

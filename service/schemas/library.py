@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from indexer.store.records import Caption, Video
     from service.library.upload_store import Accepted
-    from service.search.query import QueryLimits
+    from service.search.values import QueryLimits
 
 MAX_TAGS, MAX_TAG_CHARS, MAX_TITLE_CHARS, MAX_CAPTIONS = 64, 100, 500, 1000
 

@@ -1,7 +1,7 @@
 """The JSON of the service: what requests may hold and what answers do. Unknown fields are errors.
 
 Times are seconds from the video's first frame. Limits that depend on settings are checked by
-``service.search.query.QueryLimits``, so that the command line has them too.
+``service.search.values.QueryLimits``, so that the command line has them too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.evaluate.labels import DEFAULT_PROMPT, MAX_LABEL_CHARS, MAX_LABELS
-from service.search.query import (
+from service.search.values import (
     CaptionHit,
     ClassifyQuery,
     ClassifyResult,

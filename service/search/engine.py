@@ -1,6 +1,6 @@
 """Search: encode, find candidates, rerank. Synchronous, batched, and without any web framework.
 
-In: lists of ``service.search.query`` values. Out: as many results in the same order. A query's answer does not depend
+In: lists of ``service.search.values`` values. Out: as many results in the same order. A query's answer does not depend
 on the queries that share its batch: they are a batch dimension, never one EM pass (``service.search.ranking`` says how
 ties and the order of candidates are kept from mattering).
 
@@ -27,7 +27,8 @@ from service.search.cache import LRUCache
 from service.search.hits import caption_hits, segment_hits
 from service.search.live_index import Generation, LiveIndex
 from service.search.qb_norm import rescore, usable
-from service.search.query import (
+from service.search.ranking import Candidates, Scored
+from service.search.values import (
     CaptionHit,
     ClassifyQuery,
     ClassifyResult,
@@ -45,7 +46,6 @@ from service.search.query import (
     UploadResult,
     VideoFilter,
 )
-from service.search.ranking import Candidates, Scored
 from service.settings import Settings
 
 if TYPE_CHECKING:

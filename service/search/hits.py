@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from service.search import ranking
 from service.search.live_index import Generation
-from service.search.query import CaptionHit, FrameWeights, Group, Hit, Ranking, UploadQuery
 from service.search.ranking import Scored
+from service.search.values import CaptionHit, FrameWeights, Group, Hit, Ranking, UploadQuery
 
 if TYPE_CHECKING:
     from indexer.store.reader import StoreReader

@@ -17,8 +17,8 @@ import numpy as np
 from indexer.errors import Damaged
 from indexer.store.query_bank import QUERY_BANK, StoredBank, read_bank, scoring_of
 from service.errors import Conflict
-from service.search.query import Rerank
 from service.search.ranking import Scored
+from service.search.values import Rerank
 
 if TYPE_CHECKING:
     from indexer.store.reader import StoreReader

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.arrays import row_blocks
-from service.search.query import Rerank
+from service.search.values import Rerank
 
 if TYPE_CHECKING:
     from indexer.store.reader import StoreReader

@@ -24,7 +24,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from service.search.cache import LRUCache
-from service.search.query import SearchQuery, SearchResult
+from service.search.values import SearchQuery, SearchResult
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis

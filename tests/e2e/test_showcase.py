@@ -11,7 +11,7 @@ from indexer.store.reader import StoreReader
 from model.encoder import load_encoder
 from service.demo import SHOWCASE, examples, prepare
 from service.search.engine import Engine
-from service.search.query import QueryLimits, SearchQuery
+from service.search.values import QueryLimits, SearchQuery
 
 ROOT = Path(__file__).parents[2]
 CLIPS = 300  # what `emcl demo` makes unless told otherwise

@@ -7,7 +7,7 @@ import pickle
 import av
 import numpy as np
 
-from model.data.sources import parse_stored_set
+from model.data.registry import parse_stored_set
 
 KINDS = ("msrvtt", "msvd", "lsmdc", "activitynet", "didemo", "vatex")
 TEST_VIDEOS = {"msrvtt": 1000, "msvd": 670, "lsmdc": 1000, "activitynet": 4917, "didemo": 1004, "vatex": 1500}

@@ -6,7 +6,7 @@ from service_support import random_video
 from indexer.locations import Location
 from indexer.store.config import ModelSpec, StoreSettings
 from indexer.store.writer import StoreWriter
-from service.search.query import QueryLimits, Ranking, UploadQuery
+from service.search.values import QueryLimits, Ranking, UploadQuery
 
 LIMITS = QueryLimits(max_texts=64, max_text_chars=200, max_candidates=1000)
 VIDEOS, CAPTIONS = 60, 50

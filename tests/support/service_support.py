@@ -13,7 +13,7 @@ from service.access.keys import KeyBook
 from service.app import create_app
 from service.cli import main
 from service.search.engine import Engine
-from service.search.query import QueryLimits
+from service.search.values import QueryLimits
 from service.settings import Settings, load_settings, variable_name
 
 PROBLEM = "application/problem+json"

@@ -22,7 +22,7 @@ from model.emcl.paired import PairedBases
 from model.evaluate.corpus import Corpus, with_emcl
 from model.evaluate.rank import rank_corrected
 from service.search.engine import Engine
-from service.search.query import Ranking, RerankQuery, SearchQuery, SegmentRef, UploadQuery
+from service.search.values import Ranking, RerankQuery, SearchQuery, SegmentRef, UploadQuery
 
 VIDEOS, CAPTIONS, CANDIDATES = 120, 90, 25
 MODES = ("off", "hub", "paired", "paired+hub")

@@ -24,7 +24,7 @@ from model.evaluate.rank import fill_floor
 from service.app import create_app
 from service.errors import Conflict, Unprocessable
 from service.search.engine import Engine
-from service.search.query import QueryLimits, Ranking, SearchQuery, VideoFilter
+from service.search.values import QueryLimits, Ranking, SearchQuery, VideoFilter
 from service.settings import load_settings
 
 LIMITS = QueryLimits(max_texts=64, max_text_chars=200, max_candidates=1000, default_candidates=20)

@@ -7,8 +7,8 @@ import pytest
 from dataset_support import dump, make, place, write_video
 
 from model.data.annotation_files import read_csv, read_ids, read_json
+from model.data.dataset import DatasetError, VideoFolder
 from model.data.msvd import read_plain_pickle
-from model.data.video_text import DatasetError, VideoFolder
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from model.data.augment import (
     augment,
     draw_operations,
 )
-from model.data.base import Share
+from model.data.batches import Share
 from model.data.manifest import ManifestConfig, ManifestData
 from model.train.config import TrainConfig
 from model.train.data import batches

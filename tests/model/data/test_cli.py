@@ -14,9 +14,9 @@ from model.clip.preprocess import Preprocess
 from model.config import SamplingConfig
 from model.data.augment import NoAugmentation, RandAugmentConfig
 from model.data.clips import load_frames
+from model.data.dataset import DatasetError, IncompleteSetError
 from model.data.manifest import ManifestConfig, ManifestData, open_manifest, read_manifest
-from model.data.sources import load_stored_set, open_for_evaluation
-from model.data.video_text import DatasetError, IncompleteSetError
+from model.data.registry import load_stored_set, open_for_evaluation
 from model.train.config import TrainConfig, load_train_config
 
 ROOT = Path(__file__).parents[3]

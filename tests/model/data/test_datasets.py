@@ -10,11 +10,11 @@ from pydantic import ValidationError
 
 from model.clip.preprocess import Preprocess
 from model.config import SamplingConfig, load_mapping
-from model.data.base import Share
+from model.data.batches import Share
 from model.data.check import overlaps
+from model.data.dataset import DatasetError, IncompleteSetError, held_out
 from model.data.overlap import require_disjoint
-from model.data.sources import parse_stored_set, read_splits, training_data
-from model.data.video_text import DatasetError, IncompleteSetError, held_out
+from model.data.registry import parse_stored_set, read_splits, training_data
 from model.heads.losses import known_pairs
 
 REAL_MSRVTT = Path(__file__).parents[4] / "shared" / "annotations" / "msrvtt"

@@ -8,7 +8,7 @@ import pytest
 
 from model.clip.preprocess import Preprocess
 from model.config import SamplingConfig
-from model.data.base import stack_clips
+from model.data.batches import stack_clips
 from model.data.scenes import ScenesConfig, ScenesData
 from model.demo.captions import captions_of, describe, describe_briefly
 from model.demo.corpus import CLIP_SIZE, write_clip, write_corpus

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from model.checkpoint import save_checkpoint
 from model.cli import app
 from model.config import EMCLConfig
+from model.data.dataset import VideoTextSet
 from model.data.manifest import read_manifest
-from model.data.video_text import VideoTextSet
 from model.demo.corpus import write_corpus
 from model.encoder import DEMO_CHECKPOINT, Encoder, load_encoder
 from model.evaluate.paper_results import PUBLISHED, published_for

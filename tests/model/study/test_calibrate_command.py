@@ -132,7 +132,7 @@ def test_settings_that_need_another_state_cannot_be_slipped_in(checkpoint):
 def test_the_service_takes_the_checkpoints_number_of_candidates(checkpoint, clip_store):
     from service.errors import Unprocessable
     from service.search.engine import build_engine
-    from service.search.query import Ranking, SearchQuery
+    from service.search.values import Ranking, SearchQuery
     from service.settings import Settings
 
     found = load_checkpoint(checkpoint).config
@@ -154,7 +154,7 @@ def test_the_service_takes_the_checkpoints_number_of_candidates(checkpoint, clip
 
 
 def test_a_checkpoint_cannot_ask_for_more_candidates_than_the_settings_let_it():
-    from service.search.query import QueryLimits, Ranking
+    from service.search.values import QueryLimits, Ranking
     from service.settings import Settings
 
     limits = QueryLimits.from_settings(Settings(max_candidates=50), default_candidates=100)

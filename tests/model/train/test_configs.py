@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from model.data.sources import PublishedSet
+from model.data.registry import PublishedSet
 from model.train.config import TrainConfig, load_train_config, selection_split
 from model.train.optimiser import rate_factor
 

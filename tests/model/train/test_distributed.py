@@ -15,7 +15,7 @@ from training_support import run_group, tiny, with_model
 from model.checkpoint import load_checkpoint
 from model.clip.towers import _DTYPES
 from model.config import EMCLConfig
-from model.data.base import Share
+from model.data.batches import Share
 from model.train.distributed import World
 from model.train.grad_cache import encode_batch
 from model.train.loop import Trainer

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from model.config import ClipConfig, EMCLConfig, ModelConfig, SamplingConfig, TemporalConfig, TokenizerConfig
-from model.data.base import Batch
+from model.data.batches import Batch
 from model.heads.losses import known_pairs, symmetric_info_nce
 from model.net import build_net
 from model.train.step import contrastive_loss
@@ -169,7 +169,7 @@ def test_distinct_items_have_the_same_loss_with_and_without_their_identities():
 
 def test_identities_are_the_same_in_every_process():
     code = (
-        "import numpy as np; from model.data.base import Batch; print(Batch(frames_BFHWC=np.zeros((1, 1, 2, 2, 3), "
+        "import numpy as np; from model.data.batches import Batch; print(Batch(frames_BFHWC=np.zeros((1, 1, 2, 2, 3), "
         "np.uint8), mask_BF=np.ones((1, 1), bool), captions=['A  cat'], clip_ids=['video7']).identities.tolist())"
     )
     results = {

@@ -31,7 +31,7 @@ from service.http.uploads import UploadReceiver
 from service.media import sandbox as sandbox_module
 from service.media.sandbox import Sandbox, SandboxLimits
 from service.search.engine import Engine
-from service.search.query import QueryLimits
+from service.search.values import QueryLimits
 from service.settings import load_settings
 
 MEBIBYTE = 1024**2

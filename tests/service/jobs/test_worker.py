@@ -19,8 +19,8 @@ from service.jobs import runner
 from service.jobs.commands import PhaseProgress, command_of
 from service.jobs.kinds import CalibrateJob, EvaluateJob, IndexJob, TrainJob
 from service.jobs.record import JobProgress
-from service.jobs.service import JobService
 from service.jobs.store import JobStore
+from service.jobs.submission import JobService
 from service.jobs.worker import Worker
 from service.settings import load_settings
 

@@ -13,7 +13,7 @@ from indexer.store.reader import StoreReader
 from indexer.store.writer import StoreWriter
 from service.search import ranking as ranking_module
 from service.search.engine import Engine
-from service.search.query import Ranking, RerankQuery, SearchQuery, SegmentRef, UploadQuery
+from service.search.values import Ranking, RerankQuery, SearchQuery, SegmentRef, UploadQuery
 
 
 @pytest.fixture(scope="module")

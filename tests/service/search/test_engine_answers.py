@@ -12,7 +12,7 @@ from indexer.store.reader import StoreReader
 from indexer.store.writer import StoreWriter
 from service.errors import Conflict, NotFound, Unprocessable
 from service.search.engine import Engine
-from service.search.query import Ranking, SearchQuery, VideoFilter
+from service.search.values import Ranking, SearchQuery, VideoFilter
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from model.config import EMCLConfig
 from model.evaluate.corpus import with_emcl
 from service.app import create_app
 from service.search.engine import Engine
-from service.search.query import QueryLimits
 from service.search.query_log import QueryLog
+from service.search.values import QueryLimits
 from service.settings import load_settings
 
 

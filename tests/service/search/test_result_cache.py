@@ -14,8 +14,8 @@ from service_support import serving
 from model.runtime.choose import RuntimeChoice
 from service.search import result_cache
 from service.search.engine import Engine
-from service.search.query import Ranking, SearchQuery, VideoFilter
 from service.search.result_cache import MAX_VALUE_BYTES
+from service.search.values import Ranking, SearchQuery, VideoFilter
 
 ASKED = {"text": "a red circle moves left", "k": 4}
 TIMEOUT_MS = 200

@@ -3,8 +3,8 @@
     accept ──► on the disk, acknowledged ──► decoded in the sandbox ──► encoded ──► committed ──► served
 
 A thread of its own adds accepted videos one after the other (``AdditionWork`` for one video, ``Additions`` for the
-queue); the writer thread commits them (``service.library.writer``). Videos that were accepted when a service stopped
-are finished by the next one. Each video has a job of kind ``add-video`` in the job store.
+queue); the writer thread commits them (``service.library.writer_thread``). Videos that were accepted when a service
+stopped are finished by the next one. Each video has a job of kind ``add-video`` in the job store.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from service import errors
 from service.background import Background
 from service.errors import Conflict, NotFound, Overloaded, ServiceError, Unprocessable
 from service.library.upload_store import Accepted, Received, UploadStore
-from service.library.writer import LibraryWriter
+from service.library.writer_thread import LibraryWriter
 from service.media.encode_upload import QueuedEncoder, encode_video
 from service.media.sandbox import KillSwitch, Sandbox
 

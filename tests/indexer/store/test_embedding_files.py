@@ -7,7 +7,7 @@ import pytest
 from index_support import DIM, FakeEncoder, fill, location_of, make_clip, settings
 
 from indexer.errors import SourceError
-from indexer.store.exchange import export_captions, export_segments, import_embeddings
+from indexer.store.embedding_files import export_captions, export_segments, import_embeddings
 from indexer.store.reader import StoreReader
 from indexer.store.writer import StoreWriter
 from model.durable import sha256_of_file

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from numeric_support import rounding_spread, tolerance
 
 from model.config import EMCLConfig, PoolingConfig
-from model.emcl import scoring
+from model.emcl import fast_pass
 from model.emcl.em import EMCL
+from model.emcl.fast_pass import Factored, corrected_cosines, covariance, factored_pass, prefers_covariance
 from model.emcl.pooling import pool_by_captions, pool_stored_videos, pool_videos
-from model.emcl.scoring import Factored, corrected_cosines, covariance, factored_pass, prefers_covariance
 from model.net import build_net
 
 DIM = 48
@@ -74,7 +74,7 @@ def assert_as_exact_as_the_plain_pass(module, rows, mask=None):
 @pytest.fixture(params=["rows", "covariance"])
 def loop(request, monkeypatch):
     """Each of the two loops, whatever the number of rows would choose."""
-    monkeypatch.setattr(scoring, "prefers_covariance", lambda *shape: request.param == "covariance")
+    monkeypatch.setattr(fast_pass, "prefers_covariance", lambda *shape: request.param == "covariance")
     return request.param
 
 
