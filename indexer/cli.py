@@ -118,7 +118,9 @@ def print_manifest(manifest: Manifest) -> None:
 def print_correction(store: Path) -> None:
     """Which form of EMCL the current generation applies; nothing if none was published."""
     from indexer.errors import NotAStore
+    from indexer.store.demo_notice import demo_notice
     from indexer.store.generation import GENERATIONS, current_name, load_correction
+    from indexer.store.reader import StoreReader
     from model.emcl.active import published_emcl
 
     try:
@@ -126,6 +128,10 @@ def print_correction(store: Path) -> None:
     except NotAStore:
         return
     typer.echo(f"EMCL: {published_emcl(load_correction(folder)).text}", err=True)
+    with StoreReader.open(store) as reader:
+        notice = demo_notice(reader)
+    if notice:
+        typer.echo(f"warning: {notice}", err=True)
 
 
 def index_lines(indexes: Mapping[str, IndexReport]) -> list[str]:

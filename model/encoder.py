@@ -221,6 +221,10 @@ class Encoder(Scorer):
         """Whether the model reads only the beginning of ``text``, because it is longer than its context."""
         return self.tokenizer.truncates(text)
 
+    def unknown_script(self, text: str) -> str | None:
+        """The script in ``text`` that the model's tokenizer does not know (``Cyrillic``); None if it knows all."""
+        return self.tokenizer.unknown_script(text)
+
     def former_fingerprints(self) -> frozenset[str]:
         """See ``model.checkpoint.former_fingerprints``; computed when asked, because it reads all weights."""
         return former_fingerprints(self.net)

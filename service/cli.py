@@ -337,6 +337,9 @@ def search(
     ranking = Ranking(k=k, offset=offset, candidates=candidates, rerank=rerank, group=group)
     engine = build_engine(load_settings(options))
     typer.echo(f"EMCL: {engine.active().text}", err=True)
+    notice = engine.demo_notice()
+    if notice:
+        typer.echo(f"warning: {notice}", err=True)
     try:
         if video is not None:
             _search_by_video(engine, video, ranking, as_json)
@@ -347,6 +350,8 @@ def search(
         answer = SearchAnswer.of(engine.search([query])[0])
         if answer.truncated:
             typer.echo("note: the text is longer than what the model reads; its end was ignored", err=True)
+        if answer.unknown_script:
+            typer.echo(f"note: the model does not read {answer.unknown_script} script; ask in English", err=True)
         typer.echo(_json(answer) if as_json else hits_table(answer.hits))
         if open_best and answer.hits:
             _open(engine, answer.hits[0].video_id)

@@ -12,11 +12,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import model
 from indexer.store.reader import StoreReader
+from model.demo import DEMO_DESCRIPTION
 
 CAPTIONS_PER_CLIP = 2
-DEMO_DESCRIPTION = Path(model.__file__).parent / "assets" / "demo.json"
 _LISTING = "captions.jsonl"
 
 SHOWCASE = (

@@ -7,6 +7,7 @@ one by one.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -35,6 +36,8 @@ from service.search.query_log import QueryLog
 from service.search.result_cache import SharedCache
 from service.search.values import SearchQuery, SearchResult
 from service.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -99,6 +102,9 @@ class Services:
     def start(self) -> None:
         """Start all parts."""
         self._loop = asyncio.get_running_loop()
+        notice = self.engine.demo_notice()
+        if notice:
+            logger.warning("%s", notice)
         self.redis.start()
         self.compute_queue.start()
         self.thumbnails.start()

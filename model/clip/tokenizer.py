@@ -11,6 +11,7 @@ two (measured by ``benchmarks/encoders.py``).
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PadTo = Literal["longest", "max"]
+
+_SPELT_OUT = 0.8
+"""Pieces for each letter from which words count as spelt out: English words of CLIP's vocabulary have 0.3, German and
+French 0.4 to 0.6; Russian 1.2, Arabic 1.0, Greek, Hindi, Japanese and Chinese 2 to 2.6 (the text has no meaning then).
+"""
 
 _BYTE_PIECES = 512  # 256 bytes, each inside a word and at its end
 
@@ -47,6 +53,9 @@ class Tokenizer(Protocol):
 
     def truncates(self, text: str) -> bool:
         """Whether the text is longer than what the model reads, so that its end is ignored."""
+
+    def unknown_script(self, text: str) -> str | None:
+        """The script in the text that the tokenizer does not know, such as ``Cyrillic``; None if it knows all."""
 
 
 class ClipTokenizer:
@@ -74,6 +83,14 @@ class ClipTokenizer:
         """Whether the text has more pieces than fit beside SOT and EOT."""
         return len(self._bpe.encode(visible(text))) > self.max_words - 2
 
+    def unknown_script(self, text: str) -> str | None:
+        """The first script other than Latin whose words are spelt out: about a piece for each letter, or more."""
+        for script, words in words_by_script(text).items():
+            letters = sum(letter.isalpha() for word in words for letter in word)
+            if script != "Latin" and len(self._bpe.encode(" ".join(words))) >= _SPELT_OUT * letters:
+                return script
+        return None
+
     def _encode(self, text: str) -> tuple[int, ...]:
         pieces = self._bpe.encode(text)[: self.max_words - 2]
         if self._bpe.eot_token_id in pieces:  # spelt out in the text: CLIP pools at the first, what follows is unseen
@@ -97,8 +114,13 @@ class OwnTokenizer:
         pad_id: int,
         count: Callable[[str], int],
         context: int,
+        unknown: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        """``count`` says how many ids a text has when nothing is cut; ``context`` is how many the model reads."""
+        """``count`` says how many ids a text has when nothing is cut; ``context`` is how many the model reads.
+
+        ``unknown`` says whether a text has a piece outside the vocabulary.
+        """
+        self._unknown = unknown
         self._tokenize = tokenize
         self._count = count
         self._context = context
@@ -118,6 +140,11 @@ class OwnTokenizer:
     def truncates(self, text: str) -> bool:
         """Whether the text has more ids than the context length."""
         return self._count(visible(text)) > self._context
+
+    def unknown_script(self, text: str) -> str | None:
+        """The first script with a word that has a piece outside the vocabulary."""
+        known = ((script, self._unknown(" ".join(words))) for script, words in words_by_script(text).items())
+        return next((script for script, unknown in known if unknown), None)
 
 
 def build_tokenizer(config: TokenizerConfig, clip: ClipConfig) -> Tokenizer:
@@ -163,6 +190,9 @@ def _own_tokenizer(text_cfg: dict[str, Any]) -> OwnTokenizer:
         pad_id=tokenizer.tokenizer.pad_token_id or 0,
         count=lambda text: len(tokenizer.tokenizer(tokenizer.clean_fn(text))["input_ids"]),
         context=text_cfg.get("context_length", 77),
+        unknown=lambda text: (
+            tokenizer.tokenizer.unk_token_id in tokenizer.tokenizer(tokenizer.clean_fn(text))["input_ids"]
+        ),
     )
 
 
@@ -198,6 +228,24 @@ Joiners (U+200C, U+200D) stay: they shape words of Persian and Indic scripts, an
 def visible(text: str) -> str:
     """The text without its invisible characters, as tokenizers here take it."""
     return text.translate(_INVISIBLE)
+
+
+def words_by_script(text: str) -> dict[str, list[str]]:
+    """Words by their script (``Latin``, ``Cyrillic``, ``Han``, …), in order of appearance.
+
+    A word is of the script of its first letter, by the letter's name in Unicode. Single letters are left out (``α
+    particle``), but for scripts in which one is a word.
+    """
+    words: dict[str, list[str]] = {}
+    for word in unicodedata.normalize("NFKC", visible(text)).split():
+        letters = [letter for letter in word if letter.isalpha()]
+        if not letters:
+            continue
+        script = unicodedata.name(letters[0], "unknown").split()[0].title()
+        script = "Han" if script == "Cjk" else script
+        if len(letters) > 1 or script in ("Han", "Hangul"):
+            words.setdefault(script, []).append(word)
+    return words
 
 
 def text_buckets(lengths: Sequence[int], *, most: int) -> Iterator[list[int]]:

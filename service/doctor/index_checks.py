@@ -49,13 +49,17 @@ def check_model(context: Context) -> Check:
 
 
 def check_index(context: Context) -> Check:
-    """The index opens: checksums of its generation, sizes and headers of its shards."""
+    """The index opens: checksums of its generation, sizes and headers of its shards; the demo model fits it."""
+    from indexer.store.demo_notice import demo_notice
     from indexer.store.reader import StoreReader
     from service.search.engine import serving_of
 
     context.reader = StoreReader.open(context.settings.store, serving=serving_of(context.settings))
     counts = context.reader.counts
     detail = f"generation {context.reader.manifest.generation}: {counts.videos} videos, {counts.captions} captions"
+    notice = demo_notice(context.reader)
+    if notice:
+        return warning(f"{detail}; {notice}", "index them with --model small, base or large into another store")
     if counts.videos == 0:
         return warning(detail, "index videos: emcl index add PATH")
     if counts.failed:

@@ -70,6 +70,7 @@ def _describe(services: Services) -> IndexAnswer:
     with services.engine.live.lease() as generation:
         manifest, version = generation.reader.manifest, generation.version
         correction = active_emcl(encoder.config.emcl, generation.reader.correction)
+        notice = generation.demo_notice
         revision, rows, counts = generation.reader.revision, generation.reader.overlay_rows, generation.reader.counts
     library = services.library
     return IndexAnswer(
@@ -89,6 +90,7 @@ def _describe(services: Services) -> IndexAnswer:
         counts=counts.model_dump(),
         sampling=manifest.sampling.model_dump(),
         emcl=encoder.config.emcl.model_dump(),
+        demo_notice=notice,
         correction=EMCLOut(**vars(correction)),
         upload_limits=UploadLimitsOut(
             max_bytes=settings.upload_max_bytes,

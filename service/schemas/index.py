@@ -73,6 +73,9 @@ class IndexAnswer(Answer):
     counts: dict[str, int]
     sampling: dict[str, Any]
     emcl: dict[str, Any]
+    demo_notice: str | None = Field(
+        None, description="A warning where the demo model serves anything but its own clips: its answers mean nothing."
+    )
     correction: EMCLOut = Field(description="What EMCL does to searches of this index with this model.")
     upload_limits: UploadLimitsOut
     query_limits: dict[str, int]

@@ -179,6 +179,9 @@ class SearchAnswer(Answer):
     truncated: bool = Field(
         False, description="The text is longer than what the model reads; what follows its limit was ignored."
     )
+    unknown_script: str | None = Field(
+        None, description="A script in the text that the model's tokenizer does not know, such as `Cyrillic`."
+    )
 
     @classmethod
     def of(cls, result: SearchResult) -> SearchAnswer:
@@ -187,6 +190,7 @@ class SearchAnswer(Answer):
             hits=[HitOut.of(hit) for hit in result.hits],
             source=SourceOut.of(result.source),
             truncated=result.truncated,
+            unknown_script=result.unknown_script,
         )
 
 

@@ -197,6 +197,11 @@ class Engine:
         with self.live.lease() as generation:
             return active_emcl(self.encoder.config.emcl, generation.reader.correction)
 
+    def demo_notice(self) -> str | None:
+        """What people have to know where the demo model serves other videos than its own; None elsewhere."""
+        with self.live.lease() as generation:
+            return generation.demo_notice
+
     def probe(self) -> SearchResult:
         """One query through every stage, with nothing taken from a cache: what "ready" means."""
         with self.live.lease() as generation:
@@ -286,6 +291,7 @@ class Engine:
                 hits=page,
                 source=self._source(generation, watch, query.ranking.rerank),
                 truncated=query.text is not None and self.encoder.truncates(query.text),
+                unknown_script=None if query.text is None else self.encoder.unknown_script(query.text),
             )
             for page, query in zip((hits[q] for q in range(len(queries))), queries, strict=True)
         ]
@@ -323,6 +329,7 @@ class Engine:
             hits=hits,
             source=self._source(generation, watch, query.rerank),
             truncated=self.encoder.truncates(query.text),
+            unknown_script=self.encoder.unknown_script(query.text),
         )
 
     def _captions(

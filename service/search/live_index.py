@@ -11,9 +11,11 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING
 
+from indexer.store.demo_notice import demo_notice
 from service.errors import NotFound
 from service.search.cache import LRUCache
 from service.search.qb_norm import BankCache, bank_name
@@ -51,6 +53,11 @@ class Generation:
         self.leases = 0
         self.retired = False
         self._cards: LRUCache[str, VideoCard] = LRUCache(_CARDS_KEPT)
+
+    @cached_property
+    def demo_notice(self) -> str | None:
+        """What people have to know where the demo model serves other videos than its own; None elsewhere."""
+        return demo_notice(self.reader)
 
     def video(self, video_id: str) -> Video:
         """One video of this generation. Raises ``NotFound``."""
@@ -126,6 +133,8 @@ class LiveIndex:
         generation = self._generation(reader)
         with self._lock:
             old, self._current = self._current, generation
+        if generation.demo_notice and not old.demo_notice:
+            logger.warning("%s", generation.demo_notice)
         self._retire(old)
 
     def _generation(self, reader: StoreReader) -> Generation:

@@ -170,11 +170,16 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """The hits of one query, best first. ``truncated``: the model read only the beginning of the text."""
+    """The hits of one query, best first.
+
+    ``truncated``: the model read only the beginning of the text. ``unknown_script``: a script of the text that it does
+    not read, None if it reads all.
+    """
 
     hits: tuple[Hit, ...]
     source: Source
     truncated: bool = False
+    unknown_script: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,6 +38,8 @@ async function knowIndex() {
   const index = await describeIndex();
   find("#facts").textContent = `${count(index.counts.videos)} videos · ${count(index.counts.captions)} captions · ${index.model}`;
   find("#correction").textContent = `EMCL here: ${index.correction.text}`;
+  find("#banner").textContent = index.demo_notice ? `Note: ${index.demo_notice.replaceAll("`", "")}` : "";
+  find("#banner").hidden = !index.demo_notice;
   search.knowIndex(index);
   videoin.knowLimits(index);
 }

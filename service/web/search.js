@@ -22,7 +22,7 @@ const part = { form: find("#search"), text: find("#text"), status: find("#status
 const STAGES = { cache: "looked up in the cache", encode: "reading the query", candidates: "searching the index", rerank: "ranking the candidates", answer: "collecting titles and times" };
 
 /** The answer to a query, grown by each further page; `done`: nothing more can be loaded.
- * @typedef {{hits: Hit[], like: string, took: number, stages: Record<string, number>, done: boolean, truncated: boolean}} Found */
+ * @typedef {{hits: Hit[], like: string, took: number, stages: Record<string, number>, done: boolean, truncated: boolean, script: string | null}} Found */
 
 /** Answers by query, so that going back is immediate. @type {Map<string, Found>} */
 const kept = new Map();
@@ -109,7 +109,7 @@ async function firstPage(place, signal) {
   const answer = await api.search({ ...queryOf(place), k }, signal);
   const took = performance.now() - began;
   const like = place.like ? await api.video(place.like).then((video) => ` like “${video.title}”`, () => " like this one") : "";
-  return { hits: ordered(answer.hits, place.sort), like, took, stages: answer.source.stage_ms, done: answer.hits.length < k || k >= candidates, truncated: answer.truncated };
+  return { hits: ordered(answer.hits, place.sort), like, took, stages: answer.source.stage_ms, done: answer.hits.length < k || k >= candidates, truncated: answer.truncated, script: answer.unknown_script };
 }
 
 /** @param {Hit[]} hits @param {string} sort */
@@ -125,7 +125,8 @@ function ordered(hits, sort) {
 
 /** @param {Found} found */
 function cutNote(found) {
-  return found.truncated ? " · The text is longer than what the model reads; its end was ignored." : "";
+  return (found.truncated ? " · The text is longer than what the model reads; its end was ignored." : "")
+    + (found.script ? ` · The model does not read ${found.script} script: ask in English.` : "");
 }
 
 /** @param {Found} found @param {Place} place @param {string} key @param {AbortController} mine */

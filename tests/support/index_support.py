@@ -60,6 +60,9 @@ class FakeEncoder:
     def truncates(self, text: str) -> bool:
         return len(text.split()) > 30
 
+    def unknown_script(self, text: str) -> str | None:
+        return None
+
     def former_fingerprints(self) -> frozenset[str]:
         return frozenset()
 

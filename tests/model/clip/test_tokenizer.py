@@ -222,3 +222,34 @@ def test_invisible_characters_are_dropped(tiny_config):
 def test_architecture_whose_tokenizer_needs_a_package_says_so():
     with pytest.raises(ClipError, match=r"timm/ViT-B-16-SigLIP.*needs another package.*transformers"):
         build_tokenizer(TokenizerConfig(), ClipConfig(architecture="ViT-B-16-SigLIP", pretrained="webli"))
+
+
+@pytest.mark.parametrize(
+    ("text", "script"),
+    [
+        ("a white cockatoo looks into the camera", None),
+        ("ein Hund springt über größere Pfützen", None),
+        ("qwertyuiop zxcvbnm 2023 ❤️", None),
+        ("α particle", None),
+        ("ＦＵＬＬ ｗｉｄｔｈ", None),
+        ("собака прыгает в озеро", "Cyrillic"),
+        ("a dog named собака", "Cyrillic"),
+        ("ένας σκύλος", "Greek"),
+        ("犬", "Han"),
+        ("개가 뛰어든다", "Hangul"),
+        ("كلب يقفز في البحيرة", "Arabic"),
+        ("एक कुत्ता", "Devanagari"),
+    ],
+)
+def test_a_script_that_is_spelt_out_is_not_known(text, script):
+    tokenizer = build_tokenizer(TokenizerConfig(max_words=77), ClipConfig(architecture="ViT-B-32"))
+    assert tokenizer.unknown_script(text) == script
+
+
+def test_an_own_tokenizer_does_not_know_what_is_outside_its_vocabulary():
+    tokenizer = OwnTokenizer(
+        lambda texts: torch.zeros(len(texts), 4), vocab_size=10, pad_id=1, count=len, context=4,
+        unknown=lambda text: "ю" in text,
+    )  # fmt: skip
+    assert tokenizer.unknown_script("a собака") is None
+    assert tokenizer.unknown_script("a юла") == "Cyrillic"

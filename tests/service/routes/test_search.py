@@ -8,7 +8,7 @@ from service_support import assert_problem, assert_same_hits
 
 def test_search_answers_hits_with_both_scores_and_the_moment(client):
     answer = client.post("/v1/search", json={"text": "a red circle moves left", "k": 3}).json()
-    assert set(answer) == {"hits", "source", "truncated"}
+    assert set(answer) == {"hits", "source", "truncated", "unknown_script"}
     assert len(answer["hits"]) == 3
     for hit in answer["hits"]:
         assert set(hit) == {

@@ -286,3 +286,10 @@ def test_a_text_that_is_read_in_part_is_said_to_be(engine):
     assert not alike.truncated
     (scored,) = engine.rerank([RerankQuery(text=long, segments=(SegmentRef(video_id=video_id(1)),))])
     assert scored.truncated
+
+
+def test_a_text_in_a_script_that_the_model_does_not_read_is_said_to_be(engine):
+    latin, greek = engine.search([SearchQuery(text="a thing"), SearchQuery(text="ένας σκύλος")])
+    assert (latin.unknown_script, greek.unknown_script) == (None, "Greek")
+    (scored,) = engine.rerank([RerankQuery(text="ένας σκύλος", segments=(SegmentRef(video_id=video_id(1)),))])
+    assert scored.unknown_script == "Greek"
