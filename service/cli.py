@@ -28,6 +28,7 @@ import typer.core
 
 from indexer.cli import app as index_app
 from indexer.cli import store_app
+from indexer.store.confidence import LINE
 from model.cli import app as model_app
 from service.cli_jobs import app as jobs_app
 from service.cli_jobs import worker
@@ -321,6 +322,9 @@ def search(
     tag: Annotated[list[str] | None, typer.Option(help="Only videos with this tag; may be repeated.")] = None,
     min_seconds: Annotated[float | None, typer.Option(help="Only videos at least this long.")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="Only videos at most this long.")] = None,
+    min_confidence: Annotated[
+        float, typer.Option(help="Leave out hits that fit less well: 0 to 1 (see docs/search.md).")
+    ] = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, as the API answers.")] = False,
     open_best: Annotated[
         bool, typer.Option("--open", help="Open the best hit in the program that this system uses for videos.")
@@ -334,7 +338,11 @@ def search(
 
     if (text is None) == (video is None):
         raise typer.BadParameter("give either words or --video FILE")
-    ranking = Ranking(k=k, offset=offset, candidates=candidates, rerank=rerank, group=group)
+    if video is not None and min_confidence > 0:
+        raise typer.BadParameter("--min-confidence goes with words")
+    ranking = Ranking(
+        k=k, offset=offset, candidates=candidates, rerank=rerank, group=group, min_confidence=min_confidence
+    )
     engine = build_engine(load_settings(options))
     typer.echo(f"EMCL: {engine.active().text}", err=True)
     notice = engine.demo_notice()
@@ -347,11 +355,15 @@ def search(
         wanted = VideoFilter(tags=tuple(tag or ()), min_seconds=min_seconds, max_seconds=max_seconds)
         query = SearchQuery(text=text, ranking=ranking, filter=wanted)
         engine.limits.check_search(query)
+        if min_confidence > 0:
+            engine.check_confidence()
         answer = SearchAnswer.of(engine.search([query])[0])
         if answer.truncated:
             typer.echo("note: the text is longer than what the model reads; its end was ignored", err=True)
         if answer.unknown_script:
             typer.echo(f"note: the model does not read {answer.unknown_script} script; ask in English", err=True)
+        if answer.nothing_fits:
+            typer.echo("note: nothing fits well", err=True)
         typer.echo(_json(answer) if as_json else hits_table(answer.hits))
         if open_best and answer.hits:
             _open(engine, answer.hits[0].video_id)
@@ -394,12 +406,16 @@ def _json(answer: Any) -> str:
 
 
 def hits_table(hits: Sequence[HitOut]) -> str:
-    """One line for each hit: scores, the moment, the segment, title, tags."""
+    """One line for each hit: scores, confidence, the moment, the segment, title, tags.
+
+    A rule stands above the hits behind the last that fits well; in a terminal they are faint.
+    """
     rows = [
         (
             f"{number}",
             f"{hit.score:.3f}",
             f"{hit.stage1_score:.3f}",
+            "" if hit.confidence is None else f"{hit.confidence:.2f}",
             clock(hit.moment),
             f"{clock(hit.start)}-{clock(hit.end)}",
             hit.title,
@@ -407,7 +423,15 @@ def hits_table(hits: Sequence[HitOut]) -> str:
         )
         for number, hit in enumerate(hits, start=1)
     ]
-    return _table(("#", "score", "stage 1", "moment", "segment", "video", "tags"), rows)
+    lines = _table(("#", "score", "stage 1", "fit", "moment", "segment", "video", "tags"), rows).split("\n")
+    strong = 1 + max(
+        (number for number, hit in enumerate(hits, 1) if hit.confidence is None or hit.confidence >= LINE), default=0
+    )
+    if not hits or strong == len(lines):
+        return "\n".join(lines)
+    rule = "-- nothing fits well " if strong == 1 else "-- these fit less well "
+    weak = [typer.style(line, dim=True) for line in lines[strong:]]
+    return "\n".join([*lines[:strong], rule.ljust(max(map(len, lines)), "-"), *weak])
 
 
 def captions_table(captions: Sequence[CaptionOut]) -> str:

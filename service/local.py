@@ -40,6 +40,7 @@ T = TypeVar("T")
 class VideoHit:
     """A segment of a video that matches. Times count from the video's first frame; ``score`` is a cosine.
 
+    ``confidence``: how unusual the match of a text is, from 0 to 1; None where that is not known (docs/search.md).
     ``path`` is a place where the video's file was found, None if none is recorded.
     """
 
@@ -51,6 +52,7 @@ class VideoHit:
     moment_seconds: float
     score: float
     tags: tuple[str, ...]
+    confidence: float | None = None
 
     def thumbnail(self, width: int = PICTURE_WIDTH) -> bytes | None:
         """The moment as JPEG, or None if the file is no longer there or cannot be decoded."""
@@ -342,4 +344,5 @@ def _hit(hit: Hit, path: str | None) -> VideoHit:
         moment_seconds=hit.frames.moment_seconds,
         score=hit.score,
         tags=hit.tags,
+        confidence=hit.confidence,
     )

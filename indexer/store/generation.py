@@ -2,8 +2,9 @@
 
 A generation is a folder with ``manifest.json``, ``snapshot.db`` (a copy of the catalogue), ``segments.npy`` and
 ``captions.npy`` (where each id's features lie), ``videos.faiss``, ``captions.faiss``, ``emcl_map.npz`` (the correction:
-map and bases) and, if there are hub bases, ``segment_hubs.npy`` (each segment's number in the rerank). It is built
-under a temporary name, brought to the disk, renamed, and only then named in ``CURRENT``. Nothing is decoded for it.
+map and bases), ``confidence.npz`` (what unrelated texts reach, if the model was at hand) and, if there are hub bases,
+``segment_hubs.npy`` (each segment's number in the rerank). It is built under a temporary name, brought to the disk,
+renamed, and only then named in ``CURRENT``. Nothing is decoded for it.
 
 Legend: N rows, D channels.
 """
@@ -23,6 +24,7 @@ import numpy.typing as npt
 
 from indexer.ann.choose import AUTO
 from indexer.errors import Damaged, NotAStore, StoreError
+from indexer.store import confidence
 from indexer.store.bank import CORRECTION, banks_of, read_settings
 from indexer.store.build_index import write_index
 from indexer.store.catalogue import CatalogueReader
@@ -183,6 +185,7 @@ def _build(
     np.savez(work / FROZEN_MAP, **correction.to_arrays())  # type: ignore[arg-type]
     frames = ShardReader(store / FEATURES, FRAMES, settings.dim, shards[FRAMES.name])
     names = [*FILES, *_write_segment_hubs(work / SEGMENT_HUBS, correction, segments, frames)]
+    names += _write_confidence(store, work, mapper, correction, videos_side)
     indexes = _write_indexes(work, videos_side, captions_side, correction, settings, progress)
     files = {name: _check_of(work / name) for name in names}
     manifest = Manifest(
@@ -276,6 +279,17 @@ def _write_segment_hubs(path: Path, correction: Correction, segments: Places, fr
         frames.let_go()
     np.save(path, numbers_N)
     return [path.name]
+
+
+def _write_confidence(store: Path, work: Path, mapper: RowMapper, correction: Correction, videos: Side) -> list[str]:
+    """Write what unrelated texts reach over the segments; the names of the files that were written."""
+    rows_nD = confidence.background_rows(store, mapper) if len(videos) else None
+    if rows_nD is None:
+        return []
+    queries_nM = correction.base_rows(rows_nD, "text")
+    found = confidence.fit(queries_nM, confidence.base_blocks(correction, videos))
+    confidence.write(work / confidence.CONFIDENCE, found)
+    return [confidence.CONFIDENCE]
 
 
 def segment_numbers(correction: Correction, places: Places, frames: ShardReader) -> npt.NDArray[np.float32]:

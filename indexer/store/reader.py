@@ -25,7 +25,7 @@ from indexer.ann import index as ann
 from indexer.ann.index import Rows
 from indexer.ann.recipe import split_options
 from indexer.errors import Damaged, ModelMismatch, WrongPreprocessing
-from indexer.store import generation, overlay
+from indexer.store import confidence, generation, overlay
 from indexer.store.config import Counts, IndexReport, Manifest
 from indexer.store.layered import Layers, mapped
 from indexer.store.overlay import Overlay
@@ -82,6 +82,9 @@ class _Base:
         self.hub_numbers_N: FloatArray | None = None
         if generation.SEGMENT_HUBS in manifest.files:
             self.hub_numbers_N = np.load(folder / generation.SEGMENT_HUBS, mmap_mode="r")
+        self.confidence: confidence.Confidence | None = None
+        if confidence.CONFIDENCE in manifest.files:
+            self.confidence = confidence.read(folder / confidence.CONFIDENCE)
         self.new_hub_numbers: dict[int, float] = {}  # of segments that came later, by id
         self.shards = generation.open_shards(path, manifest)
         self.serving = serving
@@ -325,6 +328,21 @@ class StoreReader:
         for place in np.flatnonzero(~known & (flat >= 0)):
             numbers[place] = self._base.new_hub_numbers[int(flat[place])]
         return numbers.reshape(np.shape(ids))
+
+    @property
+    def has_confidence(self) -> bool:
+        """Whether hits of texts have a confidence: not in generations of earlier versions, or without segments."""
+        return self._base.confidence is not None
+
+    def confidences(self, row_D: FloatArray, ids_K: IdArray) -> FloatArray | None:
+        """The confidence (K,) of segments as hits of a text, whose raw row is given; None if it is not known.
+
+        See ``indexer.store.confidence``.
+        """
+        if self._base.confidence is None:
+            return None
+        query_M = self.correction.base_rows(row_D[None], "text")[0]
+        return self._base.confidence.of(query_M, self.correction.base_rows(self.segment_embeddings(ids_K), "video"))
 
     def _number_new(self, places: npt.NDArray[np.void]) -> None:
         """Give segments that came after the generation their numbers: one E-step each, kept for the next views."""

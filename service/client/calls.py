@@ -167,9 +167,10 @@ def search(
     tags: Sequence[str] = (),
     min_seconds: float | None = None,
     max_seconds: float | None = None,
+    min_confidence: float | None = None,
 ) -> Sent:
     """Videos for a text, or like an indexed video."""
-    asked = _given(text=text, video_id=video_id, segment=segment, candidates=candidates)
+    asked = _given(text=text, video_id=video_id, segment=segment, candidates=candidates, min_confidence=min_confidence)
     wanted = _filter(tags, min_seconds, max_seconds)
     return Sent(json={**asked, "k": k, "offset": offset, "rerank": rerank, "group": group, "filter": wanted})
 
@@ -186,9 +187,10 @@ def search_many(
     tags: Sequence[str] = (),
     min_seconds: float | None = None,
     max_seconds: float | None = None,
+    min_confidence: float | None = None,
 ) -> Sent:
     """Videos for each of several texts."""
-    asked = _given(texts=list(texts), candidates=candidates)
+    asked = _given(texts=list(texts), candidates=candidates, min_confidence=min_confidence)
     wanted = _filter(tags, min_seconds, max_seconds)
     return Sent(json={**asked, "k": k, "offset": offset, "rerank": rerank, "group": group, "filter": wanted})
 

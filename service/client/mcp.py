@@ -176,6 +176,7 @@ def _hit(hit: HitOut) -> dict[str, Any]:
         "end_seconds": hit.end,
         "moment_seconds": hit.moment,
         "score": round(hit.score, 4),
+        "confidence": None if hit.confidence is None else round(hit.confidence, 3),
         "tags": hit.tags,
         "picture": f"video://{hit.video_id}/thumbnail/{hit.moment}",
     }

@@ -7,6 +7,7 @@ import logging
 
 from fastapi import APIRouter, Request
 
+from indexer.store.confidence import LINE
 from model.emcl.active import active_emcl
 from service.access.gate import require
 from service.http.disconnect import unless_gone
@@ -71,6 +72,7 @@ def _describe(services: Services) -> IndexAnswer:
         manifest, version = generation.reader.manifest, generation.version
         correction = active_emcl(encoder.config.emcl, generation.reader.correction)
         notice = generation.demo_notice
+        has_confidence = generation.reader.has_confidence
         revision, rows, counts = generation.reader.revision, generation.reader.overlay_rows, generation.reader.counts
     library = services.library
     return IndexAnswer(
@@ -90,6 +92,7 @@ def _describe(services: Services) -> IndexAnswer:
         counts=counts.model_dump(),
         sampling=manifest.sampling.model_dump(),
         emcl=encoder.config.emcl.model_dump(),
+        confidence_line=LINE if has_confidence else None,
         demo_notice=notice,
         correction=EMCLOut(**vars(correction)),
         upload_limits=UploadLimitsOut(

@@ -56,6 +56,8 @@ async def search(asked: SearchRequest, request: Request, services: ServicesDep) 
         await _check_indexed(services, queries[0])
     if asked.normalise != "none":
         services.engine.check_bank()
+    if asked.min_confidence > 0:
+        services.engine.check_confidence()
     work = unless_gone(request, services.search(queries))
     results = await services.telemetry.timed(work, batched=True)
     answers = [SearchAnswer.of(result) for result in results]

@@ -73,6 +73,9 @@ class IndexAnswer(Answer):
     counts: dict[str, int]
     sampling: dict[str, Any]
     emcl: dict[str, Any]
+    confidence_line: float | None = Field(
+        None, description="Hits whose confidence is below it count as weak; null if the index knows no confidence."
+    )
     demo_notice: str | None = Field(
         None, description="A warning where the demo model serves anything but its own clips: its answers mean nothing."
     )

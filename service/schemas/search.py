@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from indexer.store.confidence import LINE
 from model.evaluate.labels import DEFAULT_PROMPT, MAX_LABEL_CHARS, MAX_LABELS
 from service.search.values import (
     CaptionHit,
@@ -80,6 +81,9 @@ class SearchRequest(Request):
         description="`qb-norm`: scores relative to the index's query bank (texts only; 409 if it has none). Where the "
         "best candidate is near to many texts, `score` is how much nearer it is to this one.",
     )
+    min_confidence: float = Field(
+        0.0, description="Leave out hits of the page that fit less well, from 0 to 1 (texts only)."
+    )
     filter: FilterIn = Field(default_factory=FilterIn)  # a default value would be copied deeply for each request
 
     def to_queries(self) -> list[SearchQuery]:
@@ -91,6 +95,7 @@ class SearchRequest(Request):
             rerank=self.rerank,
             group=self.group,
             normalise=self.normalise,
+            min_confidence=self.min_confidence,
         )
         wanted = self.filter.to_filter()
         texts = self.texts if self.texts is not None else [self.text]
@@ -121,6 +126,11 @@ class HitOut(Answer):
     end: float = Field(description="End of the segment in the video.")
     score: float = Field(description="Cosine that the hits are ranked by; with `qb-norm` less what is usual for it.")
     stage1_score: float = Field(description="Cosine of stage 1, before reranking.")
+    confidence: float | None = Field(
+        None,
+        description="How unusual the match is: the share of unrelated texts whose best match in this library fits less "
+        "well, from 0 to 1. Null for likeness to a video, and in an index of an earlier version.",
+    )
     moment: float = Field(description="Time of the frame that the query weighs most.")
     frame_weights: list[FrameOut]
     title: str = Field(description="Name of the video's file without its ending.")
@@ -140,6 +150,7 @@ class HitOut(Answer):
             end=hit.end_seconds,
             score=hit.score,
             stage1_score=hit.stage1_score,
+            confidence=hit.confidence,
             moment=moment,
             frame_weights=FrameOut.all_of(hit.frames),
             title=hit.title,
@@ -182,6 +193,9 @@ class SearchAnswer(Answer):
     unknown_script: str | None = Field(
         None, description="A script in the text that the model's tokenizer does not know, such as `Cyrillic`."
     )
+    nothing_fits: bool = Field(
+        False, description=f"Nothing fits well: no hit of the page has a confidence of {LINE} or more."
+    )
 
     @classmethod
     def of(cls, result: SearchResult) -> SearchAnswer:
@@ -191,6 +205,7 @@ class SearchAnswer(Answer):
             source=SourceOut.of(result.source),
             truncated=result.truncated,
             unknown_script=result.unknown_script,
+            nothing_fits=result.nothing_fits,
         )
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.store.confidence import LINE
 from model.emcl.active import ActiveEMCL, active_emcl
 from service.errors import Conflict, NotFound
 from service.search import ranking
@@ -117,6 +118,16 @@ class Engine:
         """Raise ``Conflict`` if what is served has no query bank of this model."""
         with self.live.lease() as generation:
             usable(generation.bank, generation.reader, self.encoder)
+
+    def check_confidence(self) -> None:
+        """Raise ``Conflict`` if hits of what is served have no confidence."""
+        with self.live.lease() as generation:
+            if generation.reader.counts.segments and not generation.reader.has_confidence:
+                raise Conflict(
+                    "this index knows no confidence: an earlier version published it",
+                    expected="a generation with confidence.npz, for min_confidence",
+                    next_step="publish one with `emcl index rebuild`, or leave min_confidence out",
+                )
 
     def search(self, queries: Sequence[SearchQuery]) -> list[SearchResult]:
         """Rank indexed videos for texts, or for indexed videos ("more like this", the video itself left out).
@@ -271,7 +282,7 @@ class Engine:
             watch.lap("rerank")
             for place, q in enumerate(members):
                 page = queries[q].ranking
-                hits[q] = segment_hits(self.encoder, generation, group, place, rows_QD[q], page)
+                hits[q] = segment_hits(self.encoder, generation, group, place, rows_QD[q], page, is_text=is_text)
                 if len(hits[q]) == page.k or page.group == "segment":
                     continue
                 more = ranking.find_further_videos(
@@ -284,11 +295,12 @@ class Engine:
                 )
                 if more.ids_QC.shape != candidates.of(place).ids_QC.shape:
                     scored = self._scored(generation, rows_QD[[q]], more, asked, is_text=is_text)
-                    hits[q] = segment_hits(self.encoder, generation, scored, 0, rows_QD[q], page)
+                    hits[q] = segment_hits(self.encoder, generation, scored, 0, rows_QD[q], page, is_text=is_text)
         watch.lap("answer")
         return [
             SearchResult(
-                hits=page,
+                hits=_confident(page, query.ranking.min_confidence),
+                nothing_fits=_nothing_fits(page),
                 source=self._source(generation, watch, query.ranking.rerank),
                 truncated=query.text is not None and self.encoder.truncates(query.text),
                 unknown_script=None if query.text is None else self.encoder.unknown_script(query.text),
@@ -323,13 +335,14 @@ class Engine:
         watch.lap("candidates")
         scored = ranking.score_segments(self.encoder, reader, row_D[None], candidates, query.rerank)
         everything = Ranking(k=len(ids_C), candidates=len(ids_C), group="segment", rerank=query.rerank)
-        hits = segment_hits(self.encoder, generation, scored, 0, row_D, everything)
+        hits = segment_hits(self.encoder, generation, scored, 0, row_D, everything, is_text=True)
         watch.lap("rerank")
         return SearchResult(
             hits=hits,
             source=self._source(generation, watch, query.rerank),
             truncated=self.encoder.truncates(query.text),
             unknown_script=self.encoder.unknown_script(query.text),
+            nothing_fits=_nothing_fits(hits),
         )
 
     def _captions(
@@ -388,6 +401,16 @@ def _alike(
         members[(asked.candidates, asked.rerank, asked.normalise, query.filter, tuple(own[q]), is_text)].append(q)
     for (candidates, rerank, how, wanted, left_out, _), group in members.items():
         yield (Ranking(k=1, candidates=candidates, rerank=rerank, normalise=how), wanted, left_out), group
+
+
+def _confident(hits: tuple[Hit, ...], least: float) -> tuple[Hit, ...]:
+    return hits if least == 0 else tuple(hit for hit in hits if hit.confidence is not None and hit.confidence >= least)
+
+
+def _nothing_fits(hits: tuple[Hit, ...]) -> bool:
+    """Whether there are hits whose confidence is known, and none reaches the line."""
+    known = [hit.confidence for hit in hits if hit.confidence is not None]
+    return bool(known) and max(known) < LINE
 
 
 def _allowed(reader: StoreReader, wanted: VideoFilter) -> Ids:

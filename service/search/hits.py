@@ -25,9 +25,19 @@ Ids = NDArray[np.int64]
 
 
 def segment_hits(
-    encoder: Encoder, generation: Generation, scored: Scored, place: int, row_D: Floats, asked: Ranking
+    encoder: Encoder,
+    generation: Generation,
+    scored: Scored,
+    place: int,
+    row_D: Floats,
+    asked: Ranking,
+    *,
+    is_text: bool,
 ) -> tuple[Hit, ...]:
-    """The page ``asked`` for of the query that stands at ``place`` in ``scored``; ``row_D`` is its raw row."""
+    """The page ``asked`` for of the query that stands at ``place`` in ``scored``; ``row_D`` is its raw row.
+
+    Only hits of texts have a confidence.
+    """
     reader, ids_C = generation.reader, scored.candidates.ids_QC[place]
     order = scored.best_first(place)
     page = _page(reader, ids_C[order], asked.offset, asked.k, asked.group)
@@ -39,6 +49,7 @@ def segment_hits(
         weights_KF = ranking.segment_weights(encoder, reader, row_D, ids_C[chosen_K])
     else:
         weights_KF = scored.weights_QCF[place, chosen_K]
+    confidences_K = reader.confidences(row_D, ids_C[chosen_K]) if is_text else None
     return tuple(
         _hit(
             generation,
@@ -46,8 +57,9 @@ def segment_hits(
             score=float(scored.scores_QC[place, column]),
             stage1_score=float(scored.candidates.stage1_QC[place, column]),
             frames=FrameWeights.of(segment.timestamps_seconds, weights_F),
+            confidence=None if confidences_K is None else float(confidences_K[number]),
         )
-        for segment, column, weights_F in zip(page, chosen_K, weights_KF, strict=True)
+        for number, (segment, column, weights_F) in enumerate(zip(page, chosen_K, weights_KF, strict=True))
     )
 
 
@@ -96,7 +108,15 @@ def _page(reader: StoreReader, ranked_ids: Ids, offset: int, k: int, group: Grou
     return page[offset : offset + k]
 
 
-def _hit(generation: Generation, segment: Segment, *, score: float, stage1_score: float, frames: FrameWeights) -> Hit:
+def _hit(
+    generation: Generation,
+    segment: Segment,
+    *,
+    score: float,
+    stage1_score: float,
+    frames: FrameWeights,
+    confidence: float | None,
+) -> Hit:
     card = generation.card(segment.video_id)
     return Hit(
         video_id=segment.video_id,
@@ -110,4 +130,5 @@ def _hit(generation: Generation, segment: Segment, *, score: float, stage1_score
         title=card.title,
         duration_seconds=card.duration_seconds,
         tags=card.tags,
+        confidence=confidence,
     )

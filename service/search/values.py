@@ -46,6 +46,7 @@ class VideoFilter:
 class Ranking:
     """How candidates are found and ranked, and which page of them is wanted.
 
+    ``min_confidence`` leaves out hits of the page, which then has fewer than ``k``.
     ``candidates`` of ``None`` is the number that the checkpoint was calibrated to (``QueryLimits.candidates_of``).
     """
 
@@ -55,6 +56,7 @@ class Ranking:
     rerank: Rerank = "emcl"
     group: Group = "video"
     normalise: Normalise = "none"
+    min_confidence: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +127,10 @@ class FrameWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class Hit:
-    """A segment that matches. ``score`` is the one it is ranked by, ``stage1_score`` that of the index."""
+    """A segment that matches. ``score`` is the one it is ranked by, ``stage1_score`` that of the index.
+
+    ``confidence``: how unusual the match is (``indexer.store.confidence``); None where that is not known.
+    """
 
     video_id: str
     segment_id: int
@@ -138,6 +143,7 @@ class Hit:
     title: str
     duration_seconds: float
     tags: tuple[str, ...]
+    confidence: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,13 +179,14 @@ class SearchResult:
     """The hits of one query, best first.
 
     ``truncated``: the model read only the beginning of the text. ``unknown_script``: a script of the text that it does
-    not read, None if it reads all.
+    not read, None if it reads all. ``nothing_fits``: there were hits, and all of them were weak.
     """
 
     hits: tuple[Hit, ...]
     source: Source
     truncated: bool = False
     unknown_script: str | None = None
+    nothing_fits: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,6 +254,8 @@ class QueryLimits:
         candidates = self.candidates_of(ranking)
         if not 1 <= candidates <= self.max_candidates:
             raise _over(f"candidates={candidates}", f"1 to {self.max_candidates}", "ask for fewer candidates")
+        if not 0 <= ranking.min_confidence <= 1:
+            raise _over(f"min_confidence={ranking.min_confidence}", "0 to 1", "correct it")
         if ranking.k < 1 or ranking.offset < 0 or ranking.offset + ranking.k > candidates:
             raise _over(
                 f"offset={ranking.offset} and k={ranking.k}",
@@ -271,6 +280,8 @@ class QueryLimits:
             self.check_texts((query.text,))
         elif query.ranking.normalise != "none":
             raise _over("normalise for a video_id", "it with a text", "leave it out: the query bank holds texts")
+        elif query.ranking.min_confidence > 0:
+            raise _over("min_confidence for a video_id", "it with a text", "leave it out: confidence is of texts")
         self.check_ranking(query.ranking)
         self.check_filter(query.filter)
 

@@ -2,11 +2,11 @@
 
 /**
  * @typedef {{time: number, weight: number}} Frame
- * @typedef {{video_id: string, segment: number, start: number, end: number, score: number, stage1_score: number,
+ * @typedef {{video_id: string, segment: number, start: number, end: number, score: number, stage1_score: number, confidence?: number | null,
  *   moment: number, frame_weights: Frame[], title: string, duration_seconds: number, tags: string[],
  *   thumbnail_url: string, stream_url: string}} Hit
  * @typedef {{stage_ms: Record<string, number>, generation: string, fingerprint: string, emcl: string, strength: number}} Source
- * @typedef {{hits: Hit[], source: Source, truncated: boolean, unknown_script: string | null}} Answer
+ * @typedef {{hits: Hit[], source: Source, truncated: boolean, unknown_script: string | null, nothing_fits: boolean}} Answer
  * @typedef {{caption_id: number, text: string, video_id: string | null, score: number, moment: number,
  *   frame_weights: Frame[]}} CaptionHit
  * @typedef {{captions: CaptionHit[], hits: Hit[], source: Source, upload: {duration_seconds: number, frames: number}}} UploadAnswer
@@ -22,7 +22,7 @@
  * @typedef {{upload_limits: {max_bytes: number, max_seconds: number}, counts: Record<string, number>, model: string, generation: string,
  *   created: string, fingerprint: string, dim: number, factory: string, segment_seconds: number, version: string,
  *   overlay: {rows: number, waiting: number, publishing: boolean}, emcl: Record<string, any>,
- *   correction: {mode: string, strength: number, text: string}, demo_notice: string | null,
+ *   correction: {mode: string, strength: number, text: string}, demo_notice: string | null, confidence_line: number | null,
  *   query_limits: {max_candidates: number, default_candidates: number}}} Index
  * @typedef {{keys_required: boolean, signed_in: boolean, name: string | null, scope: string | null}} Session
  */

@@ -28,8 +28,9 @@ export const placeOf = (hit) => ({ play: hit.video_id, part: hit.segment, t: Mat
 /** Open a hit in the player. @param {Hit} hit */
 export const open = (hit) => go(placeOf(hit), { opened: true });
 
-/** A card in a list. @param {Hit} hit @param {number} place how good it is, from 1 */
-export function card(hit, place) {
+/** A card in a list. @param {Hit} hit @param {number} place how good it is, from 1 @param {number} [line] confidence below which it is faded */
+export function card(hit, place, line = 0) {
+  const weak = hit.confidence != null && hit.confidence < line;
   const scored = !Number.isNaN(hit.score);
   const link = make("a", { className: "cover-link", href: write({ ...read(), ...placeOf(hit) }), onclick: (/** @type {MouseEvent} */ event) => {
     if (event.ctrlKey || event.metaKey || event.shiftKey) return; // the browser opens it elsewhere
@@ -43,13 +44,13 @@ export function card(hit, place) {
     make("span", { className: "badge at" }, scored ? `▶ ${clock(hit.moment)}` : clock(hit.duration_seconds)));
   const tags = hit.tags.slice(0, TAGS).map((tag) => make("button", { type: "button", className: "tag", title: `Only videos with the tag ${tag}`,
     onclick: () => go({ tags: [...new Set([...read().tags, tag])] }) }, tag));
-  const article = make("article", { className: "card" }, screen,
+  const article = make("article", { className: weak ? "card weak" : "card" }, screen,
     scored && strip(hit.video_id, hit.frame_weights),
     make("div", { className: "words" },
       make("h3", { className: "title", title: hit.title }, link),
       make("p", { className: "facts" },
         make("span", { className: "one-line" }, scored ? range(hit.start, hit.end) : about(hit)),
-        scored && make("span", { className: "score", title: `number ${place}; stage 1 gave ${score(hit.stage1_score)}` }, score(hit.score))),
+        scored && make("span", { className: "score", title: `number ${place}; stage 1 gave ${score(hit.stage1_score)}` + (hit.confidence == null ? "" : `; fits better than ${Math.round(100 * hit.confidence)} % of unrelated texts do${weak ? ": weak" : ""}`) }, score(hit.score))),
       make("div", { className: "tags" }, ...tags, hit.tags.length > TAGS && make("span", { className: "quiet" }, `+${hit.tags.length - TAGS}`))));
   movable(article, screen, hit);
   return make("li", {}, article);

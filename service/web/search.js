@@ -22,7 +22,7 @@ const part = { form: find("#search"), text: find("#text"), status: find("#status
 const STAGES = { cache: "looked up in the cache", encode: "reading the query", candidates: "searching the index", rerank: "ranking the candidates", answer: "collecting titles and times" };
 
 /** The answer to a query, grown by each further page; `done`: nothing more can be loaded.
- * @typedef {{hits: Hit[], like: string, took: number, stages: Record<string, number>, done: boolean, truncated: boolean, script: string | null}} Found */
+ * @typedef {{hits: Hit[], like: string, took: number, stages: Record<string, number>, done: boolean, truncated: boolean, script: string | null, misfit: boolean}} Found */
 
 /** Answers by query, so that going back is immediate. @type {Map<string, Found>} */
 const kept = new Map();
@@ -33,6 +33,8 @@ let shown = "";
 let candidates = 100;
 /** How many videos the library holds: a query looks at the best `candidates` of them. */
 let videos = Infinity;
+/** Hits below it count as weak. */
+let line = 0;
 
 /** Forget answers: the library has changed. */
 export function forget() {
@@ -44,6 +46,7 @@ export function forget() {
 export function knowIndex(index) {
   candidates = index.query_limits.default_candidates;
   videos = index.counts.videos ?? Infinity;
+  line = index.confidence_line ?? 0;
 }
 
 /** Every segment of one video among the candidates of a place's query, scored as in its results. @param {Place} place @param {string} id @param {AbortSignal} signal */
@@ -109,7 +112,7 @@ async function firstPage(place, signal) {
   const answer = await api.search({ ...queryOf(place), k }, signal);
   const took = performance.now() - began;
   const like = place.like ? await api.video(place.like).then((video) => ` like “${video.title}”`, () => " like this one") : "";
-  return { hits: ordered(answer.hits, place.sort), like, took, stages: answer.source.stage_ms, done: answer.hits.length < k || k >= candidates, truncated: answer.truncated, script: answer.unknown_script };
+  return { hits: ordered(answer.hits, place.sort), like, took, stages: answer.source.stage_ms, done: answer.hits.length < k || k >= candidates, truncated: answer.truncated, script: answer.unknown_script, misfit: answer.nothing_fits };
 }
 
 /** @param {Hit[]} hits @param {string} sort */
@@ -125,19 +128,19 @@ function ordered(hits, sort) {
 
 /** @param {Found} found */
 function cutNote(found) {
-  return (found.truncated ? " · The text is longer than what the model reads; its end was ignored." : "")
+  return (found.misfit ? " · Nothing fits well" : "") + (found.truncated ? " · The text is longer than what the model reads; its end was ignored." : "")
     + (found.script ? ` · The model does not read ${found.script} script: ask in English.` : "");
 }
 
 /** @param {Found} found @param {Place} place @param {string} key @param {AbortController} mine */
 function draw(found, place, key, mine) {
   const began = performance.now();
-  part.list.replaceChildren(...found.hits.slice(0, FIRST).map((hit, number) => card(hit, number + 1)));
+  part.list.replaceChildren(...found.hits.slice(0, FIRST).map((hit, number) => card(hit, number + 1, line)));
   part.more.replaceChildren();
   requestAnimationFrame(() => setTimeout(() => { // painted: now what may be below the screen
     if (mine.signal.aborted) return;
     performance.measure("answer to paint", { start: began });
-    part.list.append(...found.hits.slice(FIRST).map((hit, number) => card(hit, FIRST + number + 1)));
+    part.list.append(...found.hits.slice(FIRST).map((hit, number) => card(hit, FIRST + number + 1, line)));
     ending(found, place, key, mine);
   }));
   say(counted(found) + cutNote(found), ms(found.took));
@@ -169,7 +172,7 @@ function offerMore(found, place, key, mine) {
       const answer = await api.search({ ...queryOf(place), k, offset }, mine.signal);
       found.hits.push(...answer.hits);
       found.done = answer.hits.length < k || found.hits.length >= candidates;
-      part.list.append(...answer.hits.map((hit, number) => card(hit, offset + number + 1)));
+      part.list.append(...answer.hits.map((hit, number) => card(hit, offset + number + 1, line)));
       say(counted(found) + cutNote(found), ms(found.took));
       part.more.replaceChildren();
       if (found.done) ending(found, place, key, mine);

@@ -97,11 +97,12 @@ def test_search_prints_a_table_or_json(run, indexed):
     code, table, _ = run("search", "a red circle", *indexed, "-k", 3)
     assert code == 0
     lines = table.strip().splitlines()
-    assert lines[0].split() == ["#", "score", "stage", "1", "moment", "segment", "video", "tags"]
-    assert len(lines) == 4
+    assert lines[0].split() == ["#", "score", "stage", "1", "fit", "moment", "segment", "video", "tags"]
+    hits_shown = [line for line in lines[1:] if not line.startswith("--")]
+    assert len(hits_shown) == 3
     code, text, _ = run("search", "a red circle", *indexed, "-k", 3, "--json")
     hits = json.loads(text)["hits"]
-    assert [hit["title"] for hit in hits] == [line.split()[5] for line in lines[1:]]
+    assert [hit["title"] for hit in hits] == [line.split()[6] for line in hits_shown]
     code, text, _ = run("search", "a red circle", *indexed, "--tag", "odd", "--json", "--rerank", "frozen")
     assert {tag for hit in json.loads(text)["hits"] for tag in hit["tags"] if not tag.startswith("n")} == {"odd"}
     code, text, _ = run("search", "a red circle", *indexed, "--tag", "no such tag")

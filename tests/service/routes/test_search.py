@@ -8,12 +8,12 @@ from service_support import assert_problem, assert_same_hits
 
 def test_search_answers_hits_with_both_scores_and_the_moment(client):
     answer = client.post("/v1/search", json={"text": "a red circle moves left", "k": 3}).json()
-    assert set(answer) == {"hits", "source", "truncated", "unknown_script"}
+    assert set(answer) == {"hits", "source", "truncated", "unknown_script", "nothing_fits"}
     assert len(answer["hits"]) == 3
     for hit in answer["hits"]:
         assert set(hit) == {
             "video_id", "segment", "start", "end", "score", "stage1_score", "moment", "frame_weights", "title",
-            "duration_seconds", "tags", "thumbnail_url", "stream_url",
+            "duration_seconds", "tags", "thumbnail_url", "stream_url", "confidence",
         }  # fmt: skip
         assert hit["start"] <= hit["moment"] <= hit["end"]
         heaviest = max(hit["frame_weights"], key=lambda frame: frame["weight"])

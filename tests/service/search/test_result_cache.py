@@ -186,7 +186,7 @@ def test_every_parameter_of_a_query_counts(clip_store, tiny_encoder, tmp_path):
         {"filter": VideoFilter(max_seconds=1.0)},
     ]
     rankings = [{"k": 9}, {"offset": 1}, {"candidates": 99}, {"rerank": "none"}, {"rerank": "frozen"}]
-    rankings += [{"group": "segment"}, {"normalise": "qb-norm"}]
+    rankings += [{"group": "segment"}, {"normalise": "qb-norm"}, {"min_confidence": 0.5}]
     changed_fields = {name for change in [*changes, *rankings] for name in change}
     known = {field.name for kind in (SearchQuery, Ranking) for field in dataclasses.fields(kind)} - {"ranking"}
     assert known <= changed_fields, f"say here what {known - changed_fields} changes"
