@@ -28,13 +28,59 @@ def test_words_find_videos_while_they_are_typed(page, page_server):
     first = cards(page).first
     assert re.fullmatch(r"\d:\d\d\.\d – \d:\d\d\.\d", first.locator(".facts span").first.inner_text())
     assert re.fullmatch(r"▶ \d:\d\d\.\d", first.locator(".badge").inner_text())
-    assert re.fullmatch(r"6 videos · [\d.]+ ms", page.locator("#status").inner_text())
+    assert re.fullmatch(r"6 videos( · Nothing fits well)? · [\d.]+ ms", page.locator("#status").inner_text())
     assert first.locator(".weights rect").count() == 6
     assert first.locator(".weights rect.best").count() >= 1
     expect(first.locator(".frames img.loaded")).to_have_count(6)
     assert page.url.endswith("?q=a+red+circle")
     page.wait_for_function("() => performance.getEntriesByName('answer to paint').length > 0")
     assert page.complaints == []
+
+
+def changed(route, change):
+    """Let the server answer, and change what it says."""
+    answer = route.fetch()
+    content = answer.json()
+    change(content)
+    route.fulfill(response=answer, json=content)
+
+
+def test_weak_hits_are_faded_and_it_says_when_nothing_fits(page, page_server):
+    confidences = [0.99, 0.97, 0.5, 0.2, 0.1, 0.0]
+
+    def fitting(answer):
+        answer["nothing_fits"] = False
+        for hit, confidence in zip(answer["hits"], confidences, strict=True):
+            hit["confidence"] = confidence
+
+    def misfit(answer):
+        answer["nothing_fits"] = True
+        for hit in answer["hits"]:
+            hit["confidence"] = 0.5
+
+    def answer_search(route):
+        text = route.request.post_data_json["text"]
+        changed(route, fitting if text == "fitting" else misfit)
+
+    page.route("**/v1/search", answer_search)
+    page.goto(page_server.url)
+    expect(page.locator("#facts")).to_contain_text("6 videos")
+    search(page, "fitting")
+    expect(page.locator("#results .card.weak")).to_have_count(4)
+    expect(page.locator("#status")).not_to_contain_text("Nothing fits well")
+    search(page, "misfit")
+    expect(page.locator("#results .card.weak")).to_have_count(6)
+    expect(page.locator("#status")).to_contain_text("Nothing fits well")
+    assert page.complaints == []
+
+
+def test_the_banner_says_what_the_demo_model_is(page, page_server):
+    page.goto(page_server.url)
+    expect(page.locator("#facts")).to_contain_text("6 videos")
+    expect(page.locator("#banner")).to_be_hidden()
+    page.route("**/v1/index", lambda route: changed(route, lambda index: index.update(demo_notice="only `shapes`")))
+    page.reload()
+    expect(page.locator("#banner")).to_have_text("Note: only shapes")
 
 
 def test_an_answer_that_nobody_waits_for_is_not_waited_for(page, page_server):
