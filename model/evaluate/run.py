@@ -17,6 +17,8 @@ from typing import Any, Literal
 from model.config import EMCLConfig, ModelConfig
 from model.data.dataset import Split, VideoTextSet
 from model.data.registry import open_for_evaluation
+from model.emcl.correction import Correction, CorrectionSettings, Side
+from model.emcl.em import FrozenMap
 from model.encoder import Encoder, Scorer, load_encoder
 from model.evaluate.corpus import Corpus, Floats, emcl_variants, encode_corpus, with_emcl
 from model.evaluate.hubness import QB_NORM_BETA, QB_NORM_TOP
@@ -31,6 +33,7 @@ from model.evaluate.rank import (
     fill_behind,
     fill_scores,
     rank_by_map,
+    rank_corrected,
     rerank,
     rerank_videos,
     stage_one,
@@ -86,7 +89,8 @@ class EvaluationSettings:
 def evaluate_rows(encoder: Scorer, corpus: Corpus, settings: EvaluationSettings) -> Iterator[Row]:
     """Measure every way of ranking of a protocol: plain, with dual softmax, and with QB-Norm if there is a bank.
 
-    A bank needs an ``Encoder``, which encodes its texts.
+    With a bank, or a checkpoint that has calibrated bases, rows of hub and paired bases follow. A bank needs an
+    ``Encoder``, which encodes its texts.
     """
     bank = None
     if settings.bank is not None:
@@ -105,6 +109,49 @@ def evaluate_rows(encoder: Scorer, corpus: Corpus, settings: EvaluationSettings)
     for way in ways_of(encoder, corpus, settings.protocol, candidates=settings.candidates):
         yield from rows_of(way, corpus, bank=bank, temperature=temperature, rules=settings.rules)
         del way  # so that its matrices are gone before the next one's are made
+    if settings.protocol != "reference":
+        yield from _corrected_rows(encoder, corpus, settings, bank)
+
+
+def _corrected_rows(
+    encoder: Scorer, corpus: Corpus, settings: EvaluationSettings, bank: BankRows | None
+) -> Iterator[Row]:
+    """Rows of hub bases (of the bank), of the checkpoint's paired bases, and of both, as a store applies them.
+
+    Without videos in the bank, hub bases correct no captions: such a row ranks videos alone.
+    """
+    own = encoder.calibrated or CorrectionSettings()
+    banks: dict[Side, tuple[Floats, str]] = {}
+    if bank is not None:
+        banks["videos"] = bank.text_BD, f"{len(bank.text_BD):,} texts"
+        if bank.features_BFD is not None and bank.mask_BF is not None:
+            banks["captions"] = encoder.pool(bank.features_BFD, bank.mask_BF), f"{len(bank.mask_BF):,} videos"
+    for paired, hubs in ((False, True), (True, False), (True, True)):
+        if (hubs and not banks) or (paired and own.paired is None):
+            continue
+        applied = replace(own, paired=own.paired if paired else None, hub_strength=own.hub_strength if hubs else 0.0)
+        correction = Correction.fit(
+            FrozenMap.neutral(encoder.dim), applied, banks=banks if hubs else {}, pooling=encoder.pooling
+        )
+        if not correction.has_own_pass:  # the checkpoint's strength of hub bases is 0
+            continue
+        reranked, first = rank_corrected(encoder, corpus, correction, candidates=settings.candidates)
+        if settings.protocol == "frozen":
+            row = measure(f"stage 1, {_bases_named(correction)}", first, corpus, rules=settings.rules)
+        else:
+            row = measure(_bases_named(correction), reranked, corpus, behind=first, rules=settings.rules)
+        ranks_texts = "captions" in banks or not hubs
+        yield row if ranks_texts else replace(row, video_to_text=None)
+
+
+def _bases_named(correction: Correction) -> str:
+    """What tables call a correction by bases."""
+    parts = []
+    if correction.paired is not None:
+        parts.append(f"paired bases, w {correction.paired.weight:g}")
+    if correction.hubs:
+        parts.append(f"hub bases, a {correction.strength:g}")
+    return "EMCL " + " + ".join(parts) + (", ranked by stage 1" if correction.order == "stage1" else "")
 
 
 def evaluate_features(

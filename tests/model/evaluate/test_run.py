@@ -14,13 +14,19 @@ from model.config import EMCLConfig
 from model.data.dataset import VideoTextSet
 from model.data.manifest import read_manifest
 from model.demo.corpus import write_corpus
+from model.emcl.correction import Correction, CorrectionSettings
+from model.emcl.em import FrozenMap
+from model.emcl.paired import PairedBases
 from model.encoder import DEMO_CHECKPOINT, Encoder, load_encoder
 from model.evaluate.paper_results import PUBLISHED, published_for
-from model.evaluate.query_bank import open_bank
+from model.evaluate.query_bank import QueryBank, open_bank
+from model.evaluate.rank import rank_corrected
 from model.evaluate.run import (
+    EvaluationSettings,
     emcl_variants,
     encode_corpus,
     evaluate_features,
+    evaluate_rows,
     fill_behind,
     measure,
     report,
@@ -343,3 +349,43 @@ def test_the_shipped_checkpoint_finds_clips_it_was_never_trained_on(tmp_path):
     for row in found.values():
         assert row.text_to_video.recall[1] >= 85
         assert row.video_to_text.recall[1] >= 85
+
+
+def bases_rows(encoder, corpus, settings):
+    return {row.name: row for row in evaluate_rows(encoder, corpus, settings) if "bases" in row.name}
+
+
+@pytest.mark.parametrize("protocol", ["per-query", "frozen"])
+def test_hub_and_paired_bases_have_rows_as_a_store_applies_them(protocol):
+    encoder, corpus, candidates = build_encoder(), random_corpus(), 5
+    bank = QueryBank(texts=tuple(f"thing {n}" for n in range(20)), source="test", available=20, seed=0)
+    settings = EvaluationSettings(protocol=protocol, candidates=candidates, bank=bank)
+    pairs = encoder.encode_texts([f"pair {n}" for n in range(30)])
+    noise = np.random.default_rng(1).normal(size=pairs.shape).astype(np.float32)
+    encoder.calibrated = CorrectionSettings(hub_strength=0.25, paired=PairedBases.fit(pairs, pairs + noise, bases=4))
+    rows = bases_rows(encoder, corpus, settings)
+    prefix = "stage 1, " if protocol == "frozen" else ""
+    hubs, paired = "hub bases, a 0.25", f"paired bases, w {encoder.calibrated.paired.weight:g}"
+    assert list(rows) == [f"{prefix}EMCL {name}" for name in (hubs, paired, f"{paired} + {hubs}")]
+
+    correction = Correction.fit(
+        FrozenMap.neutral(encoder.dim),
+        encoder.calibrated,
+        banks={"videos": (encoder.encode_texts(bank.texts), "")},
+        pooling=encoder.pooling,
+    )
+    ranked, first = rank_corrected(encoder, corpus, correction, candidates=candidates)
+    by_hand = measure("", first, corpus) if protocol == "frozen" else measure("", ranked, corpus, behind=first)
+    both = rows[f"{prefix}EMCL {paired} + {hubs}"]
+    assert both.text_to_video == by_hand.text_to_video
+    assert both.video_to_text is None  # the bank has no videos, which captions would be corrected by
+    assert rows[f"{prefix}EMCL {paired}"].video_to_text is not None
+
+
+def test_without_a_bank_and_bases_there_are_no_such_rows():
+    encoder, corpus = build_encoder(), random_corpus()
+    assert bases_rows(encoder, corpus, EvaluationSettings(candidates=5)) == {}
+    bank = QueryBank(texts=("a", "b"), source="test", available=2, seed=0)
+    assert bases_rows(encoder, corpus, EvaluationSettings(protocol="reference", bank=bank)) == {}
+    encoder.calibrated = CorrectionSettings(hub_strength=0.0)
+    assert bases_rows(encoder, corpus, EvaluationSettings(candidates=5, bank=bank)) == {}
