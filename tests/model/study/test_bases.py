@@ -63,6 +63,46 @@ def test_shuffled_pairs_leave_it_off(encoder, seed):
     assert "Left off" in found.text()
 
 
+def corpus_with_hubs(seed, lean, videos=150):
+    """Texts share a direction in which videos differ by chance, so some are near to every text; with 0 none is."""
+    rng = np.random.default_rng(seed)
+    shared = rng.normal(size=(videos, DIM))
+    text, video = (shared + 1.6 * rng.normal(size=shared.shape) for _ in range(2))
+    lean_D = rng.normal(size=DIM)
+    lean_D *= lean / np.linalg.norm(lean_D)
+    corpus = Corpus(
+        text_TD=(text + 6 * lean_D).astype(np.float32),
+        features_VFD=(video + 4 * rng.normal(size=(videos, 1)) * lean_D)[:, None].astype(np.float32),
+        mask_VF=np.ones((videos, 1), bool),
+        video_of_text_T=np.arange(videos),
+    )
+    return corpus, lean_D
+
+
+HUBS_ALONE = BasesGrid(regularisations=(1.0,), weights=(0.0,), hub_bases=(16,), strengths=(0.0, 0.25, 0.5, 0.75))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_bank_of_the_domain_is_kept_where_there_are_hubs(encoder, seed):
+    corpus, lean_D = corpus_with_hubs(seed, lean=1)
+    bank_ND = 1.9 * np.random.default_rng(100 + seed).normal(size=(600, DIM)) + 6 * lean_D
+    material = replace(Material.none(DIM), bank_ND=bank_ND.astype(np.float32))
+    found = calibrate_bases(encoder, corpus, HUBS_ALONE, material=material)
+    assert found.kept
+    assert found.settings.hub_strength > 0
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_bank_of_another_domain_leaves_it_off(encoder, seed):
+    corpus, _ = corpus_with_hubs(seed, lean=0)
+    rng = np.random.default_rng(100 + seed)
+    bank_ND = 0.3 * rng.normal(size=(600, DIM)) + 8 * rng.normal(size=DIM) / np.sqrt(DIM)
+    material = replace(Material.none(DIM), bank_ND=bank_ND.astype(np.float32))
+    found = calibrate_bases(encoder, corpus, HUBS_ALONE, material=material)
+    assert not found.kept
+    assert found.settings.hub_strength == 0
+
+
 def test_few_pairs_are_warned_of(encoder):
     assert "Few pairs: 60" in calibrate_bases(encoder, corpus_of(60), BasesGrid.quick()).text()
 
