@@ -17,7 +17,7 @@ from model.demo.captions import captions_of
 from model.demo.scene import make_scene
 
 if TYPE_CHECKING:
-    from indexer.store.reader import StoreReader
+    from indexer.library import Library
 
 DEMO = "demo"
 NOTICE = (
@@ -30,7 +30,7 @@ _CLIP_NAME = re.compile(r"(train|val|test)-(\d{1,9})-(\d{6,9})")
 _PAGE = 200
 
 
-def demo_notice(reader: StoreReader) -> str | None:
+def demo_notice(reader: Library) -> str | None:
     """``NOTICE`` if the demo model made the store and it holds a video that is not of the demo's corpus, else None."""
     if not _is_of_the_demo_model(reader):
         return None
@@ -47,12 +47,12 @@ def is_own_clip(title: str, captions: list[str]) -> bool:
     return not set(generated).isdisjoint(captions)
 
 
-def _is_of_the_demo_model(reader: StoreReader) -> bool:
+def _is_of_the_demo_model(reader: Library) -> bool:
     manifest = reader.manifest
     return manifest.model_spec.model == DEMO or manifest.fingerprint == load_mapping(DEMO_DESCRIPTION)["fingerprint"]
 
 
-def _videos(reader: StoreReader) -> Iterator[tuple[str, list[str]]]:
+def _videos(reader: Library) -> Iterator[tuple[str, list[str]]]:
     for offset in range(0, reader.counts.videos, _PAGE):
         for video in reader.list_videos(offset, _PAGE):
             yield video.title, [caption.text for caption in video.captions]

@@ -25,6 +25,7 @@ from indexer.ann import index as ann
 from indexer.ann.index import Rows
 from indexer.ann.recipe import split_options
 from indexer.errors import Damaged, ModelMismatch, WrongPreprocessing
+from indexer.library import EVERYTHING, Wanted
 from indexer.store import confidence, generation, overlay
 from indexer.store.config import Counts, IndexReport, Manifest
 from indexer.store.layered import Layers, mapped
@@ -134,6 +135,7 @@ class StoreReader:
             self._captions = base.captions.under(text, texts, over.gone_captions)
             self._number_new(new)
         self._snapshot = Snapshot(base.snapshot, over.content)
+        self._last_matching: tuple[Wanted, IdArray] | None = None
 
     @classmethod
     def open(
@@ -194,16 +196,41 @@ class StoreReader:
     ) -> None:
         self.close()
 
-    def search_videos(
-        self, queries_QD: FloatArray, k: int, allowed_segment_ids: IdArray | None = None
-    ) -> tuple[FloatArray, IdArray]:
+    def search_videos(self, queries_QD: FloatArray, k: int, wanted: Wanted = EVERYTHING) -> tuple[FloatArray, IdArray]:
         """The k nearest segments of each query: scores ``(Q, k)`` float32, descending, and segment ids ``(Q, k)``.
 
-        ``queries_QD`` are those of ``correction.queries``, so scores are corrected cosines. ``allowed_segment_ids``
+        ``queries_QD`` are those of ``correction.queries``, so scores are corrected cosines. ``wanted``
         restricts the answer. Where there are fewer than k, ids are -1 and scores -inf. A query's answer does not
         depend on the others.
         """
-        return self._segments.search(queries_QD, k, allowed_segment_ids)
+        return self._segments.search(queries_QD, k, None if wanted.is_everything else self.matching(wanted))
+
+    def matching(self, wanted: Wanted) -> IdArray:
+        """Ids, ascending, of the segments that ``wanted`` lets through.
+
+        What the last predicate matched before its exceptions is kept: queries ask again with more exceptions.
+        """
+        filtered = wanted.without_exceptions
+        known = self._last_matching
+        if known is None or known[0] != filtered:
+            known = filtered, self.segment_ids() if filtered.is_everything else self._select(filtered)
+            self._last_matching = known
+        left_out = np.array(wanted.without_segments, dtype=np.int64)
+        if wanted.without_videos:
+            left_out = np.union1d(left_out, self.select_segments(video_ids=wanted.without_videos))
+        return np.setdiff1d(known[1], left_out, assume_unique=True) if len(left_out) else known[1]
+
+    def count_matching(self, wanted: Wanted) -> int:
+        """How many segments ``wanted`` lets through."""
+        return self.counts.segments if wanted.is_everything else len(self.matching(wanted))
+
+    def _select(self, wanted: Wanted) -> IdArray:
+        return self.select_segments(
+            tags=wanted.tags,
+            min_seconds=wanted.min_seconds,
+            max_seconds=wanted.max_seconds,
+            video_ids=wanted.video_ids,
+        )
 
     def search_captions(self, queries_QD: FloatArray, k: int) -> tuple[FloatArray, IdArray]:
         """The k nearest captions of each query, as ``search_videos`` does for segments."""

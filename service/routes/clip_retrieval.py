@@ -243,10 +243,10 @@ def _by_embedding(asked: KnnRequest, services: Services, base: str) -> list[KnnH
     engine.limits.check_ranking(wanted)
     row_1D = _unit_row(asked.embedding_input or [], engine.encoder.dim)
     with engine.live.lease() as generation:
-        candidates = ranking.find_segments(generation.reader, row_1D, engine.limits.candidates_of(wanted), allowed=None)
+        candidates = ranking.find_segments(generation.reader, row_1D, engine.limits.candidates_of(wanted))
         if asked.deduplicate:
             wanted_videos = min(asked.count, generation.reader.counts.videos)
-            candidates = ranking.find_further_videos(generation.reader, row_1D, candidates, wanted_videos, allowed=None)
+            candidates = ranking.find_further_videos(generation.reader, row_1D, candidates, wanted_videos)
         scored = ranking.Scored(candidates=candidates, scores_QC=candidates.stage1_QC, weights_QCF=None)
         order = scored.best_first(0)
         ids, scores = candidates.ids_QC[0, order], candidates.stage1_QC[0, order]

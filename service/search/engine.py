@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.library import Wanted
 from indexer.store.confidence import LINE
 from model.emcl.active import ActiveEMCL, active_emcl
 from service.errors import Conflict, NotFound
@@ -50,7 +51,8 @@ from service.search.values import (
 from service.settings import Settings
 
 if TYPE_CHECKING:
-    from indexer.store.reader import Serving, StoreReader
+    from indexer.library import Library
+    from indexer.store.reader import Serving
     from model.config import SamplingConfig
     from model.encoder import Encoder
 
@@ -73,7 +75,7 @@ class Engine:
     def __init__(
         self,
         encoder: Encoder,
-        open_reader: Callable[[], StoreReader],
+        open_reader: Callable[[], Library],
         *,
         limits: QueryLimits,
         cache_entries: int,
@@ -270,12 +272,12 @@ class Engine:
         reader = generation.reader
         hits: dict[int, tuple[Hit, ...]] = {}
         for (asked, wanted, left_out), members in _alike(queries, own):
-            allowed = None if wanted.is_empty else _allowed(reader, wanted)
+            allowed = _wanted(wanted)
             is_text, hubs = queries[members[0]].text is not None, asked.normalise == "none"
             mapped_QM = reader.correction.queries(rows_QD[members], "text" if is_text else "video", "videos", hubs=hubs)
 
             candidates = ranking.find_segments(
-                reader, mapped_QM, self.limits.candidates_of(asked), allowed=allowed, left_out=left_out
+                reader, mapped_QM, self.limits.candidates_of(asked), wanted=allowed, left_out=left_out
             )
             watch.lap("candidates")
             group = self._scored(generation, rows_QD[members], candidates, asked, is_text=is_text)
@@ -290,7 +292,7 @@ class Engine:
                     mapped_QM[[place]],
                     candidates.of(place),
                     min(page.offset + page.k, reader.counts.videos),
-                    allowed=allowed,
+                    wanted=allowed,
                     left_out=left_out,
                 )
                 if more.ids_QC.shape != candidates.of(place).ids_QC.shape:
@@ -413,8 +415,8 @@ def _nothing_fits(hits: tuple[Hit, ...]) -> bool:
     return bool(known) and max(known) < LINE
 
 
-def _allowed(reader: StoreReader, wanted: VideoFilter) -> Ids:
-    return reader.select_segments(tags=wanted.tags, min_seconds=wanted.min_seconds, max_seconds=wanted.max_seconds)
+def _wanted(asked: VideoFilter) -> Wanted:
+    return Wanted(tags=asked.tags, min_seconds=asked.min_seconds, max_seconds=asked.max_seconds)
 
 
 def _segments_of(generation: Generation, video_id: str, number: int | None) -> tuple[list[int], list[int]]:

@@ -16,7 +16,7 @@ from service.search.ranking import Scored
 from service.search.values import CaptionHit, FrameWeights, Group, Hit, Ranking, UploadQuery
 
 if TYPE_CHECKING:
-    from indexer.store.reader import StoreReader
+    from indexer.library import Library
     from indexer.store.records import Segment
     from model.encoder import Encoder
 
@@ -65,7 +65,7 @@ def segment_hits(
 
 def caption_hits(
     encoder: Encoder,
-    reader: StoreReader,
+    reader: Library,
     scored: Scored,
     upload: UploadQuery,
     features_FD: Floats,
@@ -94,7 +94,7 @@ def caption_hits(
     )
 
 
-def _page(reader: StoreReader, ranked_ids: Ids, offset: int, k: int, group: Group) -> list[Segment]:
+def _page(reader: Library, ranked_ids: Ids, offset: int, k: int, group: Group) -> list[Segment]:
     """Ranked segments number ``offset`` to ``offset + k``, counting only the first of each video if so grouped."""
     page: list[Segment] = []
     seen: set[str] = set()

@@ -22,8 +22,8 @@ from service.search.qb_norm import BankCache, bank_name
 
 if TYPE_CHECKING:
     from indexer.errors import Damaged
+    from indexer.library import Library
     from indexer.store.query_bank import StoredBank
-    from indexer.store.reader import StoreReader
     from indexer.store.records import Video
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Generation:
     ``version`` changes whenever anything does that a search can answer.
     """
 
-    def __init__(self, reader: StoreReader, bank: StoredBank | Damaged | None) -> None:
+    def __init__(self, reader: Library, bank: StoredBank | Damaged | None) -> None:
         self.reader = reader
         self.bank = bank
         self.version = reader.version + bank_name(self.bank)
@@ -84,7 +84,7 @@ class Generation:
 class LiveIndex:
     """Opens generations with ``open_reader`` and lends out the current one. Safe to use from several threads."""
 
-    def __init__(self, open_reader: Callable[[], StoreReader]) -> None:
+    def __init__(self, open_reader: Callable[[], Library]) -> None:
         self._open = open_reader
         self._lock = Lock()
         self._reloading = Lock()
@@ -129,7 +129,7 @@ class LiveIndex:
         """Close the index once the last lease has ended."""
         self._retire(self._current)
 
-    def _exchange(self, reader: StoreReader) -> None:
+    def _exchange(self, reader: Library) -> None:
         generation = self._generation(reader)
         with self._lock:
             old, self._current = self._current, generation
@@ -137,7 +137,7 @@ class LiveIndex:
             logger.warning("%s", generation.demo_notice)
         self._retire(old)
 
-    def _generation(self, reader: StoreReader) -> Generation:
+    def _generation(self, reader: Library) -> Generation:
         return Generation(reader, self._banks.bank_of(reader.path))
 
     def _retire(self, generation: Generation) -> None:

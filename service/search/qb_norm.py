@@ -21,7 +21,7 @@ from service.search.ranking import Scored
 from service.search.values import Rerank
 
 if TYPE_CHECKING:
-    from indexer.store.reader import StoreReader
+    from indexer.library import Library
     from model.encoder import Encoder
 
 _MAKE_ONE = "compute one with `emcl index bank --captions FILE`, reload the index, or leave `normalise` out"
@@ -61,7 +61,7 @@ def bank_name(bank: StoredBank | Damaged | None) -> str:
     return f"+bank-{bank.digest[:12]}" if isinstance(bank, StoredBank) else ""
 
 
-def usable(bank: StoredBank | Damaged | None, reader: StoreReader, encoder: Encoder) -> StoredBank:
+def usable(bank: StoredBank | Damaged | None, reader: Library, encoder: Encoder) -> StoredBank:
     """Return the bank of a view of the index. Raises ``Conflict`` if there is none, or one of another model."""
     if bank is None:
         raise Conflict("the served index has no query bank", expected="one for qb-norm", next_step=_MAKE_ONE)

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.library import EVERYTHING, Wanted
 from model.arrays import row_blocks
 from service.search.values import Rerank
 
 if TYPE_CHECKING:
-    from indexer.store.reader import StoreReader
+    from indexer.library import Library
     from model.encoder import Encoder
 
 Floats = NDArray[np.float32]
@@ -67,12 +68,12 @@ def sort_by_id(stage1_QC: Floats, ids_QC: Ids) -> Candidates:
 
 
 def find_segments(
-    reader: StoreReader, rows_QD: Floats, count: int, *, allowed: Ids | None, left_out: Collection[int] = ()
+    reader: Library, rows_QD: Floats, count: int, *, wanted: Wanted = EVERYTHING, left_out: Collection[int] = ()
 ) -> Candidates:
     """The ``count`` nearest segments of each mapped row, without those ``left_out`` (a query's own segments)."""
     held = reader.counts.segments
     width = max(1, min(count + len(left_out), held))
-    stage1_QC, ids_QC = reader.search_videos(rows_QD, width, allowed)
+    stage1_QC, ids_QC = reader.search_videos(rows_QD, width, wanted)
     if left_out:
         own = np.isin(ids_QC, list(left_out))
         ids_QC, stage1_QC = np.where(own, -1, ids_QC), np.where(own, -np.inf, stage1_QC).astype(np.float32)
@@ -82,12 +83,12 @@ def find_segments(
 
 
 def find_further_videos(
-    reader: StoreReader,
+    reader: Library,
     row_1D: Floats,
     candidates: Candidates,
     videos: int,
     *,
-    allowed: Ids | None,
+    wanted: Wanted = EVERYTHING,
     left_out: Collection[int] = (),
 ) -> Candidates:
     """One query's candidates, and the best segment of further videos until ``videos`` videos are there or none is left.
@@ -99,11 +100,10 @@ def find_further_videos(
     if len(ids) == 0 or ids[-1] < 0:  # the index has no more than these
         return candidates
     found = {segment.video_id for segment in reader.segments(ids)}
-    pool = np.setdiff1d(reader.segment_ids() if allowed is None else allowed, np.array([*left_out], dtype=np.int64))
-    pool = np.setdiff1d(pool, reader.select_segments(video_ids=sorted(found)), assume_unique=True)
+    pool = wanted.leaving_out(videos=found, segments=left_out)
     width = videos - len(found)
-    while len(found) < videos and len(pool):
-        scores_1K, ids_1K = reader.search_videos(row_1D, min(width, len(pool)), pool)
+    while len(found) < videos and (left := reader.count_matching(pool)):
+        scores_1K, ids_1K = reader.search_videos(row_1D, min(width, left), pool)
         there = ids_1K[0] >= 0
         best: dict[str, tuple[int, float]] = {}
         for segment, score in zip(reader.segments(ids_1K[0, there]), scores_1K[0, there].tolist(), strict=True):
@@ -114,12 +114,12 @@ def find_further_videos(
         ids = np.append(ids, [number for number, _ in chosen])
         stage1 = np.append(stage1, np.array([score for _, score in chosen], dtype=np.float32))
         found |= best.keys()
-        pool = np.setdiff1d(pool, reader.select_segments(video_ids=sorted(best)), assume_unique=True)
+        pool = pool.leaving_out(videos=best)
         width *= 2
     return sort_by_id(stage1[None], ids[None])
 
 
-def find_captions(reader: StoreReader, rows_QD: Floats, count: int) -> Candidates:
+def find_captions(reader: Library, rows_QD: Floats, count: int) -> Candidates:
     """The ``count`` nearest captions of each mapped row."""
     width = max(1, min(count, reader.counts.captions))
     return sort_by_id(*reader.search_captions(rows_QD, width))
@@ -127,7 +127,7 @@ def find_captions(reader: StoreReader, rows_QD: Floats, count: int) -> Candidate
 
 def score_segments(
     encoder: Encoder,
-    reader: StoreReader,
+    reader: Library,
     queries_QD: Floats,
     candidates: Candidates,
     rerank: Rerank,
@@ -164,7 +164,7 @@ def score_segments(
 
 def score_captions(
     encoder: Encoder,
-    reader: StoreReader,
+    reader: Library,
     features_QFD: Floats,
     mask_QF: NDArray[np.bool_],
     candidates: Candidates,
@@ -184,7 +184,7 @@ def score_captions(
     return Scored(candidates=candidates, scores_QC=scores_QC, weights_QCF=scores.frame_weights_QNF)
 
 
-def segment_weights(encoder: Encoder, reader: StoreReader, query_D: Floats, ids_C: Ids) -> Floats:
+def segment_weights(encoder: Encoder, reader: Library, query_D: Floats, ids_C: Ids) -> Floats:
     """Frame weights (C, F) of a few segments for one query; what ``frozen`` ranking does not compute on its way."""
     features_CFD, mask_CF = reader.segment_features(ids_C)
     scores = encoder.score_videos(query_D[None], features_CFD[None], mask_CF[None], None, "none")
@@ -192,7 +192,7 @@ def segment_weights(encoder: Encoder, reader: StoreReader, query_D: Floats, ids_
 
 
 def caption_weights(
-    encoder: Encoder, reader: StoreReader, features_FD: Floats, mask_F: NDArray[np.bool_], ids_C: Ids
+    encoder: Encoder, reader: Library, features_FD: Floats, mask_F: NDArray[np.bool_], ids_C: Ids
 ) -> Floats:
     """Frame weights (C, F) of one uploaded video for a few captions."""
     captions_CD = reader.caption_embeddings(ids_C)
@@ -200,7 +200,7 @@ def caption_weights(
     return np.asarray(scores.frame_weights_QNF[0])
 
 
-def _turns(reader: StoreReader, ids_QC: Ids) -> Iterator[slice]:
+def _turns(reader: Library, ids_QC: Ids) -> Iterator[slice]:
     manifest = reader.manifest
     return row_blocks((*ids_QC.shape, manifest.sampling.max_frames, manifest.dim), GATHER_ELEMENTS)
 

@@ -16,6 +16,7 @@ import pytest
 from index_support import DIM, FakeEncoder, fill, location_of, settings
 
 from indexer.errors import Damaged
+from indexer.library import Wanted
 from indexer.locations import Location
 from indexer.store import generation, overlay, schema
 from indexer.store.reader import StoreReader
@@ -91,7 +92,7 @@ def answers(reader: StoreReader) -> dict[str, object]:
         for bounds in ({}, {"min_seconds": 40.0}, {"max_seconds": 40.0}):
             allowed = reader.select_segments(tags=tags, **bounds)
             found[f"allowed {tags} {bounds}"] = allowed.tolist()
-            found[f"hits {tags} {bounds}"] = hits(reader.search_videos(QUERIES, 5, allowed))
+            found[f"hits {tags} {bounds}"] = hits(reader.search_videos(QUERIES, 5, Wanted(tags=tuple(tags), **bounds)))
         found[f"tagged {tags}"] = [video.video_id for video in reader.list_videos(0, 99, tags=tags, state=None)]
     for k in (1, 4, 50):
         found[f"hits {k}"] = hits(reader.search_videos(QUERIES, k))
