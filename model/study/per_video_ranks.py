@@ -13,15 +13,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from model.arrays import unit_rows
 from model.config import EMCLConfig
+from model.emcl.diagnostics import diagnose
 from model.encoder import Encoder
 from model.evaluate.metrics import ranks_of_matches
+from model.evaluate.rank import best_columns
 from model.evaluate.run import Corpus, Ranked, fill_behind, rerank, stage_one, with_dual_softmax, with_emcl
 from model.net import Rerank
 
 Floats = NDArray[np.float64]
+
+_PASSES = 32
 
 WAYS = ("text → video", "video → text")
 
@@ -130,6 +136,20 @@ def outcome_of(
     dual_softmax_temperature: float | None = None,
 ) -> Outcome:
     """Rank with EMCL settings, or without EMCL (``None``; so is ``beta`` 0), and return what became of each video."""
+    return ranks_under(
+        encoder, corpus, config, candidates=candidates, dual_softmax_temperature=dual_softmax_temperature
+    ).outcome()
+
+
+def ranks_under(
+    encoder: Encoder,
+    corpus: Corpus,
+    config: EMCLConfig | None,
+    *,
+    candidates: int,
+    dual_softmax_temperature: float | None = None,
+) -> Ranks:
+    """The same, as the ranks of the matches."""
     without = config is None or config.beta == 0
     ranked = ranking(
         encoder if config is None or without else variant(encoder, config),
@@ -138,7 +158,26 @@ def outcome_of(
         how="none" if without else "emcl",
         dual_softmax_temperature=dual_softmax_temperature,
     )
-    return ranks_of(ranked, corpus).outcome()
+    return ranks_of(ranked, corpus)
+
+
+def correction_size(encoder: Encoder, corpus: Corpus, config: EMCLConfig | None, *, candidates: int) -> float:
+    """Mean norm of what the pass of a query adds to a row, over the mean norm of the rows: 0.01 is 1 % of a feature.
+
+    Of the passes of at most ``_PASSES`` captions spread evenly, over their candidates as stage 1 pools them.
+    """
+    if config is None or config.beta == 0:
+        return 0.0
+    emcl = variant(encoder, config).net.emcl
+    pooled_VD = encoder.pool(corpus.features_VFD, corpus.mask_VF)
+    taken = np.unique(np.linspace(0, len(corpus.text_TD) - 1, _PASSES).astype(int))
+    text_QD = corpus.text_TD[taken]
+    best_QC = best_columns(unit_rows(text_QD) @ unit_rows(pooled_VD).T, candidates)
+    sizes = []
+    for text_D, best_C in zip(text_QD, best_QC, strict=True):
+        rows_ND = torch.from_numpy(np.concatenate([pooled_VD[best_C], text_D[None]])).to(encoder.device)
+        sizes.append(diagnose(emcl, rows_ND).correction_ratio)
+    return float(np.mean(sizes))
 
 
 def describe(config: EMCLConfig | None) -> str:

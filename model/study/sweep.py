@@ -22,14 +22,17 @@ from tqdm import tqdm
 
 from model.config import EMCLConfig, ModelConfig, problems_of
 from model.encoder import Encoder
-from model.evaluate.paper_results import BETA_SWEEP
+from model.evaluate.metrics import RetrievalMetrics, retrieval_metrics
+from model.evaluate.paper_results import BETA_SWEEP, PublishedRow
 from model.evaluate.run import Corpus
 from model.study.calibrate import Comparison, compare_outcomes
-from model.study.per_video_ranks import Outcome, outcome_of
+from model.study.per_video_ranks import Outcome, Ranks, correction_size, ranks_under
 from model.study.significance import Interval, bootstrap
 
 Value = float | int | str
 Frames = int | None
+
+_METRICS = ("R@1", "R@5", "R@10", "MdR", "MnR")
 
 _FIELDS = {
     "beta": ("beta", float),
@@ -47,7 +50,8 @@ class Plan:
     """What to vary, from which settings, and how to rank.
 
     ``grid`` crosses all that is varied; without it one setting varies at a time. ``dual_softmax`` adds it to every
-    ranking (transductive). ``published`` is a figure to print beside a point, by its value of the first setting.
+    ranking (transductive). ``published`` is a figure to print beside a point, by its value of the first setting, and
+    ``published_rows`` are all that was published of it.
     """
 
     vary: dict[str, tuple[Value, ...]]
@@ -55,6 +59,7 @@ class Plan:
     dual_softmax: float | None = None
     base: EMCLConfig | None = None
     published: dict[Value, float] = field(default_factory=dict)
+    published_rows: dict[Value, PublishedRow] = field(default_factory=dict)
     remark: str = ""
 
     def combinations(self) -> list[dict[str, Value]]:
@@ -69,6 +74,7 @@ SUPPLEMENTARY_2 = Plan(
     dual_softmax=0.01,
     base=EMCLConfig.reference(),
     published={beta: row.text_to_video["R@1"] for beta, row in BETA_SWEEP.items()},
+    published_rows=dict(BETA_SWEEP.items()),
     remark=(
         "Published: supplementary, table 2: R@1 text → video on MSR-VTT with dual softmax, models trained with EMCL at "
         "each β. Ours: one checkpoint, on the data of this sweep, with EMCL in the released arithmetic at inference "
@@ -84,12 +90,15 @@ PRESETS = {"supplementary-2": SUPPLEMENTARY_2}
 class Point:
     """One combination. ``first`` is R@1 in percent, text to video and video to text, ``reciprocal`` MRR in percent.
 
+    ``metrics`` are those of both directions; ``correction`` is how large what EMCL adds is, as a share of a feature.
     ``against_none`` compares it with the ranking without EMCL of the same frames.
     """
 
     changes: dict[str, Value]
     first: tuple[Interval, Interval]
     reciprocal: Interval
+    metrics: tuple[RetrievalMetrics, RetrievalMetrics]
+    correction: float
     against_none: Comparison
 
     def as_dict(self) -> dict[str, Any]:
@@ -99,6 +108,9 @@ class Point:
             "text_to_video_r1": vars(self.first[0]),
             "video_to_text_r1": vars(self.first[1]),
             "mrr": vars(self.reciprocal),
+            "text_to_video": self.metrics[0].as_dict(),
+            "video_to_text": self.metrics[1].as_dict(),
+            "correction_of_a_feature": self.correction,
             "against_no_emcl": self.against_none.as_dict(),
         }
 
@@ -134,9 +146,10 @@ def sweep(encoder: Encoder, encode: Callable[[Encoder], Corpus], plan: Plan, *, 
     for changes, (config, frames) in zip(tqdm(combinations, desc="sweep", unit="point"), settings, strict=True):
         if frames not in corpora:
             corpora[frames] = encode(encoders[frames])
-            without[frames] = _outcome(encoders[frames], corpora[frames], None, plan)
-        outcome = _outcome(encoders[frames], corpora[frames], config, plan)
-        points.append(_point(changes, outcome, without[frames], seed))
+            without[frames] = _ranks(encoders[frames], corpora[frames], None, plan).outcome()
+        ranks = _ranks(encoders[frames], corpora[frames], config, plan)
+        size = correction_size(encoders[frames], corpora[frames], config, candidates=encoder.config.search.candidates)
+        points.append(_point(changes, ranks, size, without[frames], seed))
     return points
 
 
@@ -170,17 +183,20 @@ def _setting(own: ModelConfig, plan: Plan, changes: dict[str, Value]) -> tuple[E
     return config, None if frames is None else int(frames)
 
 
-def _outcome(encoder: Encoder, corpus: Corpus, config: EMCLConfig | None, plan: Plan) -> Outcome:
+def _ranks(encoder: Encoder, corpus: Corpus, config: EMCLConfig | None, plan: Plan) -> Ranks:
     candidates = encoder.config.search.candidates
-    return outcome_of(encoder, corpus, config, candidates=candidates, dual_softmax_temperature=plan.dual_softmax)
+    return ranks_under(encoder, corpus, config, candidates=candidates, dual_softmax_temperature=plan.dual_softmax)
 
 
-def _point(changes: dict[str, Value], outcome: Outcome, without: Outcome, seed: int) -> Point:
+def _point(changes: dict[str, Value], ranks: Ranks, correction: float, without: Outcome, seed: int) -> Point:
+    outcome = ranks.outcome()
     first = [bootstrap(outcome.first_VW[:, way], seed=seed).scaled(100) for way in (0, 1)]
     return Point(
         changes=changes,
         first=(first[0], first[1]),
         reciprocal=bootstrap(outcome.reciprocal_ranks, seed=seed).scaled(100),
+        metrics=(retrieval_metrics(ranks.text_to_video_T), retrieval_metrics(ranks.video_to_text_V)),
+        correction=correction,
         against_none=compare_outcomes(without, outcome, seed=seed),
     )
 
@@ -188,18 +204,35 @@ def _point(changes: dict[str, Value], outcome: Outcome, without: Outcome, seed: 
 def table(points: Sequence[Point], plan: Plan) -> str:
     """The points as a Markdown table, intervals in brackets."""
     names = list(dict.fromkeys(name for point in points for name in point.changes))
-    head = [*names, "R@1 t→v", "R@1 v→t", "MRR", "MRR against no EMCL", "wins", "losses", "p"]
+    head = [*names, "of a feature", "R@1 t→v", "R@1 v→t", "MRR", "MRR against no EMCL", "wins", "losses", "p"]
     head += ["published R@1 t→v"] if plan.published else []
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for point in points:
         test = point.against_none.ranks
         cells = [_text(point.changes.get(name, "")) for name in names]
-        cells += [one.text() for one in (*point.first, point.reciprocal)]
+        cells += [f"{100 * point.correction:.2g} %", *(one.text() for one in (*point.first, point.reciprocal))]
         cells += [point.against_none.reciprocal_difference.text(2, sign=True)]
         cells += [str(test.wins), str(test.losses), f"{test.p:.2g}"]
         if plan.published:
             cells.append(_text(plan.published.get(next(iter(point.changes.values())), "")))
         lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def metrics_table(points: Sequence[Point], plan: Plan) -> str:
+    """All five metrics of both directions, with what was published of the same value."""
+    names = list(dict.fromkeys(name for point in points for name in point.changes))
+    head = [*names, "of"] + [f"{way} {metric}" for way in ("t→v", "v→t") for metric in _METRICS]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for point in points:
+        changed = [_text(point.changes.get(name, "")) for name in names]
+        own = [{name: f"{figure:.1f}" for name, figure in way.as_dict().items()} for way in point.metrics]
+        lines.append("| " + " | ".join([*changed, "ours", *(way[metric] for way in own for metric in _METRICS)]) + " |")
+        row = plan.published_rows.get(next(iter(point.changes.values())))
+        if row is not None:
+            theirs = [row.text_to_video, row.video_to_text or {}]
+            figures = [f"{way[metric]:.1f}" if metric in way else "" for way in theirs for metric in _METRICS]
+            lines.append("| " + " | ".join([*changed, "published", *figures]) + " |")
     return "\n".join(lines)
 
 
@@ -221,7 +254,11 @@ def markdown(points: Sequence[Point], plan: Plan, facts: dict[str, Any]) -> str:
         lines[-1] += f" {facts['videos_lost']} videos of the split are missing: not comparable with the whole set."
     if plan.dual_softmax is not None:
         lines[-1] += f" With dual softmax at temperature {plan.dual_softmax:g} everywhere (transductive)."
-    lines += ["", table(points, plan)]
+    lines[-1] += (
+        ' "Of a feature" is how large what EMCL adds is in the pass of a query, relative to the rows: where it is '
+        "small, so must its effect be."
+    )
+    lines += ["", table(points, plan), "", "All metrics:", "", metrics_table(points, plan)]
     return "\n".join([*lines, "", plan.remark] if plan.remark else lines)
 
 

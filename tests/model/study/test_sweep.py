@@ -5,12 +5,23 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from model.config import EMCLConfig
 from model.evaluate.run import Corpus
-from model.study.per_video_ranks import outcome_of
-from model.study.sweep import SUPPLEMENTARY_2, Plan, as_dict, markdown, parse_vary, sweep, table, with_frames
+from model.study.per_video_ranks import correction_size, outcome_of, variant
+from model.study.sweep import (
+    SUPPLEMENTARY_2,
+    Plan,
+    as_dict,
+    markdown,
+    metrics_table,
+    parse_vary,
+    sweep,
+    table,
+    with_frames,
+)
 from service.cli import app
 
 FACTS = {"model": "tiny", "data": "val", "split": "val", "videos": 12, "videos_lost": 0}
@@ -120,10 +131,23 @@ def test_the_published_table_is_the_first_example(tiny_encoder, corpus):
     points = sweep(tiny_encoder, lambda _: corpus, SUPPLEMENTARY_2)
     lines = table(points, SUPPLEMENTARY_2).splitlines()
     assert lines[0].endswith("| published R@1 t→v |")
+    sizes = [point.correction for point in points]
+    assert sizes[0] == 0
+    assert [f"{100 * size:.2g} %" for size in sizes] == [line.split("|")[2].strip() for line in lines[2:]]
+    assert sizes[1:] == pytest.approx([beta * sizes[1] for beta in (1, 2, 3, 4)])  # β is a factor of what is added
     assert [line.rsplit("|", 2)[1].strip() for line in lines[2:]] == ["42.4", "43.6", "45.1", "51.6", "41.5"]
     text = markdown(points, SUPPLEMENTARY_2, FACTS)
     assert "not the same experiment" in text
     assert "transductive" in text
+    both = metrics_table(points, SUPPLEMENTARY_2)
+    assert both in text
+    own, published = (line.split(" | ") for line in both.splitlines()[-2:])
+    assert (own[1], published[1]) == ("ours", "published")
+    assert published[2:5] == ["41.5", "71.3", "81.4"]
+    assert published[7:11] == ["44.2", "72.1", "82.8", "2.0"]
+    ways = (*points[-1].metrics[0].as_dict().items(), *points[-1].metrics[1].as_dict().items())
+    wanted = [f"{value:.1f}" for name, value in ways if name in ("R@1", "R@5", "R@10", "MdR", "MnR")]
+    assert [cell.strip(" |") for cell in own[2:]] == wanted
     weighed = outcome_of(
         tiny_encoder, corpus, EMCLConfig.reference(beta=2.0), candidates=100, dual_softmax_temperature=0.01
     )
@@ -172,3 +196,21 @@ def test_the_command_writes_the_same_files_every_time(tiny_checkpoint, validatio
 def test_wrong_usage_is_told(validation_folder, options, message):
     result = CliRunner().invoke(app, ["sweep", "--model", "demo", "--data", str(validation_folder), *options])
     assert message in str(result.exception)
+
+
+def test_the_size_of_the_correction_is_that_of_a_querys_own_pass(tiny_encoder, corpus):
+    """Written out for the released arithmetic: mean norm of what is added over that of the rows, query by query."""
+    config, candidates = EMCLConfig.reference(beta=3.0), 4
+    pooled = tiny_encoder.pool(corpus.features_VFD, corpus.mask_VF)
+    emcl = variant(tiny_encoder, config).net.emcl.eval()
+    sizes = []
+    for text in corpus.text_TD[:32]:
+        cosines = pooled @ text / np.linalg.norm(pooled, axis=1)
+        rows = np.concatenate([pooled[np.sort(np.argsort(-cosines)[:candidates])], text[None]])
+        added = emcl(torch.from_numpy(rows)[None])[0].detach().numpy() - rows
+        sizes.append(np.linalg.norm(added, axis=1).mean() / np.linalg.norm(rows, axis=1).mean())
+    assert len(corpus.text_TD) <= 32, "else only some are looked at"
+    found = correction_size(tiny_encoder, corpus, config, candidates=candidates)
+    assert found == pytest.approx(np.mean(sizes), rel=1e-4)
+    assert correction_size(tiny_encoder, corpus, EMCLConfig(beta=0.0), candidates=candidates) == 0
+    assert correction_size(tiny_encoder, corpus, EMCLConfig(beta=0.2), candidates=candidates) == pytest.approx(0.2)
