@@ -118,9 +118,7 @@ def print_manifest(manifest: Manifest) -> None:
 def print_correction(store: Path) -> None:
     """Which form of EMCL the current generation applies; nothing if none was published."""
     from indexer.errors import NotAStore
-    from indexer.store.demo_notice import demo_notice
     from indexer.store.generation import GENERATIONS, current_name, load_correction
-    from indexer.store.reader import StoreReader
     from model.emcl.active import published_emcl
 
     try:
@@ -128,6 +126,21 @@ def print_correction(store: Path) -> None:
     except NotAStore:
         return
     typer.echo(f"EMCL: {published_emcl(load_correction(folder)).text}", err=True)
+    print_notice(store)
+
+
+def print_notice(store: Path) -> None:
+    """Say on stderr what the demo model is, where it indexed anything but its own clips; nothing of other stores."""
+    from indexer.errors import NotAStore
+    from indexer.store.demo_notice import demo_notice, is_of_the_demo_model
+    from indexer.store.generation import read_current
+    from indexer.store.reader import StoreReader
+
+    try:
+        if not is_of_the_demo_model(read_current(store)):
+            return  # opening reads every file of the generation: seconds for a large one
+    except NotAStore:
+        return
     with StoreReader.open(store) as reader:
         notice = demo_notice(reader)
     if notice:
@@ -235,6 +248,7 @@ def watch_command(
             report = build_store(writer, encoder, request, TerminalProgress())
         if report.indexed or report.removed or report.failed or report.captions:
             print_report(report)
+            print_notice(store)
 
     typer.echo(f"watching {', '.join(map(str, folders))}; Ctrl-C ends it", err=True)
     with _interruptible():
@@ -283,6 +297,7 @@ def remove(
         writer.remove_videos(writer.catalogue.find_videos(videos))
         manifest = publish(writer, encoder, TerminalProgress())
     print_manifest(manifest)
+    print_notice(store)
 
 
 @app.command("list")
@@ -511,6 +526,7 @@ def merge(
         typer.echo("nothing to search yet, so nothing was published", err=True)
         return
     print_manifest(manifest)
+    print_notice(store)
 
 
 @app.command()
@@ -548,6 +564,7 @@ def compact(
             print_compaction(writer, done)
             if manifest is not None:
                 print_manifest(manifest)
+                print_notice(store)
         else:
             print_compaction(writer, done)
 
@@ -736,5 +753,6 @@ def import_embeddings(
         typer.echo(f"failed: {video_id}: {reason}", err=True)
     known = f", {added.known} were known" if added.known else ""
     typer.echo(f"{added.videos} videos, {added.segments} segments, {len(added.captions)} captions added{known}")
+    print_notice(store)
     if added.failed:
         raise typer.Exit(INCOMPLETE)

@@ -18,6 +18,7 @@ from model.demo.scene import make_scene
 
 if TYPE_CHECKING:
     from indexer.library import Library
+    from indexer.store.config import Manifest
 
 DEMO = "demo"
 NOTICE = (
@@ -32,7 +33,7 @@ _PAGE = 200
 
 def demo_notice(reader: Library) -> str | None:
     """``NOTICE`` if the demo model made the store and it holds a video that is not of the demo's corpus, else None."""
-    if not _is_of_the_demo_model(reader):
+    if not is_of_the_demo_model(reader.manifest):
         return None
     return NOTICE if any(not is_own_clip(title, captions) for title, captions in _videos(reader)) else None
 
@@ -47,8 +48,8 @@ def is_own_clip(title: str, captions: list[str]) -> bool:
     return not set(generated).isdisjoint(captions)
 
 
-def _is_of_the_demo_model(reader: Library) -> bool:
-    manifest = reader.manifest
+def is_of_the_demo_model(manifest: Manifest) -> bool:
+    """Whether the demo model made a generation."""
     return manifest.model_spec.model == DEMO or manifest.fingerprint == load_mapping(DEMO_DESCRIPTION)["fingerprint"]
 
 

@@ -64,10 +64,15 @@ def test_its_own_corpus_is_served_without_a_warning(store, emcl, capsys, serve):
     assert serve(store).get("/v1/index").json()["demo_notice"] is None
 
 
-def test_other_videos_are_served_with_a_warning_everywhere(mixed, emcl, capsys, serve, caplog):
+def test_other_videos_are_served_with_a_warning_everywhere(mixed, emcl, capsys, serve, caplog, tmp_path):
     emcl("search", "a red star", "--store", mixed)
     assert WARNING in capsys.readouterr().err
-    emcl("index", "rebuild", "--store", mixed)
+    for command in (["rebuild"], ["list"], ["compact", mixed], ["merge", mixed, "--store", tmp_path / "merged"]):
+        emcl("index", *command, *(["--store", mixed] if len(command) == 1 else []))
+        assert WARNING in capsys.readouterr().err, command
+    with StoreReader.open(mixed) as reader:
+        own = next(video.video_id for video in reader.list_videos() if video.title != "holiday")
+    emcl("index", "remove", own, "--store", mixed)
     assert WARNING in capsys.readouterr().err
     found = check_index(Context(settings=load_settings({"store": mixed})))
     assert found.state == "warning"
