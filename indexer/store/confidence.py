@@ -14,8 +14,8 @@ which takes off a part of what the segment v gives to any text, as hub bases do:
 tried (docs/search.md). It is of stage 1, whatever ``rerank`` is, so that it costs one inner product for each hit.
 
 ``background.npz`` in the store holds the raw rows of the texts, encoded once for each model. ``confidence.npz`` in a
-generation holds b̄ / 4 and the best t of each text over its segments. Segments that are added later are compared with
-the same numbers until the next generation.
+generation holds b̄ / 4, the rows b - b̄ / 4 and the best t of each over its segments; a view adds those that came later.
+What was deleted since counts until the next generation.
 
 Legend: n texts, N segments, K hits, D channels, M coordinates of a row without those of hubs.
 """
@@ -23,7 +23,8 @@ Legend: n texts, N segments, K hits, D channels, M coordinates of a row without 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -61,14 +62,26 @@ class TextEncoder(Protocol):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Confidence:
-    """``offset_M``: a quarter of the mean of the background's rows. ``best_n``: its texts' best t, ascending."""
+    """``offset_M``: a quarter of the mean of the background's rows. ``asked_nM``: these less that. ``best_n``: the best
+    t of each over the segments, -inf where there is none."""
 
     offset_M: Floats
+    asked_nM: Floats
     best_n: Floats
+
+    @cached_property
+    def _ascending_n(self) -> Floats:
+        return np.sort(self.best_n)
+
+    def over(self, items_NM: Floats) -> Confidence:
+        """The same over further segments (N, M)."""
+        if len(items_NM) == 0:
+            return self
+        return replace(self, best_n=np.maximum(self.best_n, (self.asked_nM @ items_NM.T).max(axis=1)))
 
     def of(self, query_M: Floats, items_KM: Floats) -> Floats:
         """The confidence (K,) of hits in [0, 1) for a query; both are rows without the coordinates of hubs."""
-        weaker_K = np.searchsorted(self.best_n, items_KM @ (query_M - self.offset_M), side="left")
+        weaker_K = np.searchsorted(self._ascending_n, items_KM @ (query_M - self.offset_M), side="left")
         return np.asarray(weaker_K / (len(self.best_n) + 1), dtype=np.float32)
 
 
@@ -95,11 +108,12 @@ def background_rows(store: Path, mapper: object) -> Floats | None:
 def fit(queries_nM: Floats, items: Iterable[Floats], *, share: float = SHARE) -> Confidence:
     """Compare the background's rows with all segments, which come in blocks (N, M); ``share`` of b̄ is taken off."""
     offset_M = (share * queries_nM.mean(axis=0)).astype(np.float32)
-    asked_nM = queries_nM - offset_M
-    best_n = np.full(len(asked_nM), -np.inf, np.float32)
+    found = Confidence(
+        offset_M=offset_M, asked_nM=queries_nM - offset_M, best_n=np.full(len(queries_nM), -np.inf, np.float32)
+    )
     for items_NM in items:
-        best_n = np.maximum(best_n, (asked_nM @ items_NM.T).max(axis=1))
-    return Confidence(offset_M=offset_M, best_n=np.sort(best_n))
+        found = found.over(items_NM)
+    return found
 
 
 def base_blocks(correction: Correction, videos: Side) -> Iterator[Floats]:
@@ -111,10 +125,10 @@ def base_blocks(correction: Correction, videos: Side) -> Iterator[Floats]:
 
 def write(path: Path, confidence: Confidence) -> None:
     """Write what a generation keeps."""
-    np.savez(path, offset=confidence.offset_M, best=confidence.best_n)
+    np.savez(path, offset=confidence.offset_M, asked=confidence.asked_nM, best=confidence.best_n)
 
 
 def read(path: Path) -> Confidence:
     """What ``write`` wrote."""
     with np.load(path, allow_pickle=False) as arrays:
-        return Confidence(offset_M=arrays["offset"], best_n=arrays["best"])
+        return Confidence(offset_M=arrays["offset"], asked_nM=arrays["asked"], best_n=arrays["best"])

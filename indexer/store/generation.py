@@ -283,7 +283,7 @@ def _write_segment_hubs(path: Path, correction: Correction, segments: Places, fr
 
 def _write_confidence(store: Path, work: Path, mapper: RowMapper, correction: Correction, videos: Side) -> list[str]:
     """Write what unrelated texts reach over the segments; the names of the files that were written."""
-    rows_nD = confidence.background_rows(store, mapper) if len(videos) else None
+    rows_nD = confidence.background_rows(store, mapper)
     if rows_nD is None:
         return []
     queries_nM = correction.base_rows(rows_nD, "text")

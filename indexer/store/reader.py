@@ -86,6 +86,7 @@ class _Base:
         self.confidence: confidence.Confidence | None = None
         if confidence.CONFIDENCE in manifest.files:
             self.confidence = confidence.read(folder / confidence.CONFIDENCE)
+        self.compared_segments: set[int] = set()  # that came later, whose best matches are in ``confidence``
         self.new_hub_numbers: dict[int, float] = {}  # of segments that came later, by id
         self.shards = generation.open_shards(path, manifest)
         self.serving = serving
@@ -134,6 +135,8 @@ class StoreReader:
             texts = self._mapped("captions", CAPTIONS.name, text["shard"], text["row"])
             self._captions = base.captions.under(text, texts, over.gone_captions)
             self._number_new(new)
+            self._compare_new(new["id"], pooled)
+        self._confidence = base.confidence
         self._snapshot = Snapshot(base.snapshot, over.content)
         self._last_matching: tuple[Wanted, IdArray] | None = None
 
@@ -358,18 +361,18 @@ class StoreReader:
 
     @property
     def has_confidence(self) -> bool:
-        """Whether hits of texts have a confidence: not in generations of earlier versions, or without segments."""
-        return self._base.confidence is not None
+        """Whether hits of texts have a confidence: not in generations of earlier versions."""
+        return self._confidence is not None
 
     def confidences(self, row_D: FloatArray, ids_K: IdArray) -> FloatArray | None:
         """The confidence (K,) of segments as hits of a text, whose raw row is given; None if it is not known.
 
         See ``indexer.store.confidence``.
         """
-        if self._base.confidence is None:
+        if self._confidence is None:
             return None
         query_M = self.correction.base_rows(row_D[None], "text")[0]
-        return self._base.confidence.of(query_M, self.correction.base_rows(self.segment_embeddings(ids_K), "video"))
+        return self._confidence.of(query_M, self.correction.base_rows(self.segment_embeddings(ids_K), "video"))
 
     def _number_new(self, places: npt.NDArray[np.void]) -> None:
         """Give segments that came after the generation their numbers: one E-step each, kept for the next views."""
@@ -379,6 +382,16 @@ class StoreReader:
             return
         numbers = generation.segment_numbers(self.correction, places[fresh], self._reader(FRAMES.name))
         known.update(zip((int(number) for number in places["id"][fresh]), map(float, numbers), strict=True))
+
+    def _compare_new(self, ids_N: IdArray, items_NM: FloatArray) -> None:
+        """Compare unrelated texts with segments that came after the generation, once for all next views."""
+        base = self._base
+        if base.confidence is None:
+            return
+        fresh = [place for place, number in enumerate(ids_N.tolist()) if number not in base.compared_segments]
+        width = len(base.confidence.offset_M)  # without the coordinates of hubs
+        base.confidence = base.confidence.over(items_NM[fresh, :width])
+        base.compared_segments.update(ids_N[fresh].tolist())
 
     def _mapped(
         self, side: Literal["videos", "captions"], kind: str, shards_N: npt.NDArray[np.int32], rows_N: IdArray

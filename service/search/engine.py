@@ -126,7 +126,7 @@ class Engine:
         with self.live.lease() as generation:
             if generation.reader.counts.segments and not generation.reader.has_confidence:
                 raise Conflict(
-                    "this index knows no confidence: an earlier version published it, or it was empty then",
+                    "this index knows no confidence: an earlier version published it",
                     expected="a generation with confidence.npz, for min_confidence",
                     next_step="publish one with `emcl index rebuild`, or leave min_confidence out",
                 )

@@ -1,5 +1,7 @@
 """Confidence of hits: what unrelated texts reach over a library, kept with the generation and covered by its digest."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from service_support import random_video
@@ -11,7 +13,9 @@ from indexer.store.confidence import BACKGROUND, CONFIDENCE, SHARE, fit
 from indexer.store.config import ModelSpec, StoreSettings
 from indexer.store.reader import StoreReader
 from indexer.store.writer import StoreWriter
+from model.config import EMCLConfig
 from model.evaluate.background import background_texts, everyday_and_nonsense
+from model.evaluate.corpus import with_emcl
 
 
 class Counting:
@@ -96,6 +100,8 @@ def test_a_constant_for_all_texts_is_partly_taken_off():
     plain, fitted = fit(texts, [items], share=0.0), fit(texts, [items], share=0.25)
     assert plain.of(query, items).tolist() == [0, 0]  # 0.9 as all texts have, and less
     assert fitted.best_n == pytest.approx([0.675] * 3)
+    in_turn = fit(texts, [items[:1], items[:0], items[1:]], share=0.25)
+    assert in_turn.best_n.tolist() == fitted.best_n.tolist()
     assert fitted.of(query, items).tolist() == [0, 0.75]  # 0.675 as all have, and 0.7
 
 
@@ -114,22 +120,49 @@ def test_texts_are_encoded_once_for_a_model(writer, tiny_encoder):
     assert counting.texts == 3 * len(background_texts())
 
 
-def test_what_is_added_later_is_compared_with_the_same_texts(writer, tiny_encoder):
-    writer.publish(tiny_encoder)
+def test_what_is_added_later_counts_at_once(writer, tiny_encoder):
+    """A view of a generation and its overlay knows what a generation of all of it would."""
+    plain = with_emcl(tiny_encoder, EMCLConfig(beta=0.0))  # else each publication fits another map
+    writer.publish(plain)
+    (row_D,) = tiny_encoder.encode_texts(["a red circle"])
     with StoreReader.open(writer.path) as reader:
-        add(writer, tiny_encoder, [77])
-        newer = reader.refreshed()
-        assert newer is not None
-        with newer:
-            (new,) = set(newer.segment_ids()) - set(reader.segment_ids())
-            (row_D,) = tiny_encoder.encode_texts(["a red circle"])
-            assert newer.confidences(row_D, np.array([new])) is not None
+        add(writer, tiny_encoder, [50, 51])
+        view = reader.refreshed()
+        add(writer, tiny_encoder, [52])
+        view = view.refreshed()
+        grown = view.confidences(row_D, view.segment_ids())
+        before = reader.confidences(row_D, reader.segment_ids())
+    with StoreReader.open(writer.path) as again:
+        np.testing.assert_array_equal(again.confidences(row_D, again.segment_ids()), grown)
+    writer.publish(plain)
+    with StoreReader.open(writer.path) as published:
+        one_text = 1.01 / (len(background_texts()) + 1)
+        assert published.confidences(row_D, published.segment_ids()) == pytest.approx(grown, abs=one_text)
+    assert grown[: len(before)].sum() < before.sum()  # more segments: the best of unrelated texts are nearer
+
+
+def test_a_store_that_was_published_empty_knows_it_too(tmp_path, tiny_encoder):
+    from model.emcl.em import FrozenMap
+
+    settings = StoreSettings(
+        model_spec=ModelSpec(), fingerprint=tiny_encoder.fingerprint, dim=tiny_encoder.dim,
+        sampling=tiny_encoder.config.sampling,
+    )  # fmt: skip
+    with StoreWriter.open(tmp_path / "empty", settings=settings) as opened:
+        opened.publish(tiny_encoder, empty_map=FrozenMap.neutral(tiny_encoder.dim))
+        add(opened, tiny_encoder, range(20))
+        (row_D,) = tiny_encoder.encode_texts(["a red circle"])
+        with StoreReader.open(tmp_path / "empty") as reader:
+            found = reader.confidences(row_D, reader.segment_ids())
+            assert found == pytest.approx(
+                by_hand(reader, tiny_encoder, row_D, reader.segment_ids()), abs=1.01 / (len(background_texts()) + 1)
+            )
 
 
 def test_the_digest_of_the_generation_covers_it(writer, tiny_encoder):
     folder = writer.path / "generations" / writer.publish(tiny_encoder).generation
     found = confidence.read(folder / CONFIDENCE)
-    confidence.write(folder / CONFIDENCE, confidence.Confidence(offset_M=found.offset_M, best_n=found.best_n + 1))
+    confidence.write(folder / CONFIDENCE, replace(found, best_n=found.best_n + 1))
     with pytest.raises(Damaged, match=CONFIDENCE):
         StoreReader.open(writer.path)
 
