@@ -5,12 +5,12 @@
 Rows with a floor are compared by their ratio to it, so that a machine that is busier than it was does not look like a
 slower program; rows without one by their value. The noise of each row is estimated from its own measurements: medians
 of samples drawn from them again and again (bootstrap; a thing and its floor are drawn in pairs, as they were measured).
-A row is slower if the whole interval of the change lies above 1, and bad if the change is also beyond the tolerance
+A row is slower if the whole interval of the change is above 1, and bad if the change is also beyond the tolerance
 (and the row is this program's doing: neither an alternative to it nor what the machine can do).
 Shares and percentages have no noise of time: they are compared by their difference. A target that was met and is missed
 now is bad whatever the tolerance, but where time was measured only if the change is beyond noise.
-Intervals are so wide that of all rows together one lies wrongly in one comparison of a hundred. What differs between
-two processes of the same program (where its memory lies, say) no interval of one run can show: the tolerance is for
+Intervals are so wide that of all rows together one is wrong in one comparison of a hundred. What differs between
+two processes of the same program (where its memory is, say) no interval of one run can show: the tolerance is for
 that.
 
 Ends with 1 if something is slower (or, where more is better, less), misses a target that it met, or was measured in the
@@ -158,7 +158,7 @@ def _difference(old: Row, new: Row) -> tuple[float, float, float]:
 
 
 def _widened(old: Row, new: Row, by_ratio: bool, tolerance: float, confidence: float) -> tuple[float, float, float]:
-    """New over old, and its interval; wider where too few measurements tell of their spread."""
+    """New over old, and its interval; wider where there are too few measurements to know their spread."""
     point, low, high = interval(old, new, by_ratio=by_ratio, confidence=confidence)
     if min(len(old.samples), len(new.samples)) >= FEWEST_SAMPLES:
         return point, low, high

@@ -1,4 +1,4 @@
-"""Does "nothing fits well" tell texts that have a match from those that have none?
+"""Does "nothing fits well" separate texts that have a match from those without one?
 
     python -m benchmarks.confidence --features clip.npy            # (2, N, D): videos, texts; row i of both is a pair
     python -m benchmarks.confidence --demo var/demo                # as `emcl demo` makes it; made here if need be

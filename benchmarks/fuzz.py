@@ -74,11 +74,11 @@ def fuzz(url: str, key: str | None, *, seed: int, seconds: int | None, examples:
 @contextmanager
 def serving(folder: Path) -> Iterator[tuple[str, str]]:
     """The address of a server over a small demo index in ``folder``, and a key for it."""
-    from service.access.keys import KeyBook
+    from service.access.keys import KeyStore
     from service.demo import prepare
 
     prepare(folder, 10, say=print)
-    _, key = KeyBook(folder / "keys.json").create("fuzz", "admin")
+    _, key = KeyStore(folder / "keys.json").create("fuzz", "admin")
     options = ["--store", str(folder / "store"), "--model", "demo", "--jobs-folder", str(folder / "jobs"), *SERVER]
     options += ["--require-keys", "--keys-file", str(folder / "keys.json")]
     with (folder / "server.log").open("w", encoding="utf-8") as log:

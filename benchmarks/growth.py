@@ -6,7 +6,7 @@
 One process writes vectors into shards and then builds the index as publishing does: the kind is chosen (``auto``),
 built, tuned on captions, written. Another opens it, as a service does, searches, and is then compared with the exact
 answer on queries that had no part in tuning. Peak memory is what the kernel counted. Vectors are drawn from a trained
-model's distribution, block by block in either process (``benchmarks.vectors``), and never lie in memory as a whole.
+model's distribution, block by block in either process (``benchmarks.vectors``), and are never in memory as a whole.
 ``benchmarks.million`` does the same with a whole store and the reranking on top, and takes longer.
 
 Legend: N segments, D channels, Q queries, k neighbours.
@@ -160,7 +160,7 @@ def search(found: VectorSet, folder: Path, *, quick: bool) -> dict[str, Any]:
 
 
 def _write_rows(folder: Path, kind: ShardKind, dim: int, blocks: Iterable[Floats]) -> None:
-    """Shards of rows as an indexing run writes them, and where each row lies."""
+    """Shards of rows as an indexing run writes them, and where each row is."""
     from indexer.store.shards import ShardWriter
 
     folder.mkdir()

@@ -1,8 +1,8 @@
 """FAISS as it comes, in a process where the indexer has changed FAISS's switch to matrix products.
 
-``indexer.ann.flat`` sets ``faiss.cvar.distance_compute_blas_threshold``, which is global to a process, and with its
-value FAISS's own flat search of one query is several times slower. Whatever is measured as "FAISS with defaults" must
-have the default.
+``indexer.ann.flat.always_multiply`` sets ``faiss.cvar.distance_compute_blas_threshold`` of the whole process where an
+index is made or searched, and with its value FAISS's own flat search of one query is several times slower. Whatever is
+measured as "FAISS with defaults" must have the default.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def shipped_threshold() -> int:
 
 
 def restore_defaults() -> None:
-    """For a process that searches with FAISS alone: as if the indexer had never been imported."""
+    """For a process that searches with FAISS alone: as if the indexer had never made an index."""
     import faiss
 
     faiss.cvar.distance_compute_blas_threshold = shipped_threshold()

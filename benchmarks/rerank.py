@@ -9,7 +9,7 @@ other work on the machine does not count. Three lines for each number of candida
 - `gather + rerank`: from places to scores as the service does it, frame features read from mapped shards in half
   precision;
 - `floor`: reading as many bytes once from the same shards, where they stand together, and the matrix products that the
-  equations name, on tensors that lie ready: frame weights and pooling (F frames of N candidates, as many as fit the
+  equations name, on tensors in memory: frame weights and pooling (F frames of N candidates, as many as fit the
   cache at a time, for they have just been read), T rounds of E-step and M-step over N + 1 rows, the last M-step, the
   reconstruction, the cosines;
 - `plain`: the definitions in `model.emcl.pooling` and `model.emcl.em` on gathered features in float32.

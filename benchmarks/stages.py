@@ -138,7 +138,7 @@ def _agreement(ours: Any, plain: Any, queries: Floats) -> Row:
 
 
 def gather(scale: Scale) -> Iterator[Row]:
-    """Frame features of a query's candidates out of the mapped shards, beside copying rows that lie together."""
+    """Frame features of a query's candidates out of the mapped shards, beside copying contiguous rows."""
     from benchmarks.corpus import write_store
     from indexer.store.reader import StoreReader
 
@@ -154,7 +154,7 @@ def gather(scale: Scale) -> Iterator[Row]:
                     name=f"features of {candidates} candidates",
                     clock="thread",
                     samples=times["ours"],
-                    floor="copying as many rows that lie together",
+                    floor="copying as many contiguous rows",
                     floor_samples=times["floor"],
                     note=f"{frames} frames x {dim}, half precision, pages in memory, other candidates every time",
                 )

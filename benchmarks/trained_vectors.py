@@ -2,9 +2,10 @@
 
 A million clips cannot be rendered and encoded in a benchmark, and noise is no test of an approximate index. So 2,000
 generated clips and their captions are encoded with the shipped demo model, and new ones are drawn between them: a clip
-lies at a random point between a real one and one of its ten nearest, its caption at the same point between theirs. So
+is at a random point between a real one and one of its ten nearest, its caption at the same point between theirs. So
 the clusters, the gap between the two kinds of vector and who is whose neighbour are those of the trained model. What
-tells a vector from all others is noise with the spectrum of the differences between neighbours, half as long as these.
+separates a vector from all others is noise with the spectrum of the differences between neighbours, half as
+long as these.
 
 The demo model has 128 channels. A random orthonormal map takes them to D = 512, which changes no inner product, and the
 noise goes on into the other channels with the decay that its spectrum has, so that none is empty. This is kinder than a

@@ -1,4 +1,4 @@
-"""Where a video lies: in a file, behind a URL, or as a member of a tar shard (``SHARD!MEMBER``)."""
+"""Where a video is: in a file, behind a URL, or as a member of a tar shard (``SHARD!MEMBER``)."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def possible_sources(path: str) -> Iterator[str]:
 
 
 def leads_out(path: Path, within: Collection[Path]) -> bool:
-    """Whether a path, with all links followed, lies in none of the folders; without folders, everything may be read."""
+    """Whether a path, with all links followed, is in none of the folders; without folders, everything may be read."""
     if not within:
         return False
     try:

@@ -359,12 +359,12 @@ def compare_command(
     device: Device = "auto",
 ) -> None:
     """Compare several training seeds with several: t-test over seeds, sign test over videos; no claim below 3 seeds."""
-    from model.study.compare import checkpoint_of, compare_runs, outcomes_of_runs
+    from model.study.compare import checkpoint_of, compare_runs, video_ranks_of_runs
 
     for run in (*runs, *against):
         checkpoint_of(run)  # reported before anything is encoded
     ours, theirs = (
-        outcomes_of_runs(side, data, split, allow_missing=allow_missing, device=device) for side in (runs, against)
+        video_ranks_of_runs(side, data, split, allow_missing=allow_missing, device=device) for side in (runs, against)
     )
     found = compare_runs(ours, theirs)
     typer.echo(found.text())

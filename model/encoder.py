@@ -396,7 +396,7 @@ def calibrated_of(spec: str | None, fingerprint: str) -> CorrectionSettings | No
 
 
 def correction_path(checkpoint: Path) -> Path:
-    """Where the calibrated hub and paired bases of NAME.safetensors lie: NAME.correction.npz."""
+    """Where the calibrated hub and paired bases of NAME.safetensors are: NAME.correction.npz."""
     stem = checkpoint.with_suffix("") if checkpoint.suffix in (".safetensors", ".json") else checkpoint
     return stem.with_name(f"{stem.name}.correction.npz")
 

@@ -38,7 +38,7 @@ from service.schemas.search import CaptionOut, HitOut
 from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from service.access.keys import Key, KeyBook
+    from service.access.keys import Key, KeyStore
     from service.search.engine import Engine
     from service.search.values import Ranking
 
@@ -59,9 +59,9 @@ def create(
     **options: Any,
 ) -> None:
     """Make a key and print it: this once, for only its hash is kept."""
-    book = _book(options)
-    key, token = book.create(name, scope, expires_days=expires)
-    typer.echo(f"key {key.key_id} ({key.name}, {key.scope}) is in {book.path}; it is shown only now:", err=True)
+    key_store = _key_store(options)
+    key, token = key_store.create(name, scope, expires_days=expires)
+    typer.echo(f"key {key.key_id} ({key.name}, {key.scope}) is in {key_store.path}; it is shown only now:", err=True)
     typer.echo(token)
 
 
@@ -73,7 +73,7 @@ def list_keys(
 ) -> None:
     """Show all keys with their scope and state; hashes are not shown."""
     now = time.time()
-    keys = _book(options).all_keys()
+    keys = _key_store(options).all_keys()
     if as_json:
         typer.echo(json.dumps([_shown(key, now) for key in keys], indent=2, ensure_ascii=False))
     elif not keys:
@@ -86,14 +86,14 @@ def list_keys(
 @takes_settings("keys_file")
 def revoke(key: Annotated[str, typer.Argument(help="Its id or its name.")], **options: Any) -> None:
     """Make a key worthless from now on; its sessions end too."""
-    revoked = _book(options).revoke(key)
+    revoked = _key_store(options).revoke(key)
     typer.echo(f"key {revoked.key_id} ({revoked.name}) is revoked")
 
 
-def _book(options: dict[str, Any]) -> KeyBook:
-    from service.access.keys import KeyBook
+def _key_store(options: dict[str, Any]) -> KeyStore:
+    from service.access.keys import KeyStore
 
-    return KeyBook(load_settings(options).keys_file)
+    return KeyStore(load_settings(options).keys_file)
 
 
 def _shown(key: Key, now: float) -> dict[str, str | None]:

@@ -104,7 +104,7 @@ class UnsupportedMedia(ServiceError):  # noqa: N818
 
 
 class RangeNotSatisfiable(ServiceError):  # noqa: N818
-    """The byte range lies outside of the file."""
+    """The byte range is outside of the file."""
 
     status, title, slug = 416, "The range cannot be satisfied", "range-not-satisfiable"
 

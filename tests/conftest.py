@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: golden arrays, real clips where they lie beside the checkout, small random models."""
+"""Fixtures shared by all tests: golden arrays, real clips where they are beside the checkout, small random models."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def redis_server(tmp_path_factory):
-    """A real redis-server for a test module (``redis_support``); what a test breaks it must mend."""
+    """A real redis-server for a test module (``redis_support``); what a test breaks it must repair."""
     from redis_support import running_redis
 
     with running_redis(tmp_path_factory.mktemp("redis")) as server:

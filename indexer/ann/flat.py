@@ -1,4 +1,4 @@
-"""Exact search in float32 rows that lie side by side, as fast as the memory delivers them.
+"""Exact search in float32 contiguous rows, as fast as the memory delivers them.
 
 One query is a scan of all rows, each thread scanning its share (FAISS gives one query to one thread, and scans once for
 each query of a batch). A batch is a matrix product instead, whose last bits depend on the other queries: so it only
@@ -40,11 +40,6 @@ BLOCK_ROWS = 2048
 ROWS_PER_THREAD = 16_384
 """Fewer rows than that are not worth another thread."""
 
-# FAISS multiplies matrices only for calls with at least this many numbers in their queries (128,000 as shipped: never
-# for a batch of 32). It is global to the process. So it is set once and for all to "always": what must not be computed
-# by a matrix product is scanned here and never goes through FAISS's flat search, and no search ever changes it.
-faiss.cvar.distance_compute_blas_threshold = 1
-
 _pool_lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
 
@@ -53,6 +48,7 @@ class FlatScan:
     """Searches the rows of a ``faiss.IndexFlat`` over inner products; rows and queries have a norm of at most 1."""
 
     def __init__(self, index: faiss.IndexFlat) -> None:
+        always_multiply()
         self._index = index
         count, dim = int(index.ntotal), int(index.d)
         self._rows_ND: Floats = np.zeros((0, dim), dtype=np.float32)
@@ -157,6 +153,16 @@ class FlatScan:
         count = len(self._rows_ND)
         threads = max(1, min(faiss.omp_get_max_threads(), count // max(ROWS_PER_THREAD, least)))
         return [int(bound) for bound in np.linspace(0, count, threads + 1)]
+
+
+def always_multiply() -> None:
+    """Let FAISS compute every batch by a matrix product, from now on in this process.
+
+    As shipped it does so only for calls with at least 128,000 numbers in their queries, never for a batch of 32. The
+    switch is global to the process, so no search changes it back: whatever makes or searches an index here sets it
+    before, and what must not be computed by a matrix product is scanned by ``FlatScan`` instead.
+    """
+    faiss.cvar.distance_compute_blas_threshold = 1
 
 
 def best_first(scores_Qw: Floats, positions_Qw: Ids, k: int) -> tuple[Floats, Ids]:

@@ -40,7 +40,7 @@ GRAPH_DEGREE, BUILD_DEGREE = 32, 64
 
 
 class OnCpu(Protocol):
-    """What is moved to a card: ``indexer.ann.index.FaissIndex``, which this module lies below."""
+    """What is moved to a card: ``indexer.ann.index.FaissIndex``, which is a layer above this module."""
 
     def __len__(self) -> int: ...
 

@@ -3,15 +3,10 @@
 ``VectorIndex`` is what the rest of the project sees: ids in, ids out. ``FaissIndex`` stands behind it on one machine;
 a distributed engine would implement the same protocol.
 
+Approximate indices hold codes, the vectors stay in the shards on the disk. With refinement a shortlist is scored again:
+its rows are read through memory maps, multiplied with the frozen map and with the query. Scores are then exact cosines.
+
 Legend: Q queries, N vectors, D channels, k neighbours, w width of a shortlist.
-
-Exact scores of a shortlist, from the vectors on the disk.
-
-An approximate index holds codes. The vectors themselves lie in the shards, before the frozen map: a few hundred of them
-are gathered through the memory maps, mapped, and multiplied with the query. So the order is exact, the scores are
-cosines, and no vector is held in memory.
-
-Legend: Q queries, w width of a shortlist, D channels.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from indexer.ann import gpu
 from indexer.ann.choose import AUTO
+from indexer.ann.flat import always_multiply
 from indexer.errors import IndexFactoryError
 
 Floats = npt.NDArray[np.float32]
@@ -65,6 +66,7 @@ def split_options(options: str) -> tuple[str, float]:
 
 def make(recipe: IndexRecipe, dim: int) -> Any:
     """An empty FAISS index. Raises ``IndexFactoryError`` if FAISS does not know the recipe for ``dim`` channels."""
+    always_multiply()
     options, _ = split_options(recipe.options)
     try:
         index = faiss.index_factory(dim, recipe.factory, faiss.METRIC_INNER_PRODUCT)

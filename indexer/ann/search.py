@@ -23,7 +23,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from indexer.ann.flat import FlatScan, best_first
+from indexer.ann.flat import FlatScan, always_multiply, best_first
 
 Floats = npt.NDArray[np.float32]
 
@@ -39,7 +39,7 @@ Nearest = Callable[[int], tuple[Floats, Ids]]
 
 
 class Probes:
-    """The lists of one IVF index, and which vector lies in which: known once it is asked for, two bytes for each."""
+    """The lists of one IVF index, and which vector is in which: known once it is asked for, two bytes for each."""
 
     def __init__(self, index: Any) -> None:
         self._index = index
@@ -176,6 +176,7 @@ class OneByOne:
     """Any other kind: graphs, transforms, quantisers searched as a whole."""
 
     def __init__(self, index: Any) -> None:
+        always_multiply()
         self._index = index
         self._ivf = faiss.try_extract_index_ivf(index)
         self._probes = None if self._ivf is None else Probes(self._ivf)

@@ -3,7 +3,7 @@
 ``KEY.mp4`` (or another suffix of a video) is a video, ``KEY.txt`` holds its captions, one a line, ``KEY.json`` an
 object with ``captions`` (or ``caption``), ``tags`` and ``title``; other members are passed over. The webdataset library
 is made for training (shuffled samples, decoded in its own workers, an error skips or ends the stream), and does not
-tell what became of which member; Python's tarfile reads the same files.
+report what became of which member; Python's tarfile reads the same files.
 
 A tar file may come from anywhere. It is read from front to back as a stream. Nothing is written under a member's name,
 only regular members are read, and what could make reading them costly (long headers, sparse maps) ends the shard.

@@ -451,7 +451,7 @@ _UNCHANGED_ROWS = {
 
 
 def places(catalogue: CatalogueReader, kind: str) -> Iterator[tuple[str, Place]]:
-    """Where each row of one kind of shard lies, with a name for what it is, in the order of the files."""
+    """Where each row of one kind of shard is, with a name for what it is, in the order of the files."""
     for number, shard, row, rows, crc32 in catalogue.connection.execute(PLACES[kind]):
         what = f"{'caption' if kind == CAPTIONS.name else 'segment'} {number}"
         yield what, Place(shard=shard, row=row, rows=rows, crc32=crc32)

@@ -1,7 +1,7 @@
 """Publishing: from the shards and the catalogue to an immutable generation, and back from its files.
 
 A generation is a folder with ``manifest.json``, ``snapshot.db`` (a copy of the catalogue), ``segments.npy`` and
-``captions.npy`` (where each id's features lie), ``videos.faiss``, ``captions.faiss``, ``emcl_map.npz`` (the correction:
+``captions.npy`` (where each id's features are), ``videos.faiss``, ``captions.faiss``, ``emcl_map.npz`` (the correction:
 map and bases), ``confidence.npz`` (what unrelated texts reach, if the model was at hand) and, if there are hub bases,
 ``segment_hubs.npy`` (each segment's number in the rerank). It is built under a temporary name, brought to the disk,
 renamed, and only then named in ``CURRENT``. Nothing is decoded for it.

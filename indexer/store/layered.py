@@ -1,6 +1,6 @@
-"""One kind of vector in two layers: those of the generation, and those of the overlay that lies over it.
+"""One kind of vector in two layers: those of the generation, and those of the overlay over it.
 
-In: ids, where their rows lie, a FAISS index over them; what is gone, and what is new. Out: answers as of one index that
+In: ids, where their rows are, a FAISS index over them; what is gone, and what is new. Out: answers as of one index that
 holds exactly what is there now. The new vectors are mapped by the generation's frozen map and searched exactly.
 
 Legend: Q queries, N vectors, D channels, k neighbours.

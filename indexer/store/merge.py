@@ -5,7 +5,7 @@ with the features that were stored, bit for bit; publishing is left to the calle
 that is copied is committed in pieces, so a run that is killed is continued by running it again.
 
 What is in several stores: a video is copied from the first in which it is indexed; places, captions and tags are
-united; of different titles, and of different videos said to lie at one path, the first store's is kept.
+united; of different titles, and of different videos said to be at one path, the first store's is kept.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class _Input:
         rows_ND = self._shards[kind].rows(place.shard, place.row, place.rows)
         if len(rows_ND) != place.rows or zlib.crc32(rows_ND.tobytes()) != place.crc32:
             raise Damaged(
-                f"{self.path}: the features of {what} are not what was written; `emcl index verify` says how to mend "
+                f"{self.path}: the features of {what} are not what was written; `emcl index verify` says how to fix "
                 "it, then merge again"
             )
         return rows_ND

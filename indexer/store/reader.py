@@ -1,12 +1,12 @@
 """Reading a store: one immutable view, opened once and shared by any number of threads.
 
 A view is a generation with the overlay over it (``indexer.store.overlay``): everything that was committed when it was
-made is searchable, listed and counted, whether or not it was published, and whoever wrote it. While a writer goes on, a
-view stays what it is; ``refreshed`` gives the next one. Writing is in ``indexer.store.writer``.
+made is searchable, listed and counted, whether or not it was published, and whichever process wrote it. While a writer
+goes on, a view stays what it is; ``refreshed`` gives the next one. Writing is in ``indexer.store.writer``.
 
 Legend: Q queries, k neighbours, F frames, D channels.
 
-How the indexes of a generation are held for searching: in memory or mapped, on the CPU or on graphics cards.
+``Serving`` says how the indexes of a generation are held for searching: in memory or mapped, on the CPU or on GPUs.
 """
 
 from __future__ import annotations

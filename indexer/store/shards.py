@@ -1,6 +1,6 @@
 """Append-only shards of feature rows: plain ``.npy`` files that grow and are read through memory maps.
 
-Three kinds lie side by side in ``features/``: ``NNNNNN.npy`` holds frame features (fp16, the rows of a segment stand
+Three kinds stand side by side in ``features/``: ``NNNNNN.npy`` holds frame features (fp16, the rows of a segment stand
 together), ``pooled-NNNNNN.npy`` one pooled vector per segment and ``captions-NNNNNN.npy`` one text feature per caption
 (both float32, before the frozen map). A file is a 128-byte ``.npy`` header and ``rows * dim`` numbers. How many of its
 rows count is decided by the catalogue alone: rows beyond that are what a run that was cut short left behind, and the

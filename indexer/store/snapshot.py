@@ -322,7 +322,7 @@ def _title_key(title: str | None, path: str | None, video_id: str) -> str:
 
 
 def _prepare(connection: sqlite3.Connection, overlay: bytes | None) -> None:
-    """Make every table readable under its own name: through a view where an overlay lies over it."""
+    """Make every table readable under its own name: through a view where an overlay covers it."""
     connection.create_function("contains", 3, _contains, deterministic=True)
     connection.create_function("title_key", 3, _title_key, deterministic=True)
     tables = {row[0] for row in connection.execute("SELECT name FROM main.sqlite_schema")}

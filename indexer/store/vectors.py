@@ -1,4 +1,4 @@
-"""The vectors of one index, all captions or all segments: where the raw rows lie, and in which order they are added.
+"""The vectors of one index, all captions or all segments: where the raw rows are, and in which order they are added.
 
 Legend: N rows, D channels.
 """

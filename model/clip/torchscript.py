@@ -1,7 +1,7 @@
 """The tensors of a TorchScript archive, as OpenAI publishes CLIP, without its program.
 
 ``torch.jit.load`` compiles and can run the code that an archive brings. Nothing of it is needed for the weights: they
-lie uncompressed in the records ``data/N`` of the zip file, and ``data.pkl`` says which module holds which. It is
+are uncompressed in the records ``data/N`` of the zip file, and ``data.pkl`` says which module holds which. It is
 unpickled here with an allow-list: tensors, their storages, lists, dictionaries, and modules as bags of attributes.
 """
 

@@ -12,7 +12,7 @@ In: rows of embeddings and the module whose pass corrects them. Out: inner produ
 4. With many rows the loop needs only the covariance ``XᵀX`` (D, D): ``XᵀX Z`` and the norms of ``X Z`` follow from it.
 
 On a CPU queries are taken one after the other, so that one query's rows stay in the cache; an accelerator takes all at
-once. Z is kept as (K, D): both products then read their operands as they lie.
+once. Z is kept as (K, D): both products then read their operands in order.
 
 Shape suffixes: B independent passes, N rows, D channels, K bases, P pairs.
 """
@@ -133,7 +133,7 @@ def prefers_covariance(rows: int, dim: int, bases: int, iterations: int) -> bool
 
 
 def covariance(rows_BND: Tensor) -> Tensor:
-    """``rows_BNDᵀ rows_BND`` (B, D, D); what lies below the diagonal is copied from above it."""
+    """``rows_BNDᵀ rows_BND`` (B, D, D); what is below the diagonal is copied from above it."""
     dim = rows_BND.shape[-1]
     out_BDD = rows_BND.new_empty(len(rows_BND), dim, dim)
     for start in range(0, dim, _SQUARE_BLOCK):

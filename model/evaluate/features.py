@@ -36,7 +36,7 @@ from model.encoder import Encoder, Scorer, load_encoder
 from model.evaluate.corpus import Corpus, encode_corpus
 from model.evaluate.hubness import QB_NORM_BETA, QB_NORM_TOP, BankNorm, DualSoftmax
 from model.evaluate.measure import MetricRules, Row, measure
-from model.evaluate.paper_results import published_for
+from model.evaluate.paper_results import paper_results_for
 from model.evaluate.rank import Ranked, best_columns
 from model.evaluate.run import EvaluationSettings, deviations, evaluate_rows
 from model.evaluate.table import Facts, conditions, markdown, report, table
@@ -319,7 +319,7 @@ def run(request: FeaturesRequest) -> str:
         rows, facts = _by_head(features, request, rules)
     data, split = str(features.settings.get("data", "")), str(features.settings.get("split", ""))
     official = features.settings.get("official_videos")
-    published = published_for(data, split=split, official_videos=official if isinstance(official, int) else None)
+    published = paper_results_for(data, split=split, official_videos=official if isinstance(official, int) else None)
     if request.json_file is not None:
         text = json.dumps(report(rows, published, **facts.as_dict()), indent=2)
         request.json_file.write_text(text + "\n", encoding="utf-8")

@@ -16,7 +16,7 @@ MSRVTT_1K_TEST_VIDEOS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class PublishedRow:
+class PaperResult:
     """One method on one data set; figures in percent and ranks from 1, by the names that our own reports use."""
 
     method: str
@@ -41,8 +41,8 @@ def _row(
     source: str,
     text_to_video: Mapping[str, float],
     video_to_text: Mapping[str, float] | None = None,
-) -> PublishedRow:
-    return PublishedRow(
+) -> PaperResult:
+    return PaperResult(
         method=method,
         data_set=data_set,
         source=source,
@@ -55,26 +55,26 @@ def _figures(names: str, values: str) -> dict[str, float]:
     return {name: float(value) for name, value in zip(names.split(), values.split(), strict=True)}
 
 
-def _main(data_set: str, method: str, values: str) -> PublishedRow:
+def _main(data_set: str, method: str, values: str) -> PaperResult:
     """A row of the paper's main table: text → video; ActivityNet has R@50 in the place of R@10."""
     names = "R@1 R@5 R@50 MdR" if data_set == "activitynet" else "R@1 R@5 R@10 MdR"
     return _row(data_set, method, EMCL_PAPER, _figures(names, values))
 
 
-def _both_ways(data_set: str, method: str, table: str, names: str, to_videos: str, to_texts: str) -> PublishedRow:
+def _both_ways(data_set: str, method: str, table: str, names: str, to_videos: str, to_texts: str) -> PaperResult:
     return _row(data_set, method, table, _figures(names, to_videos), _figures(names, to_texts))
 
 
-def _mmt(data_set: str, method: str, to_videos: str, to_texts: str) -> PublishedRow:
+def _mmt(data_set: str, method: str, to_videos: str, to_texts: str) -> PaperResult:
     return _both_ways(data_set, method, SUPPLEMENTARY_1, "R@1 R@5 R@10", to_videos, to_texts)
 
 
-def _beta(beta: float, to_videos: str, to_texts: str) -> PublishedRow:
+def _beta(beta: float, to_videos: str, to_texts: str) -> PaperResult:
     method = f"EMCL-Net + dual softmax, beta {beta:g}"
     return _both_ways("msrvtt", method, SUPPLEMENTARY_2, "R@1 R@5 R@10 MdR", to_videos, to_texts)
 
 
-BETA_SWEEP: Mapping[float, PublishedRow] = {
+BETA_SWEEP: Mapping[float, PaperResult] = {
     0.0: _beta(0, "42.4 70.8 80.6 2", "43.2 70.0 81.1 2"),
     1.0: _beta(1, "43.6 72.1 81.4 2", "43.2 70.8 80.8 2"),
     2.0: _beta(2, "45.1 69.9 79.7 2", "45.9 71.0 78.9 2"),
@@ -84,7 +84,7 @@ BETA_SWEEP: Mapping[float, PublishedRow] = {
 """Supplementary table 2, by beta. It cannot be one protocol: at beta 0 *with* dual softmax it has 42.4, and the main
 table's EMCL-Net has 46.8 *without* it."""
 
-PUBLISHED: tuple[PublishedRow, ...] = (
+PUBLISHED: tuple[PaperResult, ...] = (
     _main("msrvtt", "JSFusion", "10.2 31.2 43.2 13"),
     _main("msrvtt", "CE", "20.9 48.8 62.4 6"),
     _main("msrvtt", "MMT", "24.6 54.0 67.1 4"),
@@ -171,7 +171,7 @@ OTHER_TASKS: tuple[PublishedTask, ...] = (
 )
 
 
-def published_for(data_set: str, *, split: str, official_videos: int | None) -> list[PublishedRow]:
+def paper_results_for(data_set: str, *, split: str, official_videos: int | None) -> list[PaperResult]:
     """Return the figures for a data set's published test split; none for another split, or the full one of MSR-VTT."""
     if split != "test" or (data_set == "msrvtt" and official_videos != MSRVTT_1K_TEST_VIDEOS):
         return []

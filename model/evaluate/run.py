@@ -23,7 +23,7 @@ from model.encoder import Encoder, Scorer, load_encoder
 from model.evaluate.corpus import Corpus, Floats, emcl_variants, encode_corpus, with_emcl
 from model.evaluate.hubness import QB_NORM_BETA, QB_NORM_TOP
 from model.evaluate.measure import BankRows, MetricRules, Row, measure, rows_of
-from model.evaluate.paper_results import PublishedRow, published_for
+from model.evaluate.paper_results import PaperResult, paper_results_for
 from model.evaluate.protocols import PROTOCOLS, Protocol, ways_of
 from model.evaluate.query_bank import DEFAULT_SIZE, QueryBank, open_bank
 from model.evaluate.rank import (
@@ -277,7 +277,7 @@ def run(request: EvaluateRequest) -> str:
     corpus = encode_corpus(encoder, chosen.clips)
     settings = replace(_settings(request, encoder, chosen, bank), video_bank=_video_bank(request, encoder))
     rows = list(evaluate_rows(encoder, corpus, settings))
-    published = published_for(chosen.name, split=chosen.split, official_videos=chosen.official_videos)
+    published = paper_results_for(chosen.name, split=chosen.split, official_videos=chosen.official_videos)
     facts = _facts(encoder, corpus, chosen, settings)
     _write(request, rows, published, facts)
     return "\n".join([*conditions(facts), "", table(rows, published), *_warnings(facts)])
@@ -344,7 +344,7 @@ def _bank_facts(settings: EvaluationSettings, chosen: VideoTextSet) -> dict[str,
     return {**facts, **counts, "videos": 0 if videos is None else len(videos.arrays["video"])}
 
 
-def _write(request: EvaluateRequest, rows: Sequence[Row], published: Sequence[PublishedRow], facts: Facts) -> None:
+def _write(request: EvaluateRequest, rows: Sequence[Row], published: Sequence[PaperResult], facts: Facts) -> None:
     if request.json_file is not None:
         text = json.dumps(report(rows, published, **facts.as_dict()), indent=2)
         request.json_file.write_text(text + "\n", encoding="utf-8")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from model.evaluate.metrics import RECALL_AT, RetrievalMetrics
-from model.evaluate.paper_results import PublishedRow
+from model.evaluate.paper_results import PaperResult
 
 if TYPE_CHECKING:
     from model.evaluate.measure import Row
@@ -46,7 +46,7 @@ class Facts:
         return {**vars(self), "emcl": dict(self.emcl), "deviations": list(self.deviations)}
 
 
-def report(rows: Sequence[Row], published: Sequence[PublishedRow] = (), **facts: Any) -> dict[str, Any]:
+def report(rows: Sequence[Row], published: Sequence[PaperResult] = (), **facts: Any) -> dict[str, Any]:
     """Return what ``emcl evaluate --json`` writes. One checkpoint is one training seed, and says so."""
     return {
         "training_seeds": 1,
@@ -64,7 +64,7 @@ def report(rows: Sequence[Row], published: Sequence[PublishedRow] = (), **facts:
     }
 
 
-def table(rows: Sequence[Row], published: Sequence[PublishedRow] = ()) -> str:
+def table(rows: Sequence[Row], published: Sequence[PaperResult] = ()) -> str:
     """Return published rows and ours as a Markdown table; R@1 of ours with its standard error over queries."""
     head = ["ranking", *(f"{way} {name}" for way in WAYS for name in COLUMNS)]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
@@ -115,7 +115,7 @@ def conditions(facts: Facts) -> list[str]:
     return lines
 
 
-def markdown(rows: Sequence[Row], published: Sequence[PublishedRow], facts: Facts) -> str:
+def markdown(rows: Sequence[Row], published: Sequence[PaperResult], facts: Facts) -> str:
     """Return the report of ``emcl evaluate --markdown``: conditions, table, deviations from the released protocol."""
     nothing = ["nothing known to differ"]
     return "\n".join(

@@ -31,8 +31,8 @@ from model.emcl.paired import PairedBases, PairStatistics
 from model.encoder import Encoder
 from model.evaluate.corpus import Corpus, Floats
 from model.evaluate.rank import rank_corrected
-from model.study.calibrate import Comparison, compare_outcomes
-from model.study.per_video_ranks import Outcome, ranks_of
+from model.study.calibrate import Comparison, compare_video_ranks
+from model.study.per_video_ranks import VideoRanks, ranks_of
 from model.study.significance import folds_of
 
 PAIRS_PER_RANK = 5
@@ -117,8 +117,8 @@ class BasesCalibration:
     kept: bool
     settings: CorrectionSettings
     held_out: Comparison
-    baseline: Outcome
-    corrected: Outcome
+    baseline: VideoRanks
+    corrected: VideoRanks
     fold_choices: list[str]
     tried: int
     pairs: int
@@ -189,13 +189,14 @@ def calibrate_bases(
         # outer == inner stands for the whole: that fold is left out, and its ranking decides on the final setting
         fit_V = (fold_V != outer) & (fold_V != inner)
         found[outer, inner] = [
-            outcome.mean_reciprocal for outcome in _stage_1(encoder, corpus, material, fit_V, fold_V == inner, settings)
+            video_ranks.mean_reciprocal
+            for video_ranks in _stage_1(encoder, corpus, material, fit_V, fold_V == inner, settings)
         ]
     baseline, corrected, choices = _held_out(encoder, corpus, material, fold_V, settings, found)
     means = np.mean([found[fold, fold] for fold in range(folds)], axis=0)
     chosen = settings[int(np.argmax(means))]
     order = _better_order(corrected)
-    held_out = compare_outcomes(baseline, corrected[order], seed=seed)
+    held_out = compare_video_ranks(baseline, corrected[order], seed=seed)
     kept = held_out.is_better and not chosen.is_off
     text_TD, video_TD, _, _ = _fitting_rows(encoder, corpus, material, np.ones(len(fold_V), bool))
     final = CorrectionSettings(hub_strength=0.0)
@@ -225,7 +226,7 @@ def _held_out(
     fold_V: NDArray[np.intp],
     settings: Sequence[Setting],
     found: dict[tuple[int, int], list[float]],
-) -> tuple[Outcome, dict[Order, Outcome], list[str]]:
+) -> tuple[VideoRanks, dict[Order, VideoRanks], list[str]]:
     """Every fold ranked without EMCL and, in both orders, by the setting that was best within the other folds."""
     folds = int(fold_V.max()) + 1
     videos = len(fold_V)
@@ -245,30 +246,30 @@ def _held_out(
     return baseline, corrected, choices
 
 
-def _blank(videos: int) -> Outcome:
-    return Outcome(reciprocal_VW=np.zeros((videos, 2)), first_VW=np.zeros((videos, 2)))
+def _blank(videos: int) -> VideoRanks:
+    return VideoRanks(reciprocal_VW=np.zeros((videos, 2)), first_VW=np.zeros((videos, 2)))
 
 
-def _put(whole: Outcome, inside_V: NDArray[np.bool_], part: Outcome) -> None:
+def _put(whole: VideoRanks, inside_V: NDArray[np.bool_], part: VideoRanks) -> None:
     whole.reciprocal_VW[inside_V] = part.reciprocal_VW
     whole.first_VW[inside_V] = part.first_VW
 
 
-def _better_order(corrected: dict[Order, Outcome]) -> Order:
+def _better_order(corrected: dict[Order, VideoRanks]) -> Order:
     """Stage 1 only where it beats the rerank beyond chance: the rerank also shows the moment."""
-    return "stage1" if compare_outcomes(corrected["rerank"], corrected["stage1"]).is_better else "rerank"
+    return "stage1" if compare_video_ranks(corrected["rerank"], corrected["stage1"]).is_better else "rerank"
 
 
 def _neutral(encoder: Encoder) -> Correction:
     return Correction(frozen=FrozenMap.neutral(encoder.dim), pooling=encoder.pooling)
 
 
-def _ranked(encoder: Encoder, corpus: Corpus, correction: Correction) -> Outcome:
+def _ranked(encoder: Encoder, corpus: Corpus, correction: Correction) -> VideoRanks:
     """Rank a corpus among itself, all of it candidates."""
     count = max(len(corpus.mask_VF), len(corpus.text_TD))
     assert encoder.config.emcl.beta == 0, "bases are compared with no EMCL: load the model with strength 0"
     ranked, _ = rank_corrected(encoder, corpus, correction, candidates=count)
-    return ranks_of(ranked, corpus).outcome()
+    return ranks_of(ranked, corpus).per_video()
 
 
 def _stage_1(
@@ -278,7 +279,7 @@ def _stage_1(
     fit_V: NDArray[np.bool_],
     rank_V: NDArray[np.bool_],
     settings: Sequence[Setting],
-) -> Iterator[Outcome]:
+) -> Iterator[VideoRanks]:
     """Stage 1 of some videos among themselves under every setting, fitted on others; each fit is made once."""
     part = take(corpus, rank_V)
     text_TD, video_TD, bank_ND, videos_ND = _fitting_rows(encoder, corpus, material, fit_V)

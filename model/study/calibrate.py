@@ -28,7 +28,7 @@ from model.checkpoint import read_metadata, rewrite_settings, save_checkpoint, s
 from model.config import Config, EMCLConfig, SearchConfig, problems_of
 from model.encoder import DEMO_CHECKPOINT, Encoder
 from model.evaluate.run import Corpus
-from model.study.per_video_ranks import Outcome, describe, keeps_state, outcome_of, variant
+from model.study.per_video_ranks import VideoRanks, describe, keeps_state, variant, video_ranks_of
 from model.study.significance import Interval, PairedTest, bootstrap, compare, folds_of, holm
 
 SIGNIFICANCE = 0.05
@@ -119,7 +119,7 @@ class Comparison:
         }
 
 
-def compare_outcomes(base: Outcome, other: Outcome, *, seed: int = 0) -> Comparison:
+def compare_video_ranks(base: VideoRanks, other: VideoRanks, *, seed: int = 0) -> Comparison:
     """Test on reciprocal ranks (sign test) and on first places (McNemar's where a video has one caption)."""
     reciprocal_V = other.reciprocal_ranks - base.reciprocal_ranks
     first_VW = other.first_VW - base.first_VW
@@ -139,7 +139,7 @@ class Tried:
     """One setting of the grid against the ranking without EMCL; ``holm_p`` is corrected for the size of the grid."""
 
     config: EMCLConfig
-    outcome: Outcome
+    video_ranks: VideoRanks
     ranks: PairedTest
     holm_p: float
 
@@ -153,7 +153,7 @@ class Calibration:
     """
 
     own: EMCLConfig
-    baseline: Outcome
+    baseline: VideoRanks
     tried: list[Tried]
     best: Tried | None
     in_sample: Comparison
@@ -178,12 +178,12 @@ def calibrate(encoder: Encoder, corpus: Corpus, grid: Grid, *, folds: int = 5, s
     if not settings:
         raise ValueError("the grid holds no setting with a beta above 0, so there is nothing to choose")
     candidates, by_candidates = _choose_candidates(encoder, corpus, grid.candidates)
-    baseline = outcome_of(encoder, corpus, None, candidates=candidates)
+    baseline = video_ranks_of(encoder, corpus, None, candidates=candidates)
     bar = tqdm(settings, desc="calibrate", unit="setting")
-    outcomes = [outcome_of(encoder, corpus, config, candidates=candidates) for config in bar]
-    tried = _test_all(settings, outcomes, baseline)
-    best = tried[0] if tried[0].outcome.mean_reciprocal > baseline.mean_reciprocal else None
-    held_out, choices = _held_out(settings, outcomes, baseline, fold_V)
+    all_ranks = [video_ranks_of(encoder, corpus, config, candidates=candidates) for config in bar]
+    tried = _test_all(settings, all_ranks, baseline)
+    best = tried[0] if tried[0].video_ranks.mean_reciprocal > baseline.mean_reciprocal else None
+    held_out, choices = _held_out(settings, all_ranks, baseline, fold_V)
     temperature, by_temperature = _choose_temperature(
         encoder, corpus, best.config if best else None, candidates, grid.temperatures
     )
@@ -192,8 +192,8 @@ def calibrate(encoder: Encoder, corpus: Corpus, grid: Grid, *, folds: int = 5, s
         baseline=baseline,
         tried=tried,
         best=best,
-        in_sample=compare_outcomes(baseline, best.outcome if best else baseline, seed=seed),
-        held_out=compare_outcomes(baseline, held_out, seed=seed),
+        in_sample=compare_video_ranks(baseline, best.video_ranks if best else baseline, seed=seed),
+        held_out=compare_video_ranks(baseline, held_out, seed=seed),
         folds=folds,
         fold_choices=choices,
         search=SearchConfig(candidates=candidates, dual_softmax_temperature=temperature),
@@ -202,22 +202,25 @@ def calibrate(encoder: Encoder, corpus: Corpus, grid: Grid, *, folds: int = 5, s
     )
 
 
-def _test_all(settings: Sequence[EMCLConfig], outcomes: Sequence[Outcome], baseline: Outcome) -> list[Tried]:
-    tests = [compare(outcome.reciprocal_ranks - baseline.reciprocal_ranks) for outcome in outcomes]
+def _test_all(settings: Sequence[EMCLConfig], all_ranks: Sequence[VideoRanks], baseline: VideoRanks) -> list[Tried]:
+    tests = [compare(video_ranks.reciprocal_ranks - baseline.reciprocal_ranks) for video_ranks in all_ranks]
     corrected = holm([test.p for test in tests])
     tried = [
-        Tried(config=config, outcome=outcome, ranks=test, holm_p=p)
-        for config, outcome, test, p in zip(settings, outcomes, tests, corrected, strict=True)
+        Tried(config=config, video_ranks=video_ranks, ranks=test, holm_p=p)
+        for config, video_ranks, test, p in zip(settings, all_ranks, tests, corrected, strict=True)
     ]
-    return sorted(tried, key=lambda one: -one.outcome.mean_reciprocal)
+    return sorted(tried, key=lambda one: -one.video_ranks.mean_reciprocal)
 
 
 def _held_out(
-    settings: Sequence[EMCLConfig], outcomes: Sequence[Outcome], baseline: Outcome, fold_V: np.ndarray[Any, Any]
-) -> tuple[Outcome, list[str]]:
+    settings: Sequence[EMCLConfig],
+    all_ranks: Sequence[VideoRanks],
+    baseline: VideoRanks,
+    fold_V: np.ndarray[Any, Any],
+) -> tuple[VideoRanks, list[str]]:
     """Each fold's videos under the setting that is best on the other folds, which may be the one without EMCL."""
     names = [describe(None), *(describe(config) for config in settings)]
-    options = [baseline, *outcomes]
+    options = [baseline, *all_ranks]
     reciprocal_VW, first_VW = baseline.reciprocal_VW.copy(), baseline.first_VW.copy()
     choices = []
     for fold in range(int(fold_V.max()) + 1):
@@ -227,7 +230,7 @@ def _held_out(
         reciprocal_VW[inside_V] = options[chosen].reciprocal_VW[inside_V]
         first_VW[inside_V] = options[chosen].first_VW[inside_V]
         choices.append(names[chosen])
-    return Outcome(reciprocal_VW=reciprocal_VW, first_VW=first_VW), choices
+    return VideoRanks(reciprocal_VW=reciprocal_VW, first_VW=first_VW), choices
 
 
 def _choose_candidates(encoder: Encoder, corpus: Corpus, counts: Sequence[int]) -> tuple[int, dict[int, float]]:
@@ -236,7 +239,7 @@ def _choose_candidates(encoder: Encoder, corpus: Corpus, counts: Sequence[int]) 
     videos = len(corpus.mask_VF)
     tried = sorted({own, *(count for count in counts if count < videos)})
     figures = {
-        count: outcome_of(encoder, corpus, None, candidates=count).mean_reciprocal
+        count: video_ranks_of(encoder, corpus, None, candidates=count).mean_reciprocal
         for count in tqdm(tried, desc="candidates", unit="number", disable=len(tried) == 1)
     }
     return int(_best_or_own(figures, own)), {count: 100 * figure for count, figure in figures.items()}
@@ -247,7 +250,7 @@ def _choose_temperature(
 ) -> tuple[float, dict[float, float]]:
     own = encoder.config.search.dual_softmax_temperature
     figures = {
-        temperature: outcome_of(
+        temperature: video_ranks_of(
             encoder, corpus, config, candidates=candidates, dual_softmax_temperature=temperature
         ).mean_reciprocal
         for temperature in tqdm(sorted({own, *temperatures}), desc="dual softmax", unit="temperature")
@@ -275,13 +278,13 @@ def table(found: Calibration) -> str:
 def _tried_line(one: Tried) -> str:
     test = one.ranks
     return _line(
-        describe(one.config), one.outcome, [str(test.wins), str(test.losses), f"{test.p:.2g}", f"{one.holm_p:.2g}"]
+        describe(one.config), one.video_ranks, [str(test.wins), str(test.losses), f"{test.p:.2g}", f"{one.holm_p:.2g}"]
     )
 
 
-def _line(name: str, outcome: Outcome, cells: list[str]) -> str:
-    first = [f"{100 * value:.1f}" for value in outcome.first_VW.mean(axis=0)]
-    return "| " + " | ".join([name, *first, f"{100 * outcome.mean_reciprocal:.2f}", *cells]) + " |"
+def _line(name: str, video_ranks: VideoRanks, cells: list[str]) -> str:
+    first = [f"{100 * value:.1f}" for value in video_ranks.first_VW.mean(axis=0)]
+    return "| " + " | ".join([name, *first, f"{100 * video_ranks.mean_reciprocal:.2f}", *cells]) + " |"
 
 
 def verdict(found: Calibration) -> str:
@@ -356,13 +359,13 @@ def record(found: Calibration, chosen: EMCLConfig, facts: dict[str, Any]) -> dic
 def _tried_dict(one: Tried) -> dict[str, Any]:
     test = one.ranks
     tests = {"wins": test.wins, "losses": test.losses, "p": test.p, "p_holm": one.holm_p}
-    return {"emcl": one.config.model_dump(mode="json"), **_figures_of(one.outcome), **tests}
+    return {"emcl": one.config.model_dump(mode="json"), **_figures_of(one.video_ranks), **tests}
 
 
-def _figures_of(outcome: Outcome) -> dict[str, float]:
-    first = 100 * outcome.first_VW.mean(axis=0)
+def _figures_of(video_ranks: VideoRanks) -> dict[str, float]:
+    first = 100 * video_ranks.first_VW.mean(axis=0)
     return {
-        "mrr": 100 * outcome.mean_reciprocal,
+        "mrr": 100 * video_ranks.mean_reciprocal,
         "text_to_video_r1": float(first[0]),
         "video_to_text_r1": float(first[1]),
     }

@@ -84,7 +84,7 @@ def target_of(request: BasesRequest) -> Path:
         return request.store / STORE_FILE
     if request.model == "demo" or not Path(request.model).with_suffix(".safetensors").is_file():
         raise ValueError(
-            f"--model {request.model} is no checkpoint of yours that a choice could be written beside; pass --store "
+            f"--model {request.model} is not a checkpoint file, so a choice cannot be written beside it; pass --store "
             "STORE, which keeps it for that index, or --dry-run"
         )
     return correction_path(Path(request.model))

@@ -142,7 +142,7 @@ def batch_loss(
 ) -> Tensor:
     """Return InfoNCE of a batch after the correction of its 2B rows, with the correction's own penalty.
 
-    Texts of one video are no negatives of each other; ``videos_B`` says which video each pair is of.
+    Texts of one video are not negatives of each other; ``videos_B`` says which video each pair is of.
     """
     rows_ND = torch.cat([video_BD, text_BD])
     out_ND = F.normalize(module(rows_ND), dim=-1)

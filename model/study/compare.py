@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from model.data.dataset import Split
 from model.emcl.correction import Correction
 from model.emcl.em import FrozenMap
-from model.study.per_video_ranks import WAYS, Outcome, outcome_of, ranks_of
+from model.study.per_video_ranks import WAYS, VideoRanks, ranks_of, video_ranks_of
 from model.study.significance import Interval, PairedTest, bootstrap, compare
 
 FEWEST_SEEDS = 3
@@ -110,13 +110,13 @@ class RunComparison:
         }
 
 
-def compare_runs(ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> RunComparison:
-    """Compare outcomes on the same videos; seeds are paired if there are as many on both sides."""
+def compare_runs(ours: Sequence[VideoRanks], theirs: Sequence[VideoRanks]) -> RunComparison:
+    """Compare training runs on the same videos; seeds are paired if there are as many on both sides."""
     paired = len(ours) == len(theirs)
     ways = []
     for number, name in enumerate(WAYS):
-        ours_SV = 100 * np.stack([outcome.first_VW[:, number] for outcome in ours])
-        theirs_SV = 100 * np.stack([outcome.first_VW[:, number] for outcome in theirs])
+        ours_SV = 100 * np.stack([video_ranks.first_VW[:, number] for video_ranks in ours])
+        theirs_SV = 100 * np.stack([video_ranks.first_VW[:, number] for video_ranks in theirs])
         difference_V = ours_SV.mean(axis=0) - theirs_SV.mean(axis=0)
         ours_S, theirs_S = ours_SV.mean(axis=1), theirs_SV.mean(axis=1)
         ways.append(
@@ -189,9 +189,9 @@ def checkpoint_of(run: Path) -> Path:
     return path
 
 
-def outcomes_of_runs(
+def video_ranks_of_runs(
     runs: Sequence[Path], data: Path, split: Split, *, allow_missing: bool, device: str
-) -> list[Outcome]:
+) -> list[VideoRanks]:
     """Rank the videos with each run's model as it would be served: with what was calibrated for it, if anything was.
 
     Hub bases of a bank are the index's, not the model's, and are left out.
@@ -218,7 +218,7 @@ def outcomes_of_runs(
                 pooling=encoder.pooling,
             )
             ranked, first = rank_corrected(encoder, corpus, correction, candidates=candidates)
-            found.append(ranks_of(fill_behind(ranked, first), corpus).outcome())
+            found.append(ranks_of(fill_behind(ranked, first), corpus).per_video())
         else:
-            found.append(outcome_of(encoder, corpus, encoder.config.emcl, candidates=candidates))
+            found.append(video_ranks_of(encoder, corpus, encoder.config.emcl, candidates=candidates))
     return found

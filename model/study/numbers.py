@@ -25,7 +25,7 @@ from model.emcl.em import FrozenMap
 from model.encoder import Encoder
 from model.evaluate.metrics import RetrievalMetrics, retrieval_metrics
 from model.evaluate.run import Corpus
-from model.study.calibrate import Comparison, compare_outcomes
+from model.study.calibrate import Comparison, compare_video_ranks
 from model.study.per_video_ranks import Ranks, ranking, ranks_of
 
 Floats = NDArray[np.floating[Any]]
@@ -185,7 +185,7 @@ def effect_of_emcl(encoder: Encoder, corpus: Corpus, *, candidates: int, shown: 
     return Effect(
         without=_metrics(before),
         with_emcl=_metrics(after),
-        comparison=compare_outcomes(before.outcome(), after.outcome(), seed=seed),
+        comparison=compare_video_ranks(before.per_video(), after.per_video(), seed=seed),
         rises=[change(int(text)) for text in order[:shown] if gains_T[text] > _LEAST],
         falls=[change(int(text)) for text in order[::-1][:shown] if gains_T[text] < -_LEAST],
         first_with_emcl=found_first,
@@ -213,7 +213,7 @@ class TrainingBases:
 def bases_in_training(run: Path) -> TrainingBases | None:
     """Read ``RUN/log.jsonl``; ``None`` if it holds no such measurements.
 
-    Raises ``FileNotFoundError`` without a log, ``ValueError`` that names a line which is no JSON object.
+    Raises ``FileNotFoundError`` without a log, ``ValueError`` that names a line which is not a JSON object.
     """
     log = run / "log.jsonl"
     if not log.is_file():

@@ -40,9 +40,9 @@ class Ranks:
     video_to_text_V: Floats
     video_of_text_T: NDArray[np.intp]
 
-    def outcome(self) -> Outcome:
+    def per_video(self) -> VideoRanks:
         """Average over the captions of each video."""
-        return Outcome(
+        return VideoRanks(
             reciprocal_VW=self._by_video(1 / (self.text_to_video_T + 1), 1 / (self.video_to_text_V + 1)),
             first_VW=self._by_video(self.text_to_video_T <= 0, self.video_to_text_V <= 0),
         )
@@ -54,7 +54,7 @@ class Ranks:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Outcome:
+class VideoRanks:
     """``reciprocal_VW``: mean reciprocal rank, 0 to 1. ``first_VW``: share of queries whose match came first."""
 
     reciprocal_VW: Floats
@@ -71,7 +71,7 @@ class Outcome:
         """The mean reciprocal rank over both ways and all videos."""
         return float(self.reciprocal_VW.mean())
 
-    def take(self, rows_V: NDArray[np.bool_]) -> Outcome:
+    def take(self, rows_V: NDArray[np.bool_]) -> VideoRanks:
         """Only some videos."""
         return replace(self, reciprocal_VW=self.reciprocal_VW[rows_V], first_VW=self.first_VW[rows_V])
 
@@ -127,18 +127,18 @@ def ranks_of(ranked: Ranked, corpus: Corpus) -> Ranks:
     )
 
 
-def outcome_of(
+def video_ranks_of(
     encoder: Encoder,
     corpus: Corpus,
     config: EMCLConfig | None,
     *,
     candidates: int,
     dual_softmax_temperature: float | None = None,
-) -> Outcome:
+) -> VideoRanks:
     """Rank with EMCL settings, or without EMCL (``None``; so is ``beta`` 0), and return what became of each video."""
     return ranks_under(
         encoder, corpus, config, candidates=candidates, dual_softmax_temperature=dual_softmax_temperature
-    ).outcome()
+    ).per_video()
 
 
 def ranks_under(

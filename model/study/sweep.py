@@ -23,10 +23,10 @@ from tqdm import tqdm
 from model.config import EMCLConfig, ModelConfig, problems_of
 from model.encoder import Encoder
 from model.evaluate.metrics import RetrievalMetrics, retrieval_metrics
-from model.evaluate.paper_results import BETA_SWEEP, PublishedRow
+from model.evaluate.paper_results import BETA_SWEEP, PaperResult
 from model.evaluate.run import Corpus
-from model.study.calibrate import Comparison, compare_outcomes
-from model.study.per_video_ranks import Outcome, Ranks, correction_size, ranks_under
+from model.study.calibrate import Comparison, compare_video_ranks
+from model.study.per_video_ranks import Ranks, VideoRanks, correction_size, ranks_under
 from model.study.significance import Interval, bootstrap
 
 Value = float | int | str
@@ -59,7 +59,7 @@ class Plan:
     dual_softmax: float | None = None
     base: EMCLConfig | None = None
     published: dict[Value, float] = field(default_factory=dict)
-    published_rows: dict[Value, PublishedRow] = field(default_factory=dict)
+    published_rows: dict[Value, PaperResult] = field(default_factory=dict)
     remark: str = ""
 
     def combinations(self) -> list[dict[str, Value]]:
@@ -141,12 +141,12 @@ def sweep(encoder: Encoder, encode: Callable[[Encoder], Corpus], plan: Plan, *, 
     settings = [_setting(encoder.config, plan, changes) for changes in combinations]
     encoders = {frames: with_frames(encoder, frames) for _, frames in settings}
     corpora: dict[Frames, Corpus] = {}
-    without: dict[Frames, Outcome] = {}
+    without: dict[Frames, VideoRanks] = {}
     points = []
     for changes, (config, frames) in zip(tqdm(combinations, desc="sweep", unit="point"), settings, strict=True):
         if frames not in corpora:
             corpora[frames] = encode(encoders[frames])
-            without[frames] = _ranks(encoders[frames], corpora[frames], None, plan).outcome()
+            without[frames] = _ranks(encoders[frames], corpora[frames], None, plan).per_video()
         ranks = _ranks(encoders[frames], corpora[frames], config, plan)
         size = correction_size(encoders[frames], corpora[frames], config, candidates=encoder.config.search.candidates)
         points.append(_point(changes, ranks, size, without[frames], seed))
@@ -188,16 +188,16 @@ def _ranks(encoder: Encoder, corpus: Corpus, config: EMCLConfig | None, plan: Pl
     return ranks_under(encoder, corpus, config, candidates=candidates, dual_softmax_temperature=plan.dual_softmax)
 
 
-def _point(changes: dict[str, Value], ranks: Ranks, correction: float, without: Outcome, seed: int) -> Point:
-    outcome = ranks.outcome()
-    first = [bootstrap(outcome.first_VW[:, way], seed=seed).scaled(100) for way in (0, 1)]
+def _point(changes: dict[str, Value], ranks: Ranks, correction: float, without: VideoRanks, seed: int) -> Point:
+    video_ranks = ranks.per_video()
+    first = [bootstrap(video_ranks.first_VW[:, way], seed=seed).scaled(100) for way in (0, 1)]
     return Point(
         changes=changes,
         first=(first[0], first[1]),
-        reciprocal=bootstrap(outcome.reciprocal_ranks, seed=seed).scaled(100),
+        reciprocal=bootstrap(video_ranks.reciprocal_ranks, seed=seed).scaled(100),
         metrics=(retrieval_metrics(ranks.text_to_video_T), retrieval_metrics(ranks.video_to_text_V)),
         correction=correction,
-        against_none=compare_outcomes(without, outcome, seed=seed),
+        against_none=compare_video_ranks(without, video_ranks, seed=seed),
     )
 
 

@@ -14,7 +14,7 @@ from fastapi.openapi.models import HTTPBearer as BearerModel
 from fastapi.security.base import SecurityBase
 from starlette.datastructures import Headers
 
-from service.access.keys import KeyBook, KeyIdentity, Scope, includes
+from service.access.keys import KeyIdentity, KeyStore, Scope, includes
 from service.access.rate_limit import RateLimiter
 from service.access.sessions import Sessions, check_own_page, check_same_origin
 from service.errors import Forbidden, Unauthorised
@@ -28,20 +28,20 @@ _HOW = "send it as `Authorization: Bearer emcl_…` (or `X-API-Key: emcl_…`); 
 
 
 class Gate:
-    """Checks credentials and rates. Without ``book`` no keys are required: then everybody may do everything."""
+    """Checks credentials and rates. Without ``key_store`` no keys are required: then everybody may do everything."""
 
     def __init__(
-        self, book: KeyBook | None, limits: RateLimiter, *, session_seconds: int, origins: Collection[str] = ()
+        self, key_store: KeyStore | None, limits: RateLimiter, *, session_seconds: int, origins: Collection[str] = ()
     ) -> None:
-        self.book = book
+        self.key_store = key_store
         self.limits = limits
         self.origins = frozenset(origins)
-        self.sessions = None if book is None else Sessions(book, session_seconds)
+        self.sessions = None if key_store is None else Sessions(key_store, session_seconds)
 
     @property
     def keys_required(self) -> bool:
         """Whether only requests with a key are answered."""
-        return self.book is not None
+        return self.key_store is not None
 
     def identify(self, method: str, path: str, headers: Headers) -> KeyIdentity | None:
         """The identity of a request; ``None`` where it does not matter.
@@ -49,7 +49,7 @@ class Gate:
         Raises ``Unauthorised``, or ``Forbidden`` for a request of a session, or one without keys, that may come from
         another page.
         """
-        if self.book is None or self.sessions is None:
+        if self.key_store is None or self.sessions is None:
             if method not in _READING or not is_open(path):
                 check_own_page(method, headers, self.origins)
             return None
@@ -57,7 +57,7 @@ class Gate:
             return None
         token = token_of(headers)
         if token is not None:
-            identity = self.book.check(token)
+            identity = self.key_store.check(token)
             if identity is None:
                 raise Unauthorised(
                     "this key is not valid: unknown, expired or revoked", expected="a valid key", next_step=_HOW
@@ -74,7 +74,7 @@ class Gate:
         """Count a request to its key, or to its client's address if so set. Raises ``RateLimited``."""
         if identity is not None:
             name = f"key {identity.key_id}"
-        elif self.book is None and self.limits.limit_clients and not is_open(path):
+        elif self.key_store is None and self.limits.limit_clients and not is_open(path):
             name = f"client {client}"
         else:
             return
@@ -133,16 +133,16 @@ def build_gate(settings: Settings, limits: RateLimiter) -> Gate:
     return Gate(open_keys(settings), limits, session_seconds=settings.session_seconds, origins=settings.cors_origins)
 
 
-def open_keys(settings: Settings) -> KeyBook | None:
+def open_keys(settings: Settings) -> KeyStore | None:
     """The keys that the settings require, if they do. Raises ``ValueError`` if there is no valid one."""
     if not settings.keys_required:
         return None
-    book = KeyBook(settings.keys_file)
-    if not book.has_valid():
+    key_store = KeyStore(settings.keys_file)
+    if not key_store.has_valid():
         why = "" if settings.is_loopback else f"host {settings.host} can be reached from other machines, so "
         raise ValueError(
             f"{why}only requests with a key are answered, but {settings.keys_file} has no valid key; make one with "
             f"`emcl keys create --name NAME --scope search --keys-file {settings.keys_file}`"
             + ("" if settings.is_loopback else ", or use --host 127.0.0.1")
         )
-    return book
+    return key_store

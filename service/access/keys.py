@@ -89,7 +89,7 @@ class _Content:
 _EMPTY = _Content({}, b"")
 
 
-class KeyBook:
+class KeyStore:
     """The keys of one file, which need not exist yet. Safe to use from several threads and processes."""
 
     def __init__(self, path: Path) -> None:
@@ -188,9 +188,9 @@ class KeyBook:
 class _Writing:
     """Lock, read, let the caller change, write. Nothing is written if the caller raises."""
 
-    def __init__(self, book: KeyBook) -> None:
-        self._path = book.path
-        self._lock = FileLock(book.path.with_name(f".{book.path.name}.lock"))
+    def __init__(self, key_store: KeyStore) -> None:
+        self._path = key_store.path
+        self._lock = FileLock(key_store.path.with_name(f".{key_store.path.name}.lock"))
 
     def __enter__(self) -> dict[str, Key]:
         if not self._path.parent.is_dir():

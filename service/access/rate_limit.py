@@ -72,7 +72,7 @@ class TokenBuckets:
 
 
 class RateLimiter:
-    """Lets each name spend ``requests`` and ``uploads``; a rate of 0 is no limit. ``rejected`` counts refusals."""
+    """Lets each name spend ``requests`` and ``uploads``; a rate of 0 means no limit. ``rejected`` counts refusals."""
 
     def __init__(self, link: RedisLink, *, requests: Rate, uploads: Rate, limit_clients: bool) -> None:
         self.requests = requests

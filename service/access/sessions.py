@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.requests import cookie_parser
 
-from service.access.keys import KeyBook, KeyIdentity
+from service.access.keys import KeyIdentity, KeyStore
 from service.errors import Forbidden
 
 COOKIE = "emcl_session"
@@ -26,11 +26,11 @@ _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Sessions:
-    """Issues and reads cookies for the keys of ``book``; a session lasts ``seconds``."""
+    """Issues and reads cookies for the keys of ``key_store``; a session lasts ``seconds``."""
 
-    def __init__(self, book: KeyBook, seconds: int) -> None:
+    def __init__(self, key_store: KeyStore, seconds: int) -> None:
         self.seconds = seconds
-        self._book = book
+        self._key_store = key_store
 
     def issue(self, identity: KeyIdentity) -> str:
         """The value of a session cookie for this key."""
@@ -39,15 +39,15 @@ class Sessions:
     def holder(self, headers: Headers) -> KeyIdentity | None:
         """Whose session a request belongs to; ``None`` without a cookie that is whole, in time, and of a valid key."""
         match = _COOKIE_FORM.fullmatch(cookie_parser(headers.get("cookie", "")).get(COOKIE, ""))
-        if match is None or not self._book.session_secret:
+        if match is None or not self._key_store.session_secret:
             return None
         key_id, expires, _ = match.groups()
         if not hmac.compare_digest(self._signed(key_id, int(expires)), match[0]) or time.time() >= int(expires):
             return None
-        return self._book.named(key_id)
+        return self._key_store.named(key_id)
 
     def _signed(self, key_id: str, expires: int) -> str:
-        signature = hmac.digest(self._book.session_secret, f"session.{key_id}.{expires}".encode(), "sha256")
+        signature = hmac.digest(self._key_store.session_secret, f"session.{key_id}.{expires}".encode(), "sha256")
         return f"{key_id}.{expires}.{signature.hex()}"
 
 
@@ -75,7 +75,7 @@ def check_own_page(method: str, headers: Headers, origins: Collection[str]) -> N
     Any page can make a browser send a form to a service on loopback, or load a picture from it. What such a request
     changes or computes happens although the page cannot read the answer. Browsers say where it comes from in
     ``Sec-Fetch-Site`` and ``Origin``, and pages cannot change either. Other clients send neither. ``origins`` are pages
-    that the operator lets in. Following a link is no request of the page that has it.
+    that the operator lets in. Following a link is not a request by the page that has it.
     """
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
     if site in ("same-origin", "none") or (origin is not None and origin in origins):

@@ -113,7 +113,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def _a(model: type[Model]) -> Callable[[httpx.Response], Model]:
-    # Fields that a newer service adds are no error for an older client.
+    # Fields that a newer service adds are not errors for an older client.
     return lambda response: model.model_validate_json(response.content, extra="ignore")
 
 

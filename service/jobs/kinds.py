@@ -41,7 +41,7 @@ class JobParameters(BaseModel):
 
 
 class IndexJob(JobParameters):
-    """Index videos and captions that lie in folders which the operator allowed; `emcl index build` or `add`."""
+    """Index videos and captions in folders that the operator allowed; `emcl index build` or `add`."""
 
     kind: Literal["index"]
     paths: list[Name] = Field([], max_length=1000, description="Folders and files, inside --jobs-inputs.")
@@ -69,7 +69,7 @@ class IndexJob(JobParameters):
 
 
 class TrainJob(JobParameters):
-    """Train a model; `emcl train`. Paths in the configuration must lie inside --jobs-inputs."""
+    """Train a model; `emcl train`. Paths in the configuration must be inside --jobs-inputs."""
 
     kind: Literal["train"]
     config: dict[str, Any] | None = Field(None, description="The configuration itself, as configs/*.yaml hold it.")

@@ -1,6 +1,6 @@
 """Submits, cancels and resumes jobs. An accepted job has been checked, is in the job store, and will be run.
 
-Everything that can be known is checked at once: paths lie inside --jobs-inputs, configurations are valid, the jobs
+Everything that can be known is checked at once: paths are inside --jobs-inputs, configurations are valid, the jobs
 that are named made what is wanted of them.
 """
 

@@ -308,7 +308,7 @@ class Additions:
             dropped = self._pending.pop(video_id, None)
         if dropped is not None:
             self.upload_store.done(video_id)
-            self._book_cancel(dropped.job_id)
+            self._cancel_job(dropped.job_id)
         return dropped
 
     def _begin_when_free(self) -> None:
@@ -348,7 +348,7 @@ class Additions:
         wanted = {accepted.job_id for accepted in self._pending.values()}
         for job in self._job_store.queued([KIND]):
             if job.job_id not in wanted:
-                self._book_cancel(job.job_id)
+                self._cancel_job(job.job_id)
 
     def _work(self) -> None:
         while not self._stopping.is_set():
@@ -437,7 +437,7 @@ class Additions:
         with self._lock:
             self._pending.pop(accepted.video_id, None)
 
-    def _book_cancel(self, job_id: str) -> None:
+    def _cancel_job(self, job_id: str) -> None:
         try:
             self._job_store.cancel(job_id)
         except (Conflict, NotFound) as error:

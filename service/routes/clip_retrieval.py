@@ -50,7 +50,7 @@ class KnnRequest(_Body):
     embedding_input: list[float] | None = Field(
         None, description="A vector of the space of `/v1/embeddings`; compared with the index, not reranked."
     )
-    image: str | None = Field(None, description="Refused: a picture is no query here.")
+    image: str | None = Field(None, description="Refused: pictures are not accepted as queries.")
     image_url: str | None = Field(None, description="Refused: no URL is ever fetched.")
     modality: Literal["image", "text"] = Field("image", description="`image`: videos. `text` is refused.")
     indice_name: str | None = Field(None, description=f"`{INDEX_NAME}`, the only one.")
@@ -265,7 +265,7 @@ def _one_for_each_video(generation: Generation, found: list[tuple[int, float]]) 
 
 
 def _unit_row(values: list[float], dim: int) -> NDArray[np.float32]:
-    """The embedding (1, D) of norm 1. Raises ``Unprocessable`` for another dimension, zero, or what is no number."""
+    """The embedding (1, D) of norm 1. Raises ``Unprocessable`` for another dimension, zero, or NaN and infinity."""
     row_D = np.asarray(values, dtype=np.float64)
     largest = float(np.abs(row_D).max()) if row_D.shape == (dim,) else 0.0
     if not np.isfinite(largest) or largest == 0:

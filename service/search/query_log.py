@@ -2,7 +2,7 @@
 
 In: the raw embeddings of searches that were computed. Out: ``query_log.npz`` in the store, which the next publication
 takes as the bank of texts (``indexer.store.bank``). Kept are embeddings alone, the newest ``rows`` of them: no text, no
-time, no client. An embedding can still give its text away to whoever has the model, so the operator decides.
+time, no client. An embedding can still give its text away to anyone who has the model, so the operator decides.
 
 Legend: N queries, D channels.
 """

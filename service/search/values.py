@@ -30,7 +30,7 @@ Group = Literal["video", "segment"]
 
 @dataclass(frozen=True, kw_only=True)
 class VideoFilter:
-    """Which videos may be hits: those that have all tags and whose duration lies within the bounds, ends included."""
+    """Which videos may be hits: those that have all tags and whose duration is within the bounds, ends included."""
 
     tags: tuple[str, ...] = ()
     min_seconds: float | None = None

@@ -23,7 +23,7 @@ const seen = new IntersectionObserver((entries) => {
 
 function next() {
   while (running < MOST && waiting.length) {
-    const open = waiting.findIndex((one) => one.image.closest("dialog[open]")); // what lies over the page comes first
+    const open = waiting.findIndex((one) => one.image.closest("dialog[open]")); // what covers the page comes first
     const [wanted] = waiting.splice(Math.max(0, open), 1);
     if (wanted.image.isConnected) load(wanted);
   }

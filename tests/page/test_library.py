@@ -12,7 +12,7 @@ from playwright.sync_api import expect
 from indexer.store.config import ModelSpec, StoreSettings
 from indexer.store.writer import StoreWriter
 from model.emcl.em import FrozenMap
-from service.access.keys import KeyBook
+from service.access.keys import KeyStore
 from service.jobs.commands import RUN
 from service.jobs.store import JobStore
 
@@ -50,7 +50,7 @@ def folder(tmp_path_factory, tiny_encoder):
 
 @pytest.fixture(scope="module")
 def keys(folder):
-    job_store = KeyBook(folder / "keys.json")
+    job_store = KeyStore(folder / "keys.json")
     return {scope: job_store.create(scope, scope)[1] for scope in ("search", "admin")}
 
 

@@ -59,7 +59,7 @@ def damages(store: Path) -> Iterator[tuple[Path, bytes]]:
 
 
 def put(path: Path, content: bytes) -> None:
-    """Another file in its place, as a copy that went wrong leaves it; whoever has the old one open keeps that."""
+    """Another file in its place, as a copy that went wrong leaves it; processes that have the old one open keep it."""
     (path.parent / "put").write_bytes(content)
     (path.parent / "put").replace(path)
 

@@ -93,7 +93,7 @@ def found(client) -> set[str]:
 
 @pytest.fixture
 def options(clip_store, small_disk):
-    """Store, media, jobs and uploads all lie on the small disk."""
+    """Store, media, jobs and uploads are all on the small disk."""
     shutil.copytree(clip_store / "store", small_disk / "store")
     return {"store": small_disk / "store", "rate_limit": 0, "upload_rate_per_minute": 0, "watch_seconds": 0.1}
 

@@ -138,7 +138,7 @@ def test_a_server_starts_answers_and_stops_cleanly(start_server, indexed):
 
 @pytest.mark.slow
 def times_of_files(folder):
-    """When each file changed; SQLite's -wal and -shm come and go with whoever reads the catalogue."""
+    """When each file changed; SQLite's -wal and -shm come and go with each reader of the catalogue."""
     files = (path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(("-wal", "-shm")))
     return {path: path.stat().st_mtime_ns for path in files}
 

@@ -1,7 +1,7 @@
 """Writers of MP4 and Matroska files, GIFs and H.264 headers that say whatever a test wants them to say.
 
 Nothing is checked here: a count may be larger than what follows, a size may be 2**32 - 1, and two thousand samples may
-lie in the same byte. ``tests/hostile_videos.py`` makes its bombs and lies of these.
+give a false value in the same byte. ``tests/hostile_videos.py`` makes its bombs and lies of these.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ FTYP = box(b"ftyp", b"qt  ", struct.pack(">I", 512), b"qt  ")
 
 
 def quicktime(sample: bytes, tracks: Sequence[bytes] | None = None, **claims: object) -> bytes:
-    """A MOV whose ``mdat`` comes first, so that its one sample lies at byte ``len(FTYP) + 8``."""
+    """A MOV whose ``mdat`` comes first, so that its one sample is at byte ``len(FTYP) + 8``."""
     head = FTYP + box(b"mdat", sample)
     if tracks is None:
         given = {"sizes": (len(sample),), "offsets": (len(FTYP) + 8,), **claims}
@@ -123,7 +123,7 @@ def quicktime(sample: bytes, tracks: Sequence[bytes] | None = None, **claims: ob
 
 
 def element(identity: int, *parts: bytes, size: int | None = None) -> bytes:
-    """One EBML element; ``size`` may lie, and -1 is "unknown"."""
+    """One EBML element; ``size`` may be false, and -1 is "unknown"."""
     content = b"".join(parts)
     length = len(content) if size is None else size
     coded = (1 << 56) - 1 if length == -1 else length

@@ -1,4 +1,4 @@
-"""Requests that are no proper uploads: names that would be paths, parts that are doubled or endless, lengths that lie.
+"""Requests that are no proper uploads: names that would be paths, parts that are doubled or endless, false lengths.
 
 ``forms`` are whole requests as bytes, for a socket, with the statuses that are right answers.
 """

@@ -1,7 +1,7 @@
 """More than two hundred files that mean no good, the same for the same seed: what strangers might upload as a video.
 
 ``corpus`` gives them by group. Whole, small clips in every container are made first (``bases``); most files are one of
-these with something flipped, cut off or made to lie, the others are written byte by byte (``hostile_containers``) or
+these with something flipped, cut off or made false, the others are written byte by byte (``hostile_containers``) or
 are no videos at all. ``outcome`` says what is known of the answer: "accepted" files are whole, "refused" ones hold no
 video, and of the others a decoder may make something or not.
 """
@@ -100,7 +100,7 @@ def truncations(seed: int) -> Iterator[tuple[str, bytes]]:
     yield "ts joined to another of other size", bases()["ts"] + clip("mpegts", "mpeg2video", rate=25, size=(640, 480))
 
 
-# -- headers that lie -------------------------------------------------------------------------------------------------
+# -- false headers ----------------------------------------------------------------------------------------------------
 
 _STBL = (b"moov", b"trak", b"mdia", b"minf", b"stbl")
 _MOST = 2**32 - 1

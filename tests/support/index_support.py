@@ -158,7 +158,7 @@ def video_of(number: int, segments: int = 1, dim: int = DIM) -> EncodedVideo:
 
 
 def location_of(number: int) -> Location:
-    """Where ``video_of(number)`` lies."""
+    """Where ``video_of(number)`` is."""
     return Location(path=f"/clips/{number}.mp4", video_id=f"{number:064x}", size_bytes=10, modified_ns=1)
 
 

@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 
 from indexer.store.reader import StoreReader
 from indexer.store.writer import EncodedSegment, EncodedVideo
-from service.access.keys import KeyBook
+from service.access.keys import KeyStore
 from service.app import create_app
 from service.cli import main
 from service.search.engine import Engine
@@ -20,7 +20,7 @@ PROBLEM = "application/problem+json"
 
 
 def make_app(clip_store, encoder, folder, **options):
-    """An application; ``folder`` is where keys and jobs lie."""
+    """An application; ``folder`` is where keys and jobs are."""
     settings = load_settings(
         {
             "store": clip_store / "store",
@@ -49,9 +49,9 @@ def serving(clip_store, encoder, folder, **options):
 
 
 def make_keys(folder):
-    """A key for each scope: its token by scope, and the book."""
-    book = KeyBook(folder / "keys.json")
-    return book, {scope: book.create(f"{scope}er", scope)[1] for scope in ("search", "write", "admin")}
+    """A key for each scope: the key store, and the tokens by scope."""
+    key_store = KeyStore(folder / "keys.json")
+    return key_store, {scope: key_store.create(f"{scope}er", scope)[1] for scope in ("search", "write", "admin")}
 
 
 def assert_problem(response, status, *, slug=None, mentions=""):

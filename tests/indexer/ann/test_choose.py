@@ -28,7 +28,7 @@ SMALL = Bounds(flat_bytes=4 * DIM * 50, training_rows=39)
 
 
 class Rows:
-    """Stands for ``MappedSide``: rows that lie ready."""
+    """Stands for ``MappedSide``: rows in memory."""
 
     def __init__(self, rows: np.ndarray) -> None:
         self.all = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Filters on inverted lists: what may be an answer is found as well as without a filter, wherever it lies."""
+"""Filters on inverted lists: what may be an answer is found as well as without a filter, wherever it is."""
 
 from __future__ import annotations
 

@@ -221,7 +221,7 @@ def test_own_captions_are_the_bank_where_there_are_enough(tmp_path, encoder):
         assert reader.correction.text() == "hub bases, 200 captions, strength 0.5"
 
 
-def test_a_calibrated_model_keeps_its_published_form(tmp_path, tiny_encoder):
+def test_a_calibrated_model_keeps_its_paper_results_form(tmp_path, tiny_encoder):
     with StoreReader.open(fill(tmp_path / "store", tiny_encoder, "hub")) as reader:
         assert reader.correction.mode == "channel"
 

@@ -80,7 +80,7 @@ def test_merged_parts_answer_as_one_build_over_everything(tmp_path: Path, corpus
     parts = [build_part(tmp_path / f"part{number}", corpus, f"{number}/3") for number in (1, 2, 3)]
     before = [files_of(part) for part in parts]
     report = merge_into(tmp_path / "merged", *parts)
-    assert (report.videos, report.known_videos) in ((10, 0), (10, 1)), "a twin may lie in another part"
+    assert (report.videos, report.known_videos) in ((10, 0), (10, 1)), "a twin may be in another part"
     assert [files_of(part) for part in parts] == before
     whole = build_part(tmp_path / "whole", corpus, "1/1")
     assert contents(tmp_path / "merged") == contents(whole)

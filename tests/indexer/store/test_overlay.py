@@ -196,7 +196,7 @@ class Chance:
             writer.edit_video(video, title=self.random.choice(["", "Title 1", "title 12"]))
 
     def _caption(self, writer: StoreWriter) -> None:
-        # The same text again and again: equal vectors, whose order must not depend on where they lie.
+        # The same text again and again: equal vectors, whose order must not depend on where they are.
         texts = [(video, self.random.choice(["twin", "other"])) for video in (*self._some(writer), None)]
         new = [caption for caption in texts if not writer.catalogue.has_caption(*caption)]
         if new:

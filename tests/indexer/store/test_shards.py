@@ -1,4 +1,4 @@
-"""Shards: what is appended is read back, whatever else lies behind it."""
+"""Shards: what is appended is read back, whatever else follows it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo corpus: deterministic, splits that share nothing, captions that tell the clip, files the decoder reads."""
+"""The demo corpus: deterministic, splits that share nothing, captions that describe the clip, readable files."""
 
 import json
 from dataclasses import replace

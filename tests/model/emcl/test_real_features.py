@@ -1,4 +1,4 @@
-"""On real CLIP features, where they lie beside the checkout: hub bases gain, and the default does not harm."""
+"""On real CLIP features, where they are beside the checkout: hub bases gain, and the default does not harm."""
 
 from pathlib import Path
 

@@ -91,7 +91,7 @@ def test_a_row_whose_best_is_no_hub_stays_as_it_is():
 
 
 def test_a_hub_is_demoted_by_a_bank():
-    """One video that is near to everything comes first for nearly every caption, until the bank tells."""
+    """One video that is near to everything comes first for nearly every caption, until the bank shows it."""
     rng = np.random.default_rng(0)
     test = 0.1 * rng.normal(size=(30, 30)) + 0.3 * np.eye(30)
     bank = 0.1 * rng.normal(size=(200, 30))

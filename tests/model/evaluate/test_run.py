@@ -18,7 +18,7 @@ from model.emcl.correction import Correction, CorrectionSettings
 from model.emcl.em import FrozenMap
 from model.emcl.paired import PairedBases
 from model.encoder import DEMO_CHECKPOINT, Encoder, load_encoder
-from model.evaluate.paper_results import PUBLISHED, published_for
+from model.evaluate.paper_results import PUBLISHED, paper_results_for
 from model.evaluate.query_bank import QueryBank, open_bank
 from model.evaluate.rank import rank_corrected
 from model.evaluate.run import (
@@ -246,7 +246,7 @@ def test_candidates_are_refused_where_they_would_be_ignored(on_disk):
 
 
 def test_published_rows_stand_beside_ours_with_dashes_for_what_is_not_given(encoder):
-    published = published_for("msrvtt", split="test", official_videos=1000)
+    published = paper_results_for("msrvtt", split="test", official_videos=1000)
     methods = {row.method: row for row in published}
     assert {name: methods[name].text_to_video["R@1"] for name in ("JSFusion", "CE", "MMT", "CLIP4Clip")} == {
         "JSFusion": 10.2,
@@ -266,10 +266,10 @@ def test_published_rows_stand_beside_ours_with_dashes_for_what_is_not_given(enco
 
 def test_published_rows_are_those_of_the_same_test_split():
     assert {row.data_set for row in PUBLISHED} == {"msrvtt", "activitynet", "lsmdc", "msvd", "didemo"}
-    assert published_for("msrvtt", split="test", official_videos=2990) == []
-    assert published_for("msvd", split="val", official_videos=None) == []
-    assert published_for("var/mine/captions.jsonl", split="test", official_videos=None) == []
-    (msvd,) = published_for("msvd", split="test", official_videos=670)
+    assert paper_results_for("msrvtt", split="test", official_videos=2990) == []
+    assert paper_results_for("msvd", split="val", official_videos=None) == []
+    assert paper_results_for("var/mine/captions.jsonl", split="test", official_videos=None) == []
+    (msvd,) = paper_results_for("msvd", split="test", official_videos=670)
     assert msvd.video_to_text == {"R@1": 54.3, "R@5": 81.3, "R@10": 88.1, "MdR": 1, "MnR": 5.6}
 
 

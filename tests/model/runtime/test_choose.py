@@ -23,7 +23,7 @@ def machine(base: Machine, **changes) -> Machine:
 
 
 def choice_of(wish, precision, here, exported=NOTHING):
-    """``exported`` maps what lies beside the checkpoint to what is wrong with it, None for nothing."""
+    """``exported`` maps what is beside the checkpoint to what is wrong with it, None for nothing."""
 
     def offers(kind):
         if kind not in exported:

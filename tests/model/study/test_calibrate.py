@@ -8,7 +8,7 @@ from model.config import EMCLConfig, SearchConfig
 from model.evaluate.run import Corpus, measure
 from model.study import calibrate as module
 from model.study.calibrate import Grid, calibrate, record, table, verdict
-from model.study.per_video_ranks import Outcome, Ranks, outcome_of, ranking, ranks_of, variant
+from model.study.per_video_ranks import Ranks, VideoRanks, ranking, ranks_of, variant, video_ranks_of
 
 VIDEOS = 12
 
@@ -37,9 +37,9 @@ def test_captions_of_a_video_are_averaged():
         video_to_text_V=np.array([0.0, 0.5]),
         video_of_text_T=np.array([0, 0, 1]),
     )
-    outcome = ranks.outcome()
-    np.testing.assert_allclose(outcome.reciprocal_VW, [[0.75, 1.0], [0.25, 1 / 1.5]])
-    np.testing.assert_allclose(outcome.first_VW, [[0.5, 1.0], [0.0, 0.0]])
+    video_ranks = ranks.per_video()
+    np.testing.assert_allclose(video_ranks.reciprocal_VW, [[0.75, 1.0], [0.25, 1 / 1.5]])
+    np.testing.assert_allclose(video_ranks.first_VW, [[0.5, 1.0], [0.0, 0.0]])
 
 
 @pytest.mark.parametrize("captions_each", [1, 3])
@@ -47,17 +47,17 @@ def test_first_places_are_those_that_evaluation_counts(tiny_encoder, captions_ea
     corpus = random_corpus(captions_each)
     ranked = ranking(tiny_encoder, corpus, candidates=5)
     row = measure("x", ranked, corpus)
-    outcome = ranks_of(ranked, corpus).outcome()
+    video_ranks = ranks_of(ranked, corpus).per_video()
     np.testing.assert_allclose(
-        100 * outcome.first_VW.mean(axis=0), [row.text_to_video.recall[1], row.video_to_text.recall[1]]
+        100 * video_ranks.first_VW.mean(axis=0), [row.text_to_video.recall[1], row.video_to_text.recall[1]]
     )
 
 
 def test_strength_zero_is_the_ranking_without_emcl(tiny_encoder):
     corpus = random_corpus()
-    none = outcome_of(tiny_encoder, corpus, None, candidates=6)
-    zero = outcome_of(tiny_encoder, corpus, EMCLConfig(beta=0.0), candidates=6)
-    tiny = outcome_of(tiny_encoder, corpus, EMCLConfig(beta=1e-9), candidates=6)
+    none = video_ranks_of(tiny_encoder, corpus, None, candidates=6)
+    zero = video_ranks_of(tiny_encoder, corpus, EMCLConfig(beta=0.0), candidates=6)
+    tiny = video_ranks_of(tiny_encoder, corpus, EMCLConfig(beta=1e-9), candidates=6)
     for other in (zero, tiny):
         np.testing.assert_array_equal(none.reciprocal_VW, other.reciprocal_VW)
 
@@ -99,12 +99,12 @@ def test_the_grid_holds_every_combination_once_and_the_checkpoints_own():
 def planted(monkeypatch, reciprocal_of, videos):
     """Let every setting have the reciprocal ranks that ``reciprocal_of(config)`` says."""
 
-    def outcome(encoder, corpus, config, *, candidates, dual_softmax_temperature=None):
+    def video_ranks(encoder, corpus, config, *, candidates, dual_softmax_temperature=None):
         values = np.asarray(reciprocal_of(config, candidates, dual_softmax_temperature), float)
         both = np.stack([values, values], axis=1)
-        return Outcome(reciprocal_VW=both, first_VW=(both > 0.9).astype(float))
+        return VideoRanks(reciprocal_VW=both, first_VW=(both > 0.9).astype(float))
 
-    monkeypatch.setattr(module, "outcome_of", outcome)
+    monkeypatch.setattr(module, "video_ranks_of", video_ranks)
     features = np.zeros((videos, 1, 2), np.float32)
     return Corpus(
         text_TD=np.zeros((videos, 2), np.float32),

@@ -7,19 +7,19 @@ import pytest
 from typer.testing import CliRunner
 
 from model.study.compare import compare_runs, paired_t_test, t_test, two_sided_p
-from model.study.per_video_ranks import Outcome
+from model.study.per_video_ranks import VideoRanks
 from service.cli import app
 
 
-def outcome(hits):
+def video_ranks(hits):
     first_VW = np.stack([hits, hits], axis=1).astype(float)
-    return Outcome(reciprocal_VW=first_VW, first_VW=first_VW)
+    return VideoRanks(reciprocal_VW=first_VW, first_VW=first_VW)
 
 
-def outcomes(rates, seed=0):
-    """One outcome for each rate, of 200 videos that agree between seeds as far as they can."""
+def all_video_ranks(rates, seed=0):
+    """One video_ranks for each rate, of 200 videos that agree between seeds as far as they can."""
     levels = np.random.default_rng(seed).permutation(200) / 200
-    return [outcome(levels < rate) for rate in rates]
+    return [video_ranks(levels < rate) for rate in rates]
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_the_t_test_is_students():
 
 
 def test_three_better_seeds_are_a_claim():
-    found = compare_runs(outcomes([0.60, 0.62, 0.61]), outcomes([0.50, 0.515, 0.505]))
+    found = compare_runs(all_video_ranks([0.60, 0.62, 0.61]), all_video_ranks([0.50, 0.515, 0.505]))
     assert found.may_claim
     assert found.paired
     assert "text → video: better beyond chance" in found.verdict()
@@ -59,19 +59,19 @@ def test_three_better_seeds_are_a_claim():
 
 @pytest.mark.parametrize(("ours", "theirs"), [(1, 1), (2, 2), (3, 2), (1, 5)])
 def test_below_three_seeds_nothing_is_claimed(ours, theirs):
-    found = compare_runs(outcomes([0.9] * ours), outcomes([0.1] * theirs))
+    found = compare_runs(all_video_ranks([0.9] * ours), all_video_ranks([0.1] * theirs))
     assert not found.may_claim
     assert found.verdict().startswith(f"No claim: {min(ours, theirs)} seed")
     assert "beyond chance" not in found.text()
 
 
 def test_seeds_that_disagree_are_no_difference():
-    found = compare_runs(outcomes([0.3, 0.7, 0.5]), outcomes([0.5, 0.42, 0.5]))
+    found = compare_runs(all_video_ranks([0.3, 0.7, 0.5]), all_video_ranks([0.5, 0.42, 0.5]))
     assert "text → video: no difference beyond chance" in found.verdict()
 
 
 def test_other_numbers_of_seeds_are_not_paired():
-    found = compare_runs(outcomes([0.6, 0.62, 0.61, 0.63]), outcomes([0.5, 0.51, 0.52]))
+    found = compare_runs(all_video_ranks([0.6, 0.62, 0.61, 0.63]), all_video_ranks([0.5, 0.51, 0.52]))
     assert not found.paired
     assert found.ways[0].seeds.degrees == 5
 

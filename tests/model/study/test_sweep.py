@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from model.config import EMCLConfig
 from model.evaluate.run import Corpus
-from model.study.per_video_ranks import correction_size, outcome_of, variant
+from model.study.per_video_ranks import correction_size, variant, video_ranks_of
 from model.study.sweep import (
     SUPPLEMENTARY_2,
     Plan,
@@ -81,10 +81,10 @@ def test_a_point_is_the_checkpoints_ranking_with_one_setting_changed(tiny_encode
     own = tiny_encoder.config.emcl
     for point, changes in zip(points, ({"beta": 0.0}, {"beta": 0.5}, {}, {"seed": 1}), strict=True):
         candidates = tiny_encoder.config.search.candidates
-        outcome = outcome_of(tiny_encoder, corpus, own.model_copy(update=changes), candidates=candidates)
-        assert point.first[0].mean == pytest.approx(100 * outcome.first_VW[:, 0].mean())
-        assert point.first[1].mean == pytest.approx(100 * outcome.first_VW[:, 1].mean())
-        assert point.reciprocal.mean == pytest.approx(100 * outcome.mean_reciprocal)
+        video_ranks = video_ranks_of(tiny_encoder, corpus, own.model_copy(update=changes), candidates=candidates)
+        assert point.first[0].mean == pytest.approx(100 * video_ranks.first_VW[:, 0].mean())
+        assert point.first[1].mean == pytest.approx(100 * video_ranks.first_VW[:, 1].mean())
+        assert point.reciprocal.mean == pytest.approx(100 * video_ranks.mean_reciprocal)
         assert point.first[0].low <= point.first[0].mean <= point.first[0].high
     without = points[0].against_none
     assert (without.ranks.wins, without.ranks.losses, without.reciprocal_difference.mean) == (0, 0, 0.0)
@@ -148,7 +148,7 @@ def test_the_published_table_is_the_first_example(tiny_encoder, corpus):
     ways = (*points[-1].metrics[0].as_dict().items(), *points[-1].metrics[1].as_dict().items())
     wanted = [f"{value:.1f}" for name, value in ways if name in ("R@1", "R@5", "R@10", "MdR", "MnR")]
     assert [cell.strip(" |") for cell in own[2:]] == wanted
-    weighed = outcome_of(
+    weighed = video_ranks_of(
         tiny_encoder, corpus, EMCLConfig.reference(beta=2.0), candidates=100, dual_softmax_temperature=0.01
     )
     assert points[2].reciprocal.mean == pytest.approx(100 * weighed.mean_reciprocal)

@@ -1,4 +1,4 @@
-"""What is no video, lies or is damaged: it fails with a type and a reason, reads no other file, and never crashes."""
+"""Not a video, false headers, damage: decoding fails with a type and a reason, reads no other file, never crashes."""
 
 from __future__ import annotations
 

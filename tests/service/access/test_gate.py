@@ -7,7 +7,7 @@ from fastapi.testclient import TestClient
 from service_support import bearer, make_app, make_keys, serving
 
 from service.access.gate import OPEN_FOLDERS, OPEN_PATHS, is_open
-from service.access.keys import KeyBook
+from service.access.keys import KeyStore
 from service.settings import load_settings
 
 
@@ -156,10 +156,10 @@ def test_an_unknown_key_is_refused_before_its_body_is_read(client):
 
 
 def test_new_and_revoked_keys_count_without_a_restart(client, folder):
-    book = KeyBook(folder / "keys.json")
-    token = book.create("temporary", "search")[1]
+    key_store = KeyStore(folder / "keys.json")
+    token = key_store.create("temporary", "search")[1]
     assert client.get("/v1/index", headers=bearer(token)).status_code == 200
-    book.revoke("temporary")
+    key_store.revoke("temporary")
     problem_of(client.get("/v1/index", headers=bearer(token)), 401, "unauthorised")
 
 
@@ -174,12 +174,12 @@ def test_a_public_address_needs_a_key(clip_store, tiny_encoder, tmp_path):
     app = make_app(clip_store, tiny_encoder, tmp_path, host="0.0.0.0")
     with pytest.raises(ValueError, match="emcl keys create"), TestClient(app):
         pass
-    book, tokens = make_keys(tmp_path)
+    key_store, tokens = make_keys(tmp_path)
     with serving(clip_store, tiny_encoder, tmp_path, host="0.0.0.0") as client:
         assert client.get("/v1/index").status_code == 401
         assert client.get("/v1/index", headers=bearer(tokens["search"])).status_code == 200
-    for key in book.all_keys():
-        book.revoke(key.key_id)
+    for key in key_store.all_keys():
+        key_store.revoke(key.key_id)
     with pytest.raises(ValueError, match="no valid key"), serving(clip_store, tiny_encoder, tmp_path, host="0.0.0.0"):
         pass
 

@@ -10,7 +10,7 @@ import pytest
 from service_support import emcl_command
 
 from service.access import keys as keys_module
-from service.access.keys import SCOPES, KeyBook, includes
+from service.access.keys import SCOPES, KeyStore, includes
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_a_key_is_shown_once_and_kept_hashed(run, path):
     content = path.read_text()
     assert token not in content
     assert token.rsplit("_", 1)[1] not in content
-    assert KeyBook(path).check(token).scope == "write"
+    assert KeyStore(path).check(token).scope == "write"
     code, out, _ = run("list")
     assert token.split("_")[1] in out
     assert "page" in out
@@ -50,7 +50,7 @@ def test_a_revoked_key_is_listed_and_worth_nothing(run, path):
     assert run("create", "--name", "page", "--scope", "search")[0] == 1  # the name is taken
     code, out, _ = run("revoke", "page")
     assert (code, "is revoked" in out) == (0, True)
-    assert KeyBook(path).check(token) is None
+    assert KeyStore(path).check(token) is None
     assert "revoked" in run("list")[1]
     code, _, err = run("revoke", "page")
     assert code == 1
@@ -87,40 +87,40 @@ def test_no_keys_says_how_to_make_one(run):
 
 
 def test_only_whole_valid_tokens_are_keys(path):
-    book = KeyBook(path)
-    key, token = book.create("a", "search")
-    assert book.check(token).key_id == key.key_id
+    key_store = KeyStore(path)
+    key, token = key_store.create("a", "search")
+    assert key_store.check(token).key_id == key.key_id
     last = "0" if token[-1] != "0" else "1"
-    other = book.create("b", "search")[1]
+    other = key_store.create("b", "search")[1]
     swapped = token[:18] + other[18:]
     for wrong in (token[:-1] + last, token[:-1], token + "0", token.upper(), "", "emcl_", swapped, " " + token):
-        assert book.check(wrong) is None, wrong
+        assert key_store.check(wrong) is None, wrong
 
 
 def test_every_check_compares_one_hash_in_constant_time(path, monkeypatch):
-    book = KeyBook(path)
-    tokens = [book.create(f"key {number}", "search")[1] for number in range(5)]
+    key_store = KeyStore(path)
+    tokens = [key_store.create(f"key {number}", "search")[1] for number in range(5)]
     compared = []
     straight = keys_module.hmac.compare_digest
     monkeypatch.setattr(keys_module.hmac, "compare_digest", lambda a, b: compared.append((a, b)) or straight(a, b))
-    assert book.check(tokens[3]) is not None
-    assert book.check(tokens[3][:-4] + "0000") is None
-    assert book.check("emcl_" + "0" * 12 + "_" + "0" * 64) is None  # unknown: compared all the same
+    assert key_store.check(tokens[3]) is not None
+    assert key_store.check(tokens[3][:-4] + "0000") is None
+    assert key_store.check("emcl_" + "0" * 12 + "_" + "0" * 64) is None  # unknown: compared all the same
     assert len(compared) == 3
     assert all(len(a) == len(b) == 64 for a, b in compared)
 
 
 def test_a_key_expires(path, monkeypatch):
-    book = KeyBook(path)
-    token = book.create("a", "search", expires_days=1)[1]
+    key_store = KeyStore(path)
+    token = key_store.create("a", "search", expires_days=1)[1]
     now = keys_module.time.time()
-    assert book.check(token) is not None
+    assert key_store.check(token) is not None
     monkeypatch.setattr(keys_module.time, "time", lambda: now + 86_399)
-    assert book.check(token) is not None
+    assert key_store.check(token) is not None
     monkeypatch.setattr(keys_module.time, "time", lambda: now + 86_401)
-    assert book.check(token) is None
-    assert not book.has_valid()
-    assert [key.state(keys_module.time.time()) for key in book.all_keys()] == ["expired"]
+    assert key_store.check(token) is None
+    assert not key_store.has_valid()
+    assert [key.state(keys_module.time.time()) for key in key_store.all_keys()] == ["expired"]
 
 
 def test_scopes_include_lower_ones():
@@ -130,7 +130,7 @@ def test_scopes_include_lower_ones():
 
 
 def test_another_process_change_is_noticed_and_an_unchanged_file_is_not_read_again(path, monkeypatch):
-    reader, writer = KeyBook(path), KeyBook(path)
+    reader, writer = KeyStore(path), KeyStore(path)
     assert not reader.has_valid()
     token = writer.create("a", "search")[1]
     reads = []
@@ -138,7 +138,7 @@ def test_another_process_change_is_noticed_and_an_unchanged_file_is_not_read_aga
     monkeypatch.setattr(keys_module, "_read", lambda file: reads.append(file) or straight(file))
     assert all(reader.check(token) for _ in range(50))
     assert len(reads) == 1
-    KeyBook(path).revoke("a")
+    KeyStore(path).revoke("a")
     reads.clear()
     assert reader.check(token) is None
     assert len(reads) == 1
@@ -150,29 +150,29 @@ def test_another_process_change_is_noticed_and_an_unchanged_file_is_not_read_aga
     "content", [b"", b"{}", b"[]", b'{"format": 9}', b"\xff\xfe", b'{"format": 1, "session_secret": "", "keys": [{}]}']
 )
 def test_a_damaged_file_is_told_and_lets_nobody_in(path, content):
-    book = KeyBook(path)
-    token = book.create("a", "search")[1]
+    key_store = KeyStore(path)
+    token = key_store.create("a", "search")[1]
     path.write_bytes(content)
     with pytest.raises(ValueError, match="is not a keys file"):
-        book.check(token)
+        key_store.check(token)
     with pytest.raises(ValueError, match="is not a keys file"):
-        KeyBook(path).create("b", "search")
+        KeyStore(path).create("b", "search")
     assert path.read_bytes() == content
 
 
 def test_a_file_that_others_can_read_is_told(path, caplog):
-    book = KeyBook(path)
-    token = book.create("a", "search")[1]
+    key_store = KeyStore(path)
+    token = key_store.create("a", "search")[1]
     path.chmod(0o644)
     os.utime(path, ns=(1, 1))
-    assert book.check(token) is not None
+    assert key_store.check(token) is not None
     assert "chmod 600" in caplog.text
 
 
 def _create_some(path, start):
-    book = KeyBook(path)
+    key_store = KeyStore(path)
     for number in range(5):
-        book.create(f"key-{start}-{number}", "search")
+        key_store.create(f"key-{start}-{number}", "search")
 
 
 def test_several_processes_lose_no_key(path):
@@ -183,4 +183,4 @@ def test_several_processes_lose_no_key(path):
     for process in processes:
         process.join(60)
         assert process.exitcode == 0
-    assert len(KeyBook(path).all_keys()) == 15
+    assert len(KeyStore(path).all_keys()) == 15

@@ -103,13 +103,13 @@ def test_a_cookie_is_worth_nothing_when_changed_or_old(client, keys, monkeypatch
 
 
 def test_a_session_ends_with_its_key_and_has_its_scope(client, keys):
-    book = keys[0]
-    token = book.create("leaver", "write")[1]
+    key_store = keys[0]
+    token = key_store.create("leaver", "write")[1]
     assert client.post("/v1/session", headers=bearer(token)).status_code == 200
     headers = {"X-Requested-With": "fetch"}
     assert client.get("/v1/index").status_code == 200
     assert client.post("/v1/index/reload", headers=headers).status_code == 403
-    book.revoke("leaver")
+    key_store.revoke("leaver")
     assert client.get("/v1/index").status_code == 401
 
 

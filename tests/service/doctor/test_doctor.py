@@ -149,13 +149,13 @@ def test_few_open_files_and_many_threads_are_warned_of(settings):
 
 
 def test_keys_that_others_can_read(settings, tmp_path):
-    from service.access.keys import KeyBook
+    from service.access.keys import KeyStore
 
     assert look(machine_checks.check_keys, settings()).state == "ok"
     missing = look(machine_checks.check_keys, settings(require_keys=True))
     assert missing.state == "problem"
     assert "emcl keys create" in missing.detail
-    KeyBook(tmp_path / "keys.json").create("me", "search")
+    KeyStore(tmp_path / "keys.json").create("me", "search")
     assert look(machine_checks.check_keys, settings(require_keys=True)).state == "ok"
     (tmp_path / "keys.json").chmod(0o644)
     found = look(machine_checks.check_keys, settings(require_keys=True))

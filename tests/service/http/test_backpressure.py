@@ -223,7 +223,7 @@ def test_as_many_files_may_be_open_as_connections_need():
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_a_server_with_debug_logs_tells_no_secret(serve, tmp_path, redis_server, monkeypatch, log_format):
     monkeypatch.setenv("EMCL_REDIS_URL", redis_server.url)
-    book, tokens = make_keys(tmp_path)
+    key_store, tokens = make_keys(tmp_path)
     options = ("--require-keys", "--keys-file", tmp_path / "keys.json", "--log-level", "debug")
     server = serve(*options, "--log-format", log_format)
     wrong = "emcl_0123456789ab_" + "5" * 64
@@ -239,6 +239,6 @@ def test_a_server_with_debug_logs_tells_no_secret(serve, tmp_path, redis_server,
     server.stop()
     said = "".join(server.said)
     assert "/v1/search" in said
-    for secret in (*tokens.values(), wrong, "5" * 64, cookie, PASSWORD, book.session_secret.hex()):
+    for secret in (*tokens.values(), wrong, "5" * 64, cookie, PASSWORD, key_store.session_secret.hex()):
         assert secret not in said
     assert not any(token.rsplit("_", 1)[1] in said for token in tokens.values())

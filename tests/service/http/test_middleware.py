@@ -178,7 +178,7 @@ def test_a_client_that_leaves_while_its_upload_is_decoded_ends_the_decoding(
 
 def test_no_secret_is_ever_logged(clip_store, tiny_encoder, tmp_path, redis_server, caplog):
     caplog.set_level(logging.DEBUG)
-    book, tokens = make_keys(tmp_path)
+    key_store, tokens = make_keys(tmp_path)
     secret_text = "what a person is looking for"
     options = {"require_keys": True, "redis_url": redis_server.url, "log_level": "debug"}
     with TestClient(make_app(clip_store, tiny_encoder, tmp_path, **options)) as client:
@@ -198,7 +198,7 @@ def test_no_secret_is_ever_logged(clip_store, tiny_encoder, tmp_path, redis_serv
     assert "searcher" in logged  # names of keys are logged, keys are not
     for secret in (*tokens.values(), *(token.rsplit("_", 1)[1] for token in tokens.values()), "5" * 64):
         assert secret not in logged
-    for secret in (cookie, cookie.rsplit(".", 1)[1], PASSWORD, book.session_secret.hex(), secret_text):
+    for secret in (cookie, cookie.rsplit(".", 1)[1], PASSWORD, key_store.session_secret.hex(), secret_text):
         assert secret not in logged
-    for key in book.all_keys():
+    for key in key_store.all_keys():
         assert key.digest not in logged

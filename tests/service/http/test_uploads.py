@@ -384,7 +384,7 @@ def client(clip_store, tiny_encoder, upload_folder):
 
 
 def traces(*folders):
-    """All files; SQLite's -wal and -shm come and go with whoever reads the catalogue."""
+    """All files; SQLite's -wal and -shm come and go with each reader of the catalogue."""
     paths = [path for folder in folders for path in folder.rglob("*") if not path.name.endswith(("-wal", "-shm"))]
     files = [path for path in paths if not path.is_dir() or not (path / "catalogue.db").exists()]
     return sorted((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files)
@@ -504,7 +504,7 @@ def test_a_gigabyte_is_refused_while_it_streams(server, declared):
         )
     assert answer.startswith(b"HTTP/1.1 413 "), answer[:200]
     assert b'"next_step"' in answer
-    # What was sent but not read lies in the kernel's socket buffers, at most a few MiB on either side.
+    # What was sent but not read is in the kernel's socket buffers, at most a few MiB on either side.
     assert sent < (0 if declared else 4 * MEBIBYTE) + 16 * MEBIBYTE
     assert process.io_counters().write_chars - written < (0 if declared else 4 * MEBIBYTE) + MEBIBYTE
     assert process.memory_info().rss - memory < 16 * MEBIBYTE

@@ -80,12 +80,12 @@ def test_what_has_ended_does_not_change(job_store):
 
 def test_of_many_claims_one_succeeds(job_store):
     job_id = job_store.create("index", {}).job_id
-    books = [JobStore(job_store.folder) for _ in range(8)]
+    stores = [JobStore(job_store.folder) for _ in range(8)]
     with ThreadPoolExecutor(8) as pool:
-        claims = list(pool.map(lambda each: each.claim(job_id, **ME), books))
+        claims = list(pool.map(lambda each: each.claim(job_id, **ME), stores))
     assert sum(claim is not None for claim in claims) == 1
     assert job_store.get(job_id).attempts == 1
-    for each in books:
+    for each in stores:
         each.close()
 
 
@@ -138,8 +138,8 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from service.jobs.store import JobStore
-book = JobStore(Path(sys.argv[1]))
-book.start(sys.argv[2], pid=1, host="elsewhere")
+store = JobStore(Path(sys.argv[1]))
+store.start(sys.argv[2], pid=1, host="elsewhere")
 print("started", flush=True)
 time.sleep(1000)
 """

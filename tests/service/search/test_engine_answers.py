@@ -102,7 +102,7 @@ def test_reload_serves_the_new_generation_and_lets_old_queries_end(tmp_path, tin
     with engine.live.lease() as old:
         engine.reload()
         assert len(engine.search([SearchQuery(text="anything")])[0].hits) == 1
-        assert len(old.reader.list_videos()) == 2  # still open for whoever began with it
+        assert len(old.reader.list_videos()) == 2  # still open for requests that began with it
     with pytest.raises((ValueError, sqlite3.Error), match="closed"):
         old.reader.list_videos()
     engine.close()
