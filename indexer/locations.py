@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -24,15 +25,27 @@ class Location:
     """A place where a video's bytes were found, with what ``stat`` said then.
 
     ``path`` is a file, a URL, or ``SHARD!MEMBER`` for a member of a tar file. For URLs and members ``modified_ns`` is a
-    version: a number that changes with the content, or -1 if the source reports none. ``file`` is a local copy that is
-    readable during this run; it is not recorded.
+    version: a number that changes with the content, or -1 if the source reports none. ``inode`` is None for
+    anything but a file, and for files that earlier programs recorded. ``file`` is a local copy that is readable during
+    this run; it is not recorded.
     """
 
     path: str
     video_id: str
     size_bytes: int
     modified_ns: int
+    inode: int | None = None
     file: str | None = field(default=None, compare=False)
+
+    def is_still(self, status: os.stat_result) -> bool:
+        """Whether a file has the size, the time of change and, where it is known, the inode that were recorded."""
+        same = (status.st_size, status.st_mtime_ns) == (self.size_bytes, self.modified_ns)
+        return same and self.inode in (None, inode_of(status))
+
+
+def inode_of(status: os.stat_result) -> int:
+    """The inode, without the highest of its 64 bits, which SQLite's integers cannot hold."""
+    return status.st_ino & (1 << 63) - 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -110,7 +110,7 @@ def check_unchanged(location: Location) -> None:
         found = os.stat(location.path)  # noqa: PTH116 - a plain string came with the task
     except OSError as error:
         raise SourceError(f"the file cannot be read any more: {error.strerror}") from error
-    if (found.st_size, found.st_mtime_ns) != (location.size_bytes, location.modified_ns):
+    if not location.is_still(found):
         raise SourceError("the file changed after it was hashed; run again when it is complete")
 
 

@@ -48,7 +48,8 @@ class BuildOptions(Config):
     )
     rehash: bool = Field(
         False,
-        description="Read all files again to recognise them, also those whose size and time of change are as recorded.",
+        description="Read all files again to recognise them, also those whose size, time of change and inode are as "
+        "recorded.",
     )
     retry_failed: bool = Field(
         False,

@@ -17,11 +17,11 @@ import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from indexer.errors import SourceError
-from indexer.locations import TAR_SUFFIX, Location, leads_out, protocol_of, shard_of
+from indexer.locations import TAR_SUFFIX, Location, inode_of, leads_out, protocol_of, shard_of
 from indexer.sources.url import RemoteFiles
 from model.durable import sha256_of_file
 
@@ -173,7 +173,8 @@ def braced(text: str) -> Iterator[str]:
 def hash_files(files: Sequence[FoundFile], known: Mapping[str, Location], *, threads: int) -> Iterator[Hashed]:
     """Hash files in parallel, in the order given.
 
-    A file whose path, size and modification time are in ``known`` is not read again.
+    A file whose path, size, time of change and inode are in ``known`` is not read again; nor is one of which ``known``
+    has no inode: it is recorded then.
     """
 
     def work(found: FoundFile) -> Hashed:
@@ -266,13 +267,19 @@ def _locate(path: Path, known: Mapping[str, Location]) -> Location:
         raise SourceError("the file name is not valid UTF-8; rename the file")
     before = path.stat()
     seen = known.get(name)
-    if seen is not None and (seen.size_bytes, seen.modified_ns) == (before.st_size, before.st_mtime_ns):
-        return seen
+    if seen is not None and seen.is_still(before):
+        return replace(seen, inode=inode_of(before))
     digest = sha256_of_file(path)
-    after = path.stat()
-    if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+    location = Location(
+        path=name,
+        video_id=digest,
+        size_bytes=before.st_size,
+        modified_ns=before.st_mtime_ns,
+        inode=inode_of(before),
+    )
+    if not location.is_still(path.stat()):
         raise SourceError("the file changed while it was read; run again when it is complete")
-    return Location(path=name, video_id=digest, size_bytes=after.st_size, modified_ns=after.st_mtime_ns)
+    return location
 
 
 def _is_utf8(name: str) -> bool:

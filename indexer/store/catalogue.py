@@ -89,10 +89,19 @@ class CatalogueReader:
     def locations(self) -> list[Location]:
         """Every place where a video was seen."""
         rows = self.connection.execute("SELECT path, video_id, size_bytes, modified_ns FROM locations ORDER BY path")
+        inodes = self._inodes()
         return [
-            Location(path=media.resolved(self.store, p, v), video_id=v, size_bytes=s, modified_ns=m)
+            Location(
+                path=media.resolved(self.store, p, v), video_id=v, size_bytes=s, modified_ns=m, inode=inodes.get(p)
+            )
             for p, v, s, m in rows
         ]
+
+    def _inodes(self) -> dict[str, int]:
+        version = self.connection.execute("PRAGMA user_version").fetchone()[0]
+        if version < _FIRST_VERSIONS["inodes"]:  # opened for reading alone, so not migrated
+            return {}
+        return dict(self.connection.execute("SELECT path, inode FROM inodes").fetchall())
 
     def states(self) -> dict[str, VideoState]:
         """The state of every video."""
@@ -310,9 +319,16 @@ class Catalogue(CatalogueReader):
         self.connection.execute(
             # REPLACE would drop the former row unseen by the log of changes.
             "INSERT INTO locations VALUES (?, ?, ?, ?) ON CONFLICT (path) DO UPDATE SET"
-            " video_id = excluded.video_id, size_bytes = excluded.size_bytes, modified_ns = excluded.modified_ns",
+            " video_id = excluded.video_id, size_bytes = excluded.size_bytes, modified_ns = excluded.modified_ns"
+            # A row that stays as it is must not be logged as a change.
+            " WHERE video_id != excluded.video_id OR size_bytes != excluded.size_bytes"
+            " OR modified_ns != excluded.modified_ns",
             (name, location.video_id, location.size_bytes, location.modified_ns),
         )
+        if location.inode is None:
+            self.connection.execute("DELETE FROM inodes WHERE path = ?", (name,))
+        else:
+            self.connection.execute("INSERT OR REPLACE INTO inodes VALUES (?, ?)", (name, location.inode))
 
     def forget_locations(self, paths: Iterable[str]) -> None:
         """Drop places; their videos stay."""
@@ -425,11 +441,23 @@ PLACES = {
 }
 """By kind of shard: id, shard, first row, rows and checksum of everything that is stored, in the order of the files."""
 
-_FIRST_VERSIONS = {"titles": 2, "sources": 3}  # of the catalogue; a copy that an earlier one made has no such table
+# Versions of the catalogue; a copy that an earlier one made has no such table.
+_FIRST_VERSIONS = {"titles": 2, "sources": 3, "inodes": 6}
 
 _EQUAL_TABLES = {
     table: sql.exists(sql.differing(*(sql.select("*", sql.table(table, schema)) for schema in ("main", "copy"))))
-    for table in ("meta", "shards", "videos", "titles", "locations", "tags", "segments", "captions", "sources")
+    for table in (
+        "meta",
+        "shards",
+        "videos",
+        "titles",
+        "locations",
+        "tags",
+        "segments",
+        "captions",
+        "sources",
+        "inodes",
+    )
 }
 
 # Without the places in the shards: `emcl index compact` changes them.

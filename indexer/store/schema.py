@@ -127,6 +127,12 @@ MIGRATIONS = (
     """
     CREATE INDEX videos_by_state ON videos (state);
     """,
+    """
+    -- Not a column of locations: the log of changes would take every file whose inode is recorded for a changed video.
+    CREATE TABLE inodes (
+        path TEXT PRIMARY KEY REFERENCES locations ON DELETE CASCADE, inode INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    """,
 )
 """Migration number n takes a catalogue from version n to n + 1. Never edited once released, only appended to."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,30 @@ def test_unchanged_files_are_not_read_again_and_changed_ones_are(
     (again,) = hash_files(files, known, threads=1)
     assert again.location is not None
     assert again.location.video_id == hashlib.sha256(b"other").hexdigest()
+
+
+def test_a_file_that_was_exchanged_for_one_of_the_same_size_and_time_is_read_again(tmp_path: Path) -> None:
+    file = touch(tmp_path / "a.mp4", b"hello")
+    files = discover([str(tmp_path)]).files
+    (first,) = hash_files(files, {}, threads=1)
+    assert first.location is not None
+    other = touch(tmp_path / "other", b"jello")  # there beside the first, so its inode is another
+    os.utime(other, ns=(1, first.location.modified_ns))
+    other.replace(file)
+    (again,) = hash_files(files, {str(file): first.location}, threads=1)
+    assert again.location is not None
+    assert again.location.video_id == hashlib.sha256(b"jello").hexdigest()
+
+
+def test_a_file_recorded_without_its_inode_is_known_by_size_and_time_and_gets_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = touch(tmp_path / "a.mp4", b"hello")
+    status = file.stat()
+    former = Location(path=str(file), video_id="v", size_bytes=status.st_size, modified_ns=status.st_mtime_ns)
+    monkeypatch.delattr(sources, "sha256_of_file")  # reading it would be an error
+    (found,) = hash_files(discover([str(tmp_path)]).files, {str(file): former}, threads=1)
+    assert found.location == replace(former, inode=status.st_ino)
 
 
 def test_a_file_that_vanishes_or_changes_while_it_is_read_is_a_reason(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -189,6 +190,32 @@ def test_a_path_with_new_content_belongs_to_the_new_video(catalogue: Catalogue) 
         catalogue.add_location(location("/a", "v"))
         catalogue.add_location(location("/a", "w"))
     assert {summary["video_id"]: summary["paths"] for summary in catalogue.summaries()} == {"v": [], "w": ["/a"]}
+
+
+def test_an_inode_is_kept_with_its_path_and_is_no_change_of_the_video(catalogue: Catalogue) -> None:
+    with catalogue.transaction():
+        catalogue.add_location(location("/clips/a.mp4", "a" * 64))
+    before = catalogue.connection.execute("SELECT * FROM changed_videos").fetchall()
+    with catalogue.transaction():
+        catalogue.add_location(replace(location("/clips/a.mp4", "a" * 64), inode=7))
+    assert catalogue.connection.execute("SELECT * FROM changed_videos").fetchall() == before
+    assert [place.inode for place in catalogue.locations()] == [7]
+    with catalogue.transaction():
+        catalogue.forget_locations(["/clips/a.mp4"])
+    assert catalogue.connection.execute("SELECT count(*) FROM inodes").fetchone()[0] == 0
+
+
+def test_a_catalogue_without_inodes_is_read_without_being_migrated(tmp_path: Path) -> None:
+    path = tmp_path / "catalogue.db"
+    with closing(Catalogue.open(path, create=True)) as opened:
+        with opened.transaction():
+            opened.add_location(location("/clips/a.mp4", "a" * 64))
+        opened.connection.executescript("DROP TABLE inodes; PRAGMA user_version = 5")
+    with closing(Catalogue.open_readonly(path)) as reader:
+        assert [place.inode for place in reader.locations()] == [None]
+    with closing(Catalogue.open(path)) as opened:
+        assert [place.inode for place in opened.locations()] == [None]
+        assert opened.connection.execute("SELECT count(*) FROM inodes").fetchone()[0] == 0
 
 
 def test_videos_are_named_by_id_prefix_or_path(catalogue: Catalogue) -> None:

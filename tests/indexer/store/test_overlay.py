@@ -340,7 +340,7 @@ def to_first_format(path: Path) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
         for kind, name in database.execute(
             "SELECT type, name FROM sqlite_schema WHERE type = 'trigger' OR name IN"
-            " ('titles', 'changed_videos', 'changed_captions', 'change_log', 'sources', 'videos_by_state')"
+            " ('titles', 'changed_videos', 'changed_captions', 'change_log', 'sources', 'inodes', 'videos_by_state')"
             " ORDER BY type DESC"
         ).fetchall():
             database.execute(f"DROP {kind} {name}")
