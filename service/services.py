@@ -24,6 +24,7 @@ from service.http.uploads import UploadReceiver
 from service.jobs.submission import JobService
 from service.library.library import Library
 from service.media.files import Thumbnails
+from service.media.fork_server import ForkServer
 from service.media.previews import PreviewLimits, Previews
 from service.media.sandbox import KillSwitch, Sandbox, SandboxLimits, UploadedFrames
 from service.observe.metrics import Telemetry
@@ -57,7 +58,8 @@ class Services:
         self.engine = engine
         self.telemetry = telemetry or Telemetry()
         self.admission = Admission(max_requests=settings.max_requests, max_body_bytes=settings.max_body_bytes)
-        self.sandbox = Sandbox(SandboxLimits.from_settings(settings))
+        self.fork_server = ForkServer()
+        self.sandbox = Sandbox(SandboxLimits.from_settings(settings), self.fork_server)
         self.receiver = UploadReceiver(
             max_bytes=settings.upload_max_bytes,
             slots=settings.upload_slots,
@@ -68,9 +70,11 @@ class Services:
             width=settings.thumbnail_width,
             cache_bytes=settings.thumbnail_cache_bytes,
             max_queue=settings.max_queue,
-            sandbox=Sandbox(SandboxLimits.of_thumbnails(settings)),
+            sandbox=Sandbox(SandboxLimits.of_thumbnails(settings), self.fork_server),
         )
-        self.previews = Previews(settings.preview_folder.absolute(), PreviewLimits.from_settings(settings))
+        self.previews = Previews(
+            settings.preview_folder.absolute(), PreviewLimits.from_settings(settings), self.fork_server
+        )
         self.jobs = jobs or JobService(settings)
         self.requests = 0  # under way
         self._decoders = ThreadPoolExecutor(settings.upload_workers, thread_name_prefix="decode")
@@ -123,6 +127,7 @@ class Services:
         await self.redis.close()
         await asyncio.to_thread(self.query_log.write)
         self._decoders.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self.fork_server.close)
         if not keep_jobs:
             await asyncio.to_thread(self.jobs.close)
         self.engine.close()

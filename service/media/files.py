@@ -5,6 +5,7 @@ Paths come from the catalogue alone, never from a request.
 
 from __future__ import annotations
 
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from service.media.sandbox import Sandbox
 
 _SNIFF_BYTES = 64
+_MAX_AT_ONCE = 4  # each may take as much memory as decoding an upload
 _NUMBER = re.compile(r"[0-9]{1,18}")  # more digits than a file of any size has positions
 _BY_SUFFIX = {
     ".avi": "video/x-msvideo",
@@ -103,7 +105,7 @@ class Moment:
 
 
 class Thumbnails:
-    """Makes JPEG pictures of moments, one at a time in a thread of its own, and keeps the last ones.
+    """Makes JPEG pictures of moments, as many at a time as there are cores, at most four, and keeps the last ones.
 
     Every file is decoded in a process of its own, in ``sandbox``, whether it was uploaded or indexed: a single frame
     can take gigabytes, or, far from the last key frame, minutes. Start it inside a running event loop, and close it
@@ -114,11 +116,13 @@ class Thumbnails:
         self._width = width
         self._sandbox = sandbox
         self.cache: LRUCache[tuple[str, int], bytes] = LRUCache(cache_bytes, weigh=len)
+        at_once = min(_MAX_AT_ONCE, os.cpu_count() or 1)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="thumbnails")
-        self.batcher: Batcher[Moment, bytes] = Batcher(
-            lambda moments: [self._make(moment) for moment in moments],
+        self._makers = ThreadPoolExecutor(at_once, thread_name_prefix="thumbnail")
+        self.batcher: Batcher[Moment, bytes | Unprocessable] = Batcher(
+            lambda moments: list(self._makers.map(self._outcome, moments)),
             executor=self._executor,
-            max_batch=1,
+            max_batch=at_once,
             max_wait_seconds=0,
             max_queue=max_queue,
             name="thumbnail",
@@ -132,15 +136,26 @@ class Thumbnails:
         """Stop; waiting callers get ``Overloaded``."""
         await self.batcher.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
+        self._makers.shutdown(wait=False, cancel_futures=True)
 
     async def picture(self, moment: Moment) -> bytes:
         """The JPEG of a moment. Raises ``Overloaded``, or ``Unprocessable`` if no frame can be decoded there."""
         key = (moment.video_id, moment.milliseconds)
         picture = self.cache.get(key)
         if picture is None:
-            picture = await self.batcher.submit(moment)
+            outcome = await self.batcher.submit(moment)
+            if isinstance(outcome, Unprocessable):
+                raise outcome
+            picture = outcome
             self.cache.put(key, picture)
         return picture
+
+    def _outcome(self, moment: Moment) -> bytes | Unprocessable:
+        """A refusal is returned, not raised: the batcher would make all pictures of a batch with an error again."""
+        try:
+            return self._make(moment)
+        except Unprocessable as error:
+            return error
 
     def _make(self, moment: Moment) -> bytes:
         seconds = moment.milliseconds / 1000

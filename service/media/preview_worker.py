@@ -1,15 +1,13 @@
-"""The process in which a preview is made; started by ``service.media.previews``, never imported by it.
+"""What a child of ``service.media.fork_server`` does to make a preview; the service itself never imports it.
 
-Takes its job as JSON in the first argument, the video as standard input and the file to write as standard output, both
-regular files. Says in one JSON line on standard error what is wrong with the video. Limits are set before a byte of
-the video is read.
+Takes its job, the video as standard input and the file to write as standard output, both regular files. Says in one
+JSON line on standard error what is wrong with the video. Limits are set before a byte of the video is read.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from fractions import Fraction
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -35,9 +33,8 @@ _OPTIONS = {"preset": "veryfast", "crf": "26", "threads": "1"}
 _KEY_EVERY = 48  # frames: a browser that seeks decodes at most so many
 
 
-def main() -> int:
+def main(job: dict[str, Any]) -> int:
     """Do one job; the exit code is 1 for a video of which no preview can be made."""
-    job = json.loads(sys.argv[1])
     source = os.dup(0)
     target = os.fdopen(os.dup(1), "w+b")
     complaint = os.fdopen(os.dup(2), "w")
@@ -111,7 +108,3 @@ def _write(out: OutputContainer, stream: VideoStream | None, frame: VideoFrame, 
     picture.pts, picture.time_base = ticks, _TICK
     out.mux(stream.encode(picture))
     return stream
-
-
-if __name__ == "__main__":
-    sys.exit(main())

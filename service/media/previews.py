@@ -10,22 +10,21 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import tempfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from service import errors
 from service.errors import NotFound, TooLarge, Unprocessable
+from service.media.fork_server import Child, ForkServer
 from service.search.batching import Batcher
 from service.settings import Settings
 
 SIDE = 640
 _MAX_QUEUE = 16
 _COMPLAINT_BYTES = 4096
-_WORKER = ("-m", "service.media.preview_worker")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +60,14 @@ class Wanted:
 class Previews:
     """Makes previews in ``folder``, one at a time in a thread of its own.
 
-    Start it inside a running event loop, and close it before the loop ends.
+    ``fork_server`` starts its processes; without one it has its own. Start it inside a running event loop, and close it
+    before the loop ends.
     """
 
-    def __init__(self, folder: Path, limits: PreviewLimits) -> None:
+    def __init__(self, folder: Path, limits: PreviewLimits, fork_server: ForkServer | None = None) -> None:
         self.folder = folder
         self.limits = limits
+        self._fork_server = fork_server or ForkServer()
         self.made = 0
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="previews")
         self.batcher: Batcher[Wanted, Path] = Batcher(
@@ -77,7 +78,7 @@ class Previews:
             max_queue=_MAX_QUEUE,
             name="preview",
         )
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Child | None = None
 
     def start(self) -> None:
         """Begin to make previews."""
@@ -156,23 +157,21 @@ class Previews:
             "max_seconds": limits.max_seconds,
             "max_pixels": limits.max_pixels,
         }
-        with subprocess.Popen(
-            [sys.executable, *_WORKER, json.dumps(job)],
-            stdin=source,
-            stdout=target,
-            stderr=subprocess.PIPE,
-            env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
-            start_new_session=True,
-        ) as process:
-            self._process = process
-            try:
-                _, complaint = process.communicate(timeout=limits.seconds)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                _, complaint = process.communicate()
-            finally:
-                self._process = None
-        return process.returncode, complaint[:_COMPLAINT_BYTES].decode("utf-8", "replace")
+        complaint_read, complaint_write = os.pipe()
+        with os.fdopen(complaint_read, "rb") as complaint:
+            with os.fdopen(complaint_write, "wb"):
+                child = self._fork_server.child("preview", job, stdin=source, stdout=target, stderr=complaint_write)
+            with child:
+                self._process = child
+                timer = threading.Timer(limits.seconds, child.kill)
+                timer.start()
+                try:
+                    said = complaint.read(_COMPLAINT_BYTES)
+                    code = child.wait()
+                finally:
+                    timer.cancel()
+                    self._process = None
+        return code, said.decode("utf-8", "replace")
 
     def _check(self, code: int, complaint: str) -> None:
         if code == 0:

@@ -2,8 +2,9 @@
 
 In: an open file with a stranger's bytes. Out: frames ready for the image tower, or an error that says what is wrong
 with the file. A video decoder is a large body of C that reads hostile input: here it can crash, spin or swell without
-harm to the service. The process (``service.media.sandbox_worker``) imports no model, gets an empty environment, may
-create no file and is killed when it takes too long; its answer is read up to a bound and parsed without pickle.
+harm to the service. The process (``service.media.sandbox_worker``, forked by ``service.media.fork_server``) imports no
+model, gets an empty environment, may create no file and is killed when it takes too long; its answer is read up to a
+bound and parsed without pickle.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import logging
 import math
 import os
 import signal
-import subprocess
 import sys
 import threading
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 from model.clip.preprocess import Preprocess
 from model.config import SamplingConfig
 from service.errors import ServiceError, TooLarge, Unprocessable, UnsupportedMedia
+from service.media.fork_server import Child, ForkServer, ForkServerLostError
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -35,7 +37,6 @@ _HEADER_BYTES = 64 * 1024  # bound of the JSON line and of the two array headers
 _COMPLAINT_BYTES = 2048
 OUTCOMES = ("decoded", TooLarge.slug, Unprocessable.slug, UnsupportedMedia.slug, "failed")
 """Frames; over a limit; a video that cannot be decoded; no video at all; the decoding process could not be run."""
-_WORKER = ("-m", "service.media.sandbox_worker")
 _OTHER_FILE = "upload another file"
 
 
@@ -102,10 +103,10 @@ class KillSwitch:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Child | None = None
         self._activated = False
 
-    def attach(self, process: subprocess.Popen[bytes]) -> None:
+    def attach(self, process: Child) -> None:
         """Name the process to kill; it is killed at once if the switch was activated before."""
         with self._lock:
             self._process = process
@@ -123,11 +124,13 @@ class KillSwitch:
 class Sandbox:
     """Decodes uploads under the given limits; may be used from several threads.
 
-    ``outcomes`` counts uploads by what became of them, under a fixed set of names.
+    ``fork_server`` starts its processes; without one it has its own, which ends with it. ``outcomes`` counts uploads by
+    what became of them, under a fixed set of names.
     """
 
-    def __init__(self, limits: SandboxLimits) -> None:
+    def __init__(self, limits: SandboxLimits, fork_server: ForkServer | None = None) -> None:
         self.limits = limits
+        self.fork_server = fork_server or ForkServer()
         self.outcomes: Counter[str] = Counter(dict.fromkeys(OUTCOMES, 0))
         self._lock = threading.Lock()
 
@@ -204,35 +207,49 @@ class Sandbox:
 
     def _run(self, job: dict[str, Any], file: IO[bytes], kill_switch: KillSwitch, bound: int) -> tuple[int, bytes, str]:
         """Run the process: its exit code (negative: the signal it died of), its answer, and what it complained of."""
+        position = os.lseek(file.fileno(), 0, os.SEEK_CUR)
+        try:
+            return self._run_once(job, file, kill_switch, bound)
+        except ForkServerLostError:
+            logger.warning("the process that starts decoders died and is started again")
+            os.lseek(file.fileno(), position, os.SEEK_SET)
+            return self._run_once(job, file, kill_switch, bound)
+
+    def _run_once(
+        self, job: dict[str, Any], file: IO[bytes], kill_switch: KillSwitch, bound: int
+    ) -> tuple[int, bytes, str]:
         expired = threading.Event()
-        with subprocess.Popen(
-            [sys.executable, *_WORKER, json.dumps(job)],
-            stdin=file,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
-            start_new_session=True,
-        ) as process:
-            kill_switch.attach(process)
+        with ExitStack() as stack:
+            answer_read, answer_write = _pipe(stack)
+            complaint_read, complaint_write = _pipe(stack)
+            with answer_write, complaint_write:
+                child = self.fork_server.child(
+                    "decode",
+                    job,
+                    stdin=file.fileno(),
+                    stdout=answer_write.fileno(),
+                    stderr=complaint_write.fileno(),
+                )
+            stack.enter_context(child)  # closed first: it is killed before its pipes go
+            kill_switch.attach(child)
 
             def expire() -> None:
                 expired.set()
-                process.kill()
+                child.kill()
 
             timer = threading.Timer(self.limits.wall_seconds, expire)
             timer.start()
             try:
-                answer = _read(process.stdout, bound)
+                answer = answer_read.read(bound)
                 if len(answer) == bound:
-                    process.kill()  # it says more than any answer can hold
-                complaint = _read(process.stderr, _COMPLAINT_BYTES)
-                process.wait()  # ends at the latest when the timer kills it
+                    child.kill()  # it says more than any answer can hold
+                complaint = complaint_read.read(_COMPLAINT_BYTES)
+                code = child.wait()  # ends at the latest when the timer kills it
             finally:
                 timer.cancel()
-                process.kill()
-        if expired.is_set() and process.returncode == -signal.SIGKILL:
+        if expired.is_set() and code == -signal.SIGKILL:
             raise self._over(f"decoding took longer than {self.limits.wall_seconds:g} seconds", "--decode-wall-seconds")
-        return process.returncode, answer, complaint.decode("utf-8", "replace")
+        return code, answer, complaint.decode("utf-8", "replace")
 
     def _parse(self, answer: bytes, sampling: SamplingConfig, preprocess: Preprocess) -> UploadedFrames:
         head, _, arrays = answer.partition(b"\n")
@@ -276,6 +293,6 @@ def _unusable(detail: str) -> Unprocessable:
     return Unprocessable(detail, expected="a video with at least one frame that decodes", next_step=_OTHER_FILE)
 
 
-def _read(pipe: IO[bytes] | None, bound: int) -> bytes:
-    assert pipe is not None
-    return pipe.read(bound)
+def _pipe(stack: ExitStack) -> tuple[IO[bytes], IO[bytes]]:
+    read, write = os.pipe()
+    return stack.enter_context(os.fdopen(read, "rb")), stack.enter_context(os.fdopen(write, "wb"))

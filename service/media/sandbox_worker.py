@@ -1,8 +1,8 @@
-"""The process in which an upload is decoded; started by ``service.media.sandbox``, never imported by it.
+"""What a child of ``service.media.fork_server`` does to decode an upload; the service itself never imports it.
 
-Takes its job as JSON in the first argument and the video as standard input, a file. Writes one JSON line and, on
-success, two ``.npy`` arrays (frames, timestamps) or a JPEG to what was standard output. Limits are set before a single
-byte of the video is read; the decoder's own chatter goes nowhere.
+Takes its job and the video as standard input, a file. Writes one JSON line and, on success, two ``.npy`` arrays
+(frames, timestamps) or a JPEG to what was standard output. Limits are set before a single byte of the video is read;
+the decoder's own chatter goes nowhere.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import sys
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,9 +23,8 @@ from service.media.pictures import picture_of
 from service.media.process_limits import limit_process
 
 
-def main() -> int:
+def main(job: dict[str, Any]) -> int:
     """Do one job; returns the exit code, which is 0 also for a video that is refused."""
-    job = json.loads(sys.argv[1])
     answer = os.fdopen(os.dup(1), "wb")
     upload = os.fdopen(os.dup(0), "rb")
     silence = os.open(os.devnull, os.O_RDWR)
@@ -107,7 +105,3 @@ def _limits(job: dict[str, Any]) -> DecodeLimits:
 def _write_header(answer: IO[bytes], header: dict[str, Any]) -> None:
     answer.write(json.dumps(header).encode() + b"\n")
     answer.flush()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,6 @@
 """What every request passes: other origins, limits of requests and bodies, slow bodies, and what is never logged."""
 
 import asyncio
-import contextlib
 import logging
 
 import pytest
@@ -136,20 +135,18 @@ def test_a_client_that_leaves_while_its_upload_is_decoded_ends_the_decoding(
 ):
     import psutil
 
-    from service.media import sandbox
+    from service.media import fork_server
 
-    monkeypatch.setattr(sandbox, "_WORKER", ("-c", "import time; time.sleep(600)"))
+    sleeping = "import time; from service.media.fork_server import serve; serve({'decode': lambda _: time.sleep(600)})"
+    monkeypatch.setattr(fork_server, "_SERVER", ("-c", sleeping))
     app = make_app(clip_store, tiny_encoder, tmp_path)
     form = b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\nabc\r\n--x--\r\n'
 
-    def decoders():
-        found = []
-        for child in psutil.Process().children():
-            with contextlib.suppress(psutil.Error):  # it may end while it is looked at
-                found += [child] if "import time; time.sleep(600)" in child.cmdline() else []
-        return found
-
     async def scenario(services):
+        def decoders():
+            server = services.fork_server.pid
+            return [] if server is None else psutil.Process(server).children()
+
         left = asyncio.Event()
         messages = [{"type": "http.request", "body": form, "more_body": False}]
 

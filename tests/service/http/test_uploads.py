@@ -28,6 +28,7 @@ from service.errors import (
     UnsupportedMedia,
 )
 from service.http.uploads import UploadReceiver
+from service.media import fork_server
 from service.media import sandbox as sandbox_module
 from service.media.sandbox import Sandbox, SandboxLimits
 from service.search.engine import Engine
@@ -143,15 +144,16 @@ def test_the_sandbox_refuses_what_is_over_a_limit(clip_store, options, complaint
 
 
 def with_worker(monkeypatch, code):
-    monkeypatch.setattr(sandbox_module, "_WORKER", ("-c", code))
+    """Let the children of new fork servers run ``code`` on their ``job`` instead of decoding."""
+    served = f"import sys; from service.media.fork_server import serve; worker = compile({code!r}, 'worker', 'exec')\n"
+    served += "def run(job): exec(worker, {'job': job}); sys.stdout.flush()\nserve({'decode': run})"
+    monkeypatch.setattr(fork_server, "_SERVER", ("-c", served))
 
 
 def test_a_decoder_that_spins_is_stopped(monkeypatch):
     with_worker(
         monkeypatch,
-        "import json, sys\n"
         "from service.media.process_limits import limit_process\n"
-        "job = json.loads(sys.argv[1])\n"
         "limit_process(cpu_seconds=job['cpu_seconds'], memory_bytes=job['memory_bytes'], file_bytes=0)\n"
         "while True: pass",
     )
@@ -202,9 +204,8 @@ def test_the_sandbox_has_no_environment_and_writes_no_file(monkeypatch, tmp_path
     monkeypatch.setenv("EMCL_SECRET", "value")
     with_worker(
         monkeypatch,
-        "import json, os, sys\n"
+        "import json, os\n"
         "from service.media.process_limits import limit_process\n"
-        "job = json.loads(sys.argv[1])\n"
         "limit_process(cpu_seconds=job['cpu_seconds'], memory_bytes=job['memory_bytes'], file_bytes=0)\n"
         f"try: open({str(tmp_path / 'out')!r}, 'wb').write(b'x' * 100000); wrote = True\n"
         "except OSError: wrote = False\n"
@@ -215,6 +216,18 @@ def test_the_sandbox_has_no_environment_and_writes_no_file(monkeypatch, tmp_path
     with pytest.raises(Unprocessable):
         decode(make_sandbox(), b"x")
     assert seen[0][2] == "False None /"
+
+
+def test_a_file_is_decoded_again_from_its_beginning_if_the_fork_server_died(monkeypatch, tmp_path):
+    with_worker(
+        monkeypatch,
+        "import json, os, pathlib, time\n"
+        f"content, died = os.read(0, 9).decode(), pathlib.Path({str(tmp_path / 'died')!r})\n"
+        "if not died.exists(): died.touch(); os.kill(os.getppid(), 9); time.sleep(600)\n"
+        "print(json.dumps({'error': 'NoFrames', 'message': f'read {content}'}))",
+    )
+    with pytest.raises(Unprocessable, match="read content"):
+        decode(make_sandbox(), b"content")
 
 
 def test_memory_is_limited(clip_store):

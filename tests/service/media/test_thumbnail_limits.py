@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import resource
 import struct
+import threading
 import time
 import zlib
 from fractions import Fraction
@@ -104,3 +107,36 @@ def test_a_file_that_vanished_has_no_picture(tmp_path):
     film(tmp_path / "a.mp4", 2, gop=1)
     with (tmp_path / "a.mp4").open("rb") as file, pytest.raises(TooLarge):
         Sandbox(limits(max_bytes=10)).picture(file, at_seconds=0, width=64)
+
+
+def test_pictures_are_made_at_the_same_time_and_one_bad_file_costs_the_others_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    film(tmp_path / "a.mp4", 30, gop=10)
+    together = threading.Barrier(2, timeout=60)  # broken, and the test with it, unless two are made at once
+    made = []
+
+    class Counting(Sandbox):
+        def picture(self, file, **options):
+            made.append(options["at_seconds"])
+            together.wait()
+            return super().picture(file, **options)
+
+    async def scenario():
+        thumbnails = Thumbnails(width=64, cache_bytes=10**6, max_queue=8, sandbox=Counting(limits()))
+        wanted = [
+            Moment(video_id="a", path=tmp_path / "a.mp4", milliseconds=0),
+            Moment(video_id="gone", path=tmp_path / "gone.mp4", milliseconds=0),
+            Moment(video_id="a", path=tmp_path / "a.mp4", milliseconds=500),
+        ]
+        pending = [asyncio.create_task(thumbnails.picture(moment)) for moment in wanted]
+        await asyncio.sleep(0)  # all wait in the queue before the first batch is taken
+        thumbnails.start()
+        try:
+            return await asyncio.gather(*pending, return_exceptions=True)
+        finally:
+            await thumbnails.close()
+
+    first, gone, second = asyncio.run(scenario())
+    assert first[:2] == second[:2] == b"\xff\xd8"
+    assert isinstance(gone, Unprocessable)
+    assert sorted(made) == [0, 0.5]
