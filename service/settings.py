@@ -212,6 +212,12 @@ class Settings(BaseSettings):
         8192 * 4352, gt=0, description="Largest frame of which a thumbnail is made, width times height."
     )
 
+    accel_redirect: str = Field(
+        "",
+        pattern=r"^(/[A-Za-z0-9._~-]+)*$",
+        description="Internal location of nginx (`alias /;`) that sends videos and previews for the service, such as "
+        "`/media`, by `X-Accel-Redirect`; without it the service sends them itself.",
+    )
     preview_folder: Path = Field(
         Path("var/previews"), description="Folder of H.264 previews of videos that browsers do not play."
     )

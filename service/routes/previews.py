@@ -41,4 +41,11 @@ async def get_preview(
     wanted = await asyncio.to_thread(find)
     path = await unless_gone(request, services.previews.file(wanted))
     etag = f'"{video_id}-preview"'
-    return file_answer(request, path, kind="video/mp4", etag=etag, headers={"Cache-Control": _A_DAY})
+    return file_answer(
+        request,
+        path,
+        kind="video/mp4",
+        etag=etag,
+        headers={"Cache-Control": _A_DAY},
+        accel_redirect=services.settings.accel_redirect,
+    )

@@ -151,8 +151,14 @@ async def stream_video(video_id: VideoId, request: Request, services: ServicesDe
 
     def prepare() -> Response:
         path = find_file(_find(services, video_id))
-        headers = {"Cache-Control": _FOREVER}
-        return file_answer(request, path, kind=media_type(path), etag=f'"{video_id}"', headers=headers)
+        return file_answer(
+            request,
+            path,
+            kind=media_type(path),
+            etag=f'"{video_id}"',
+            headers={"Cache-Control": _FOREVER},
+            accel_redirect=services.settings.accel_redirect,
+        )
 
     return await asyncio.to_thread(prepare)
 

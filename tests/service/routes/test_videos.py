@@ -2,9 +2,10 @@
 
 from email.utils import formatdate
 from typing import get_args
+from urllib.parse import unquote
 
 import pytest
-from service_support import PROBLEM, assert_problem
+from service_support import PROBLEM, assert_problem, serving
 
 from indexer.store.records import VideoOrder
 
@@ -144,3 +145,28 @@ def test_a_browser_at_a_wrong_address_gets_a_page_and_programs_get_a_problem(cli
     assert_problem(client.get("/nowhere"), 404)
     assert_problem(client.get("/v1/nowhere", headers={"Accept": "text/html"}), 404)
     assert_problem(client.post("/nowhere", headers={"Accept": "text/html"}), 404)
+
+
+def test_nginx_is_given_the_name_of_the_file_instead_of_its_bytes(clip_store, tiny_encoder, tmp_path):
+    options = {"accel_redirect": "/media", "preview_folder": tmp_path / "a ?folder#"}
+    with serving(clip_store, tiny_encoder, tmp_path, **options) as client:
+        video = client.get("/v1/videos").json()["videos"][0]
+        url = f"/v1/videos/{video['video_id']}"
+        stream = client.get(f"{url}/stream", headers={"Range": "bytes=0-9"})
+        assert (stream.status_code, stream.content) == (200, b"")  # nginx answers the range
+        path = clip_store / "clips" / f"{video['title']}.mp4"
+        assert unquote(stream.headers["x-accel-redirect"]) == f"/media{path}"
+        assert stream.headers["content-type"] == "video/mp4"
+        assert "immutable" in stream.headers["cache-control"]
+        redirect = client.get(f"{url}/preview").headers["x-accel-redirect"]
+        assert not {" ", "?", "#"} & set(redirect)
+        assert unquote(redirect) == f"/media{tmp_path}/a ?folder#/{video['video_id']}.mp4"
+        assert client.get(f"/v1/videos/{'0' * 64}/stream").status_code == 404
+
+
+@pytest.mark.parametrize("location", ["media", "/media/", "/me dia", "/a\r\nX: y"])
+def test_a_location_of_nginx_that_cannot_be_one_is_refused(location):
+    from service.settings import load_settings
+
+    with pytest.raises(ValueError, match="accel"):
+        load_settings({"accel_redirect": location})
