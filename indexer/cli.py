@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from indexer.build.options import BuildOptions
-from indexer.cli_options import EncoderOptions, Only, from_models
 from indexer.store.config import Wishes
+from model.cli_options import EncoderOptions, Only, from_models
 
 if TYPE_CHECKING:
     from indexer.build.options import BuildRequest

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from model.cli_options import flag_of, from_models
+from model.study.options import OF_FORM, CalibrateOptions, SweepOptions
+
 if TYPE_CHECKING:
     from model.data.dataset import VideoTextSet
 
@@ -173,91 +176,23 @@ study_app = typer.Typer()
 
 
 @study_app.command()
-def calibrate(
-    data: Data,
-    model: Model,
-    pretrained: Pretrained = None,
-    split: Split = "val",
-    allow_missing: AllowMissing = False,
-    output: Annotated[
-        Path | None, typer.Option(help="Write a new checkpoint, NEW.safetensors, instead of changing --model.")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure and print, but write nothing.")] = False,
-    only_if_significant: Annotated[
-        bool, typer.Option("--only-if-significant", help="Choose beta 0 unless EMCL ranks better beyond chance.")
-    ] = False,
-    form: Annotated[
-        Literal["bases", "published"],
-        typer.Option(help="bases: hub and paired bases. published: EM over channels, with a grid of its settings."),
-    ] = "bases",
-    store: Annotated[
-        Path | None, typer.Option(help="Write what was chosen for bases into this store instead of a checkpoint.")
-    ] = None,
-    pairs: Annotated[
-        Path | None, typer.Option(help="More labelled pairs to fit bases on, such as training data; as --data.")
-    ] = None,
-    query_bank: Annotated[
-        Path | None, typer.Option(help="More texts for the bank of hub bases: JSON lines with `captions`, or .txt.")
-    ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A coarse grid for bases.")] = False,
-    mode: Annotated[Literal["both", "channel", "reference"], typer.Option(help="Modes to try.")] = "both",
-    beta: Annotated[str | None, typer.Option(help="Strengths to try, such as 0.05,0.1.")] = None,
-    sigma: Annotated[str | None, typer.Option(help="Kernel widths to try.")] = None,
-    bases: Annotated[str | None, typer.Option(help="Numbers of bases to try.")] = None,
-    iterations: Annotated[str | None, typer.Option(help="Numbers of iterations to try.")] = None,
-    candidates: Annotated[str, typer.Option(help="Numbers of candidates to try.")] = "50,100,200,500",
-    temperatures: Annotated[str, typer.Option(help="Temperatures of dual softmax to try.")] = "0.003,0.01,0.03,0.1",
-    folds: Annotated[int, typer.Option(min=2, help="Folds of the held-out comparison.")] = 5,
-    seed: Seed = 0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
-    device: Device = "auto",
-) -> None:
+@from_models
+def calibrate(options: CalibrateOptions) -> None:
     """Choose EMCL's settings on validation pairs, test them against ranking without EMCL, store the choice.
 
     --mode, --beta, --sigma, --bases, --iterations, --candidates, --temperatures, --only-if-significant and --output go
     with --form published; --store, --pairs, --query-bank and --quick with --form bases, which is kept only if it gains
     beyond chance.
     """
-    published = _given(
-        {
-            "--mode": mode != "both",
-            "--beta": beta,
-            "--sigma": sigma,
-            "--bases": bases,
-            "--iterations": iterations,
-            "--only-if-significant": only_if_significant,
-            "--output": output,
-            "--candidates": candidates != "50,100,200,500",
-            "--temperatures": temperatures != "0.003,0.01,0.03,0.1",
-        }
-    )
-    of_bases = _given({"--store": store, "--pairs": pairs, "--query-bank": query_bank, "--quick": quick})
-    wrong = of_bases if form == "published" else published
-    if wrong:
-        raise ValueError(f"{', '.join(wrong)} has no effect with --form {form}; leave it out or choose the other form")
-    if form == "bases":
-        from model.study.calibrate_bases import BasesRequest, run_bases
-
-        typer.echo(
-            run_bases(
-                BasesRequest(
-                    data=data,
-                    model=model,
-                    pretrained=pretrained,
-                    split=split,
-                    allow_missing=allow_missing,
-                    store=store,
-                    pairs=pairs,
-                    query_bank=query_bank,
-                    quick=quick,
-                    dry_run=dry_run,
-                    folds=folds,
-                    seed=seed,
-                    json_file=json_file,
-                    device=device,
-                )
-            )
+    other = "published" if options.form == "bases" else "bases"
+    if wrong := [flag_of(CalibrateOptions, name) for name in options.changed(OF_FORM[other])]:
+        raise ValueError(
+            f"{', '.join(wrong)} has no effect with --form {options.form}; leave it out or choose the other form"
         )
+    if options.form == "bases":
+        from model.study.calibrate_bases import run_bases
+
+        typer.echo(run_bases(options))
         return
     from pydantic import ValidationError
 
@@ -269,45 +204,40 @@ def calibrate(
     from model.study.calibrate import calibrate as run
     from model.study.per_video_ranks import describe
 
-    check_target(model, output, dry_run=dry_run)
+    check_target(options.model, options.output, dry_run=options.dry_run)
     try:
         grid = Grid(
-            modes=("channel", "reference") if mode == "both" else (mode,),
-            betas=_floats(beta, "--beta"),
-            sigmas=_floats(sigma, "--sigma"),
-            bases=_whole(bases, "--bases"),
-            iterations=_whole(iterations, "--iterations"),
-            candidates=_whole(candidates, "--candidates") or (),
-            temperatures=_floats(temperatures, "--temperatures") or (),
+            modes=("channel", "reference") if options.mode == "both" else (options.mode,),
+            betas=_floats(options.beta, "--beta"),
+            sigmas=_floats(options.sigma, "--sigma"),
+            bases=_whole(options.bases, "--bases"),
+            iterations=_whole(options.iterations, "--iterations"),
+            candidates=_whole(options.candidates, "--candidates") or (),
+            temperatures=_floats(options.temperatures, "--temperatures") or (),
         )
     except ValidationError as error:
         raise ValueError(f"the grid is not valid: {problems_of(error)}") from error
-    chosen_data = open_for_choosing(data, split, allow_missing=allow_missing)
-    encoder = load_encoder(model, pretrained=pretrained, device=device, emcl="configured")
+    chosen_data = open_for_choosing(options.data, options.split, allow_missing=options.allow_missing)
+    encoder = load_encoder(options.model, pretrained=options.pretrained, device=options.device, emcl="configured")
     corpus = encode_corpus(encoder, chosen_data.clips)
-    found = run(encoder, corpus, grid, folds=folds, seed=seed)
+    found = run(encoder, corpus, grid, folds=options.folds, seed=options.seed)
     typer.echo(table(found) + "\n\n" + verdict(found))
-    if split == "train":
+    if options.split == "train":
         typer.echo("These are training pairs, which the model has seen: prefer a validation split.")
-    choice = found.choice(only_if_better=only_if_significant)
+    choice = found.choice(only_if_better=options.only_if_significant)
     facts = {
-        **_facts_of(chosen_data, split),
+        **_facts_of(chosen_data, options.split),
         "captions": len(corpus.text_TD),
-        "seed": seed,
+        "seed": options.seed,
     }
-    if json_file is not None:
-        _write_json(json_file, {**facts, "model": encoder.fingerprint, **as_dict(found)})
+    if options.json_file is not None:
+        _write_json(options.json_file, {**facts, "model": encoder.fingerprint, **as_dict(found)})
     typer.echo(f"chosen: {describe(choice)}, {found.search.candidates} candidates")
-    if dry_run:
+    if options.dry_run:
         typer.echo("dry run: nothing was written")
         return
     stored = record(found, choice, facts)
-    typer.echo(store_choice(encoder, model, output, emcl=choice, search=found.search, record=stored))
-
-
-def _given(options: dict[str, object]) -> list[str]:
-    """Names of the options that were given."""
-    return [name for name, value in options.items() if value]
+    typer.echo(store_choice(encoder, options.model, options.output, emcl=choice, search=found.search, record=stored))
 
 
 def _facts_of(data: VideoTextSet, split: str) -> dict[str, object]:
@@ -373,29 +303,13 @@ def compare_command(
 
 
 @study_app.command()
+@from_models
 def sweep(
-    data: Data,
-    model: Model,
-    pretrained: Pretrained = None,
-    split: Split = "val",
-    allow_missing: AllowMissing = False,
+    options: SweepOptions,
     vary: Annotated[
         list[str] | None,
         typer.Option(help="NAME=VALUE,… of beta, sigma, bases, iterations, seed, mode or frames; repeatable."),
     ] = None,
-    grid: Annotated[
-        bool, typer.Option("--grid", help="Combine all varied settings, instead of one at a time.")
-    ] = False,
-    preset: Annotated[
-        Literal["supplementary-2"] | None,
-        typer.Option(help="supplementary-2: the beta sweep of the paper's supplementary, next to ours."),
-    ] = None,
-    dual_softmax: Annotated[
-        bool, typer.Option("--dual-softmax", help="Add dual softmax at the checkpoint's temperature (transductive).")
-    ] = False,
-    output: Annotated[Path, typer.Option(help="Folder for sweep.md, sweep.json and the plots.")] = Path("runs/sweep"),
-    seed: Seed = 0,
-    device: Device = "auto",
 ) -> None:
     """Vary EMCL's settings one at a time or as a grid: a table, JSON and a plot, with bootstrap intervals."""
     from functools import partial
@@ -407,31 +321,34 @@ def sweep(
     from model.study.sweep import PRESETS, Plan, as_dict, markdown, parse_vary
     from model.study.sweep import sweep as run
 
-    if (vary is None) == (preset is None):
+    if (vary is None) == (options.preset is None):
         raise ValueError("pass either --vary NAME=VALUE,… or --preset supplementary-2")
-    if preset is not None and (grid or dual_softmax):
+    if options.preset is not None and (options.grid or options.dual_softmax):
         raise ValueError("--grid and --dual-softmax go with --vary; a preset has its own")
     varied = parse_vary(vary or [])
-    chosen_data = open_for_choosing(data, split, allow_missing=allow_missing)
-    encoder = load_encoder(model, pretrained=pretrained, device=device, emcl="configured")
-    temperature = encoder.config.search.dual_softmax_temperature if dual_softmax else None
-    plan = PRESETS[preset] if preset is not None else Plan(vary=varied, grid=grid, dual_softmax=temperature)
-    points = run(encoder, partial(encode_corpus, clips=chosen_data.clips), plan, seed=seed)
+    chosen_data = open_for_choosing(options.data, options.split, allow_missing=options.allow_missing)
+    encoder = load_encoder(options.model, pretrained=options.pretrained, device=options.device, emcl="configured")
+    temperature = encoder.config.search.dual_softmax_temperature if options.dual_softmax else None
+    if options.preset is not None:
+        plan = PRESETS[options.preset]
+    else:
+        plan = Plan(vary=varied, grid=options.grid, dual_softmax=temperature)
+    points = run(encoder, partial(encode_corpus, clips=chosen_data.clips), plan, seed=options.seed)
     facts = {
         "model": encoder.config.name,
         "fingerprint": encoder.fingerprint,
-        **_facts_of(chosen_data, split),
+        **_facts_of(chosen_data, options.split),
         "training_seeds": 1,
-        "seed": seed,
+        "seed": options.seed,
     }
     text = markdown(points, plan, facts)
     typer.echo(text)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "sweep.md").write_text(text + "\n", encoding="utf-8")
-    _write_json(output / "sweep.json", as_dict(points, plan, facts))
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "sweep.md").write_text(text + "\n", encoding="utf-8")
+    _write_json(options.output / "sweep.json", as_dict(points, plan, facts))
     for suffix in ("svg", "png"):
-        draw_sweep(points, plan, output / f"sweep.{suffix}")
-    typer.echo(f"written: sweep.md, sweep.json, sweep.svg and sweep.png in {output}")
+        draw_sweep(points, plan, options.output / f"sweep.{suffix}")
+    typer.echo(f"written: sweep.md, sweep.json, sweep.svg and sweep.png in {options.output}")
 
 
 @study_app.command()

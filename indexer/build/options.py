@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field
 
 from indexer.sources.partition import WHOLE, Partition
 from indexer.sources.url import FETCH_TIMEOUT_SECONDS
+from model.cli_options import Shown
 from model.config import Config
 
 DECODE_TIMEOUT_SECONDS = 300.0
@@ -23,39 +24,39 @@ def _parsed(value: Any) -> Any:
 class BuildOptions(Config):
     """How videos are read; each field is an option of ``emcl index build``, some are of ``add`` and ``watch``."""
 
-    captions: Path | None = Field(
+    captions: Annotated[Path | None, Shown(exists=True, dir_okay=False)] = Field(
         None, description="JSONL or CSV with `video`, `captions`, optional `tags`. NAME.txt beside a video works too."
     )
     workers: int | None = Field(None, ge=1, description="Decoding processes. Default: one per core, at most 8.")
-    timeout_seconds: float = Field(
+    timeout_seconds: Annotated[float, Shown(flag="--timeout")] = Field(
         DECODE_TIMEOUT_SECONDS, ge=1, description="Seconds that decoding one segment may take."
     )
     prune: bool = Field(False, description="Remove videos whose files are gone or were replaced.")
     force_prune: bool = Field(
         False, description="Prune even if a folder is empty, or if more than half of its videos are gone."
     )
-    partition: Annotated[Partition, BeforeValidator(_parsed)] = Field(
+    partition: Annotated[Partition, BeforeValidator(_parsed), Shown(flag="--partition", metavar="I/N")] = Field(
         WHOLE,
         description="Index part I of N (1/N to N/N), which every machine works out alike; see `emcl index merge`.",
     )
-    protocols: frozenset[str] = Field(
+    protocols: Annotated[frozenset[str], Shown(flag="--allow-protocol", metavar="NAME")] = Field(
         frozenset(),
         description="Fetch URLs of this protocol, such as https or s3; may be given several times. Default: nothing is "
         "fetched.",
     )
-    keep_media: bool = Field(
+    keep_media: Annotated[bool, Shown(flag="--keep-media")] = Field(
         False, description="Copy videos of tar shards and URLs into the store, so that the service can show them."
     )
-    rehash: bool = Field(
+    rehash: Annotated[bool, Shown(flag="--rehash")] = Field(
         False,
         description="Read all files again to recognise them, also those whose size, time of change and inode are as "
         "recorded.",
     )
-    retry_failed: bool = Field(
+    retry_failed: Annotated[bool, Shown(flag="--retry-failed")] = Field(
         False,
         description="Read videos of unchanged shards and URLs again that could not be decoded. Files always are.",
     )
-    within: frozenset[Path] = Field(
+    within: Annotated[frozenset[Path], Shown(flag="--within", metavar="FOLDER")] = Field(
         frozenset(),
         description="Read only files in this folder, also where links lead elsewhere; may be given several times. "
         "Default: links are followed.",

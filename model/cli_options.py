@@ -15,6 +15,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -22,21 +23,21 @@ import typer
 from pydantic import BaseModel, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from indexer.errors import StoreError
 from model.config import Config
 
-_SHOWN: dict[str, dict[str, Any]] = {
-    "captions": {"exists": True, "dir_okay": False},
-    "timeout_seconds": {"flag": "--timeout"},
-    "protocols": {"flag": "--allow-protocol", "metavar": "NAME"},
-    "partition": {"flag": "--partition", "metavar": "I/N"},
-    "keep_media": {"flag": "--keep-media"},
-    "rehash": {"flag": "--rehash"},
-    "retry_failed": {"flag": "--retry-failed"},
-    "within": {"flag": "--within", "metavar": "FOLDER"},
-}
-"""What typer is to do otherwise than a field says: another name than the field's (a flag has no --no- form then),
-what stands for the value, and checks of files before anything is loaded."""
+
+@dataclass(frozen=True)
+class Shown:
+    """Metadata of a field: what typer is to do otherwise than the field says.
+
+    ``flag`` is another name than the field's, and a flag has no --no- form then; ``metavar`` stands for the value;
+    ``exists`` and ``dir_okay`` are checks of files before anything is loaded.
+    """
+
+    flag: str | None = None
+    metavar: str | None = None
+    exists: bool = False
+    dir_okay: bool = True
 
 
 class EncoderOptions(Config):
@@ -118,29 +119,46 @@ def _make(model: type[BaseModel], given: dict[str, Any]) -> BaseModel:
     except ValidationError as error:
         first = error.errors()[0]
         cause = first.get("ctx", {}).get("error")
-        if isinstance(cause, StoreError):
-            raise cause from error
+        if isinstance(cause, ValueError) and type(cause) is not ValueError:
+            raise cause from error  # an error of a package, whose text says everything
         name = str(first["loc"][0])
-        flag = _SHOWN.get(name, {}).get("flag", f"--{name.replace('_', '-')}")
+        flag = flag_of(model, name)
         described = model.model_fields[name].description
         raise typer.BadParameter(f"{flag} is {first['input']!r}: {first['msg']}. {described}") from error
 
 
+def flag_of(model: type[BaseModel], name: str) -> str:
+    """The name of a field's option, such as ``--dry-run``."""
+    return _shown(model.model_fields[name]).flag or f"--{name.replace('_', '-')}"
+
+
+def _shown(field: FieldInfo) -> Shown:
+    return next((item for item in field.metadata if isinstance(item, Shown)), Shown())
+
+
 def _option(name: str, field: FieldInfo, described: str | None) -> inspect.Parameter:
     kind = _kind(field.annotation)
-    shown = dict(_SHOWN.get(name, {}))
-    flags = [shown.pop("flag")] if "flag" in shown else []
+    shown = _shown(field)
+    bounds: dict[str, Any] = {}
     if kind in (int, float):
         for item in _metadata(field):
             least, most = getattr(item, "ge", None), getattr(item, "le", None)
-            shown.update({name: bound for name, bound in (("min", least), ("max", most)) if bound is not None})
-    option: Any = typer.Option(*flags, help=described or field.description, **shown)
-    default = field.default if isinstance(field.default, str | int | float) else None
+            bounds.update({name: bound for name, bound in (("min", least), ("max", most)) if bound is not None})
+    option: Any = typer.Option(
+        *([shown.flag] if shown.flag else []),
+        help=described or field.description,
+        metavar=shown.metavar,
+        exists=shown.exists,
+        dir_okay=shown.dir_okay,
+        **bounds,
+    )
+    default = field.default if isinstance(field.default, str | int | float | Path) else None
+    is_required = field.is_required()
     return inspect.Parameter(
         name,
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
-        default=default,
-        annotation=Annotated[kind if default is not None else kind | None, option],
+        default=inspect.Parameter.empty if is_required else default,
+        annotation=Annotated[kind if is_required or default is not None else kind | None, option],
     )
 
 

@@ -9,9 +9,9 @@ import typer
 from typer.testing import CliRunner
 
 from indexer.build.options import BuildOptions
-from indexer.cli_options import EncoderOptions, Only, from_models
 from indexer.errors import SourceError
 from indexer.store.config import Wishes
+from model.cli_options import EncoderOptions, Only, from_models
 
 seen = {}
 app = typer.Typer()
