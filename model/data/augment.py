@@ -3,7 +3,8 @@
 In: the decoded frames of a clip, before they are resized, and a generator. Out: changed frames of the same shape. All
 frames of a clip are changed alike. The operations are PIL's, as in the reference. What is drawn depends on the given
 generator alone: the reference draws from numpy's global state inside its workers, so that no run can be repeated
-(reference §8, 27).
+(reference §8, 27). torchvision's RandAugment would not do instead: it has no solarize_add, no probability of an
+operation and no deviation of its magnitude, draws from PyTorch's global generator, and shifts by pixels, not by shares.
 
 Some operations change colours and sides (Invert, Solarize, Rotate), so captions that name them turn false. That is why
 nothing is augmented unless a configuration asks for it.

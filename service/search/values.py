@@ -36,11 +36,6 @@ class VideoFilter:
     min_seconds: float | None = None
     max_seconds: float | None = None
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether it lets everything through."""
-        return self == VideoFilter()
-
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:

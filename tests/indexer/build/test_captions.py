@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from build_support import by_name, index, write_clips
+from build_support import by_name, index
 from index_support import DIM, FakeEncoder
 
 from indexer.errors import CaptionFileError
 from indexer.store.reader import StoreReader
 from indexer.store.verify import verify
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_clips(tmp_path_factory.mktemp("clips"))
-
-
-@pytest.fixture
-def folder(clips: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(clips, tmp_path / "videos"))
 
 
 def test_captions_come_from_files_and_sidecars_once(folder: Path, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from build_support import by_name, index, write_clips
+from build_support import by_name, index
 from index_support import FakeEncoder, make_clip, settings
 
 from indexer.build import encode
@@ -26,16 +25,6 @@ from indexer.store.catalogue import Catalogue
 from indexer.store.reader import StoreReader
 from indexer.store.verify import verify
 from indexer.store.writer import StoreWriter
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_clips(tmp_path_factory.mktemp("clips"))
-
-
-@pytest.fixture
-def folder(clips: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(clips, tmp_path / "videos"))
 
 
 @pytest.mark.parametrize(

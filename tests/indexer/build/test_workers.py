@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import threading
 import time
@@ -13,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from build_support import index, write_clips
+from build_support import index
 from index_support import make_clip
 
 from indexer.build import decode
@@ -25,17 +24,6 @@ from indexer.store.reader import StoreReader
 from indexer.store.verify import verify
 from model.clip.preprocess import Preprocess
 from model.config import SamplingConfig
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_clips(tmp_path_factory.mktemp("clips"))
-
-
-@pytest.fixture
-def folder(clips: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(clips, tmp_path / "videos"))
-
 
 # The decode workers. The functions are module-level, because they travel to the workers by name.
 

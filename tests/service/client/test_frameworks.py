@@ -8,13 +8,6 @@ from service.client import Client, ClientError
 
 
 @pytest.fixture(scope="module")
-def url(start_server, clip_store, tiny_checkpoint, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("served")
-    options = ("--store", clip_store / "store", "--model", tiny_checkpoint, "--jobs-folder", folder / "jobs")
-    return start_server(*options).url
-
-
-@pytest.fixture(scope="module")
 def expected(url):
     with Client(url) as client:
         hits = client.search("a red circle", k=3).hits

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from engine_support import CAPTIONS, LIMITS, fill_store, ids, upload, video_id
+from numeric_support import tolerance
 from service_support import random_video
 
 from indexer.locations import Location
@@ -14,6 +15,9 @@ from indexer.store.writer import StoreWriter
 from service.search import ranking as ranking_module
 from service.search.engine import Engine
 from service.search.values import Ranking, RerankQuery, SearchQuery, SegmentRef, UploadQuery
+
+TEXT_ALONE_OR_AMONG_OTHERS = 1e-5
+"""How close docs/architecture.md promises the cosines of a text to be, encoded alone and in a batch."""
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +46,9 @@ def test_an_answer_is_the_same_alone_and_among_31_others(engine, rerank):
     among = engine.search([*others[:13], query, *others[13:]])[13]
     assert len(alone.hits) == 20
     assert ids(alone) == ids(among)
-    np.testing.assert_allclose(scores(alone), scores(among), atol=1e-5)
+    np.testing.assert_allclose(scores(alone), scores(among), atol=TEXT_ALONE_OR_AMONG_OTHERS)
     for one, other in zip(alone.hits, among.hits, strict=True):
-        np.testing.assert_allclose(one.frames.weights, other.frames.weights, atol=1e-5)
+        np.testing.assert_allclose(one.frames.weights, other.frames.weights, atol=TEXT_ALONE_OR_AMONG_OTHERS)
 
 
 @pytest.mark.parametrize("rerank", ["emcl", "none", "frozen"])
@@ -85,7 +89,8 @@ def test_frozen_ranks_by_exact_cosine_of_mapped_vectors(engine, tiny_encoder):
         cosines = mapped @ tiny_encoder.map_rows(reader.frozen_map, tiny_encoder.encode_texts([text]))[0]
         best = every[np.argsort(-cosines, kind="stable")[:100]]
     assert [hit.segment_id for hit in result.hits] == best.tolist()
-    np.testing.assert_allclose([hit.score for hit in result.hits], np.sort(cosines)[::-1][:100], atol=1e-5)
+    error = 2 * tolerance(np.float32, tiny_encoder.dim)  # of a cosine, added up in two ways
+    np.testing.assert_allclose([hit.score for hit in result.hits], np.sort(cosines)[::-1][:100], rtol=0, atol=error)
 
 
 @pytest.mark.parametrize("rerank", ["emcl", "none"])
@@ -179,11 +184,13 @@ def test_rerank_scores_exactly_the_segments_given(engine):
 
 def test_embeddings_are_what_stage_one_compares(engine, tiny_encoder):
     rows, source = engine.embed(["a red circle", "another"])
-    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(
+        np.linalg.norm(rows, axis=1), 1, rtol=0, atol=2 * tolerance(np.float32, tiny_encoder.dim + 2)
+    )
     best = engine.search([SearchQuery(text="a red circle", ranking=Ranking(k=1, rerank="frozen"))])[0].hits[0]
     with engine.live.lease() as generation:
         found, _ = generation.reader.search_videos(rows[:1], 1)
-    assert best.score == pytest.approx(float(found[0, 0]), abs=1e-6)
+    assert best.score == pytest.approx(float(found[0, 0]), abs=2 * tolerance(np.float32, tiny_encoder.dim))
     assert source.fingerprint == tiny_encoder.fingerprint
 
 
