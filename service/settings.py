@@ -219,12 +219,14 @@ class Settings(BaseSettings):
         "`/media`, by `X-Accel-Redirect`; without it the service sends them itself.",
     )
     preview_folder: Path = Field(
-        Path("var/previews"), description="Folder of H.264 previews of videos that browsers do not play."
+        Path("var/previews"),
+        description="Folder of H.264 previews of videos that browsers do not play, and of downloaded clips.",
     )
     preview_cache_bytes: ByteSize = Field(
-        ByteSize(1024 * MEBIBYTE), ge=0, description="Previews kept on the disk; 0 makes none."
+        ByteSize(1024 * MEBIBYTE), ge=0, description="Previews and clips kept on the disk; 0 makes none."
     )
-    preview_seconds: float = Field(300.0, gt=0, description="Longest time that making one preview may take.")
+    preview_seconds: float = Field(300.0, gt=0, description="Longest time that making one preview or clip may take.")
+    clip_max_seconds: float = Field(600.0, gt=0, description="Longest moment that can be downloaded as a clip.")
 
     @field_validator("jobs_inputs", mode="before")
     @classmethod

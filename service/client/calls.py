@@ -312,6 +312,13 @@ def thumbnail(video_id: str, *, seconds: float | None = None) -> Sent:
     return Sent(path={"video_id": video_id}, query=_given(t=seconds))
 
 
+@endpoint("GET", "/v1/videos/{video_id}/clip", _content)
+def clip(video_id: str, start_seconds: float, end_seconds: float, *, encode: bool = False) -> Sent:
+    """A moment as an MP4 file; ``encode`` never copies packets, for players that ignore edit lists."""
+    query = _given(**{"from": start_seconds, "to": end_seconds, "encode": encode or None})
+    return Sent(path={"video_id": video_id}, query=query)
+
+
 # The index and its health.
 
 

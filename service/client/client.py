@@ -60,6 +60,7 @@ class _Endpoints:
     video_bytes = calls.video_bytes
     preview = calls.preview
     thumbnail = calls.thumbnail
+    clip = calls.clip
     captions = calls.captions
     add_captions = calls.add_captions
     delete_caption = calls.delete_caption

@@ -1,4 +1,4 @@
-"""What a child of ``service.media.fork_server`` does to make a preview; the service itself never imports it.
+"""What a child of ``service.media.fork_server`` does to make a preview or a clip; the service itself never imports it.
 
 Takes its job, the video as standard input and the file to write as standard output, both regular files. Says in one
 JSON line on standard error what is wrong with the video. Limits are set before a byte of the video is read.
@@ -17,6 +17,7 @@ import numpy as np
 from model.video.container import open_video
 from model.video.pyav import Decoder, display_matrix, make_upright
 from model.video.sampling import DecodeLimits, OverLimit
+from service.media.clips import Clip, write_clip
 from service.media.process_limits import limit_process
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ _KEY_EVERY = 48  # frames: a browser that seeks decodes at most so many
 
 
 def main(job: dict[str, Any]) -> int:
-    """Do one job; the exit code is 1 for a video of which no preview can be made."""
+    """Do one job; the exit code is 1 for a video of which it cannot be made."""
     source = os.dup(0)
     target = os.fdopen(os.dup(1), "w+b")
     complaint = os.fdopen(os.dup(2), "w")
@@ -44,7 +45,11 @@ def main(job: dict[str, Any]) -> int:
     limit_process(cpu_seconds=job["cpu_seconds"], memory_bytes=job["memory_bytes"], file_bytes=job["max_bytes"])
     try:
         with target:
-            write_preview(Path(f"/proc/self/fd/{source}"), target, job["side"], _limits(job))
+            path = Path(f"/proc/self/fd/{source}")
+            if job["clip"] is None:
+                write_preview(path, target, job["side"], _limits(job))
+            else:
+                write_clip(path, target, Clip(**job["clip"]), DecodeLimits(max_pixels=job["max_pixels"]))
     except Exception as error:  # whatever a stranger's file provokes is reported, by type
         json.dump({"error": type(error).__name__, "message": str(error)[:1000]}, complaint)
         complaint.flush()

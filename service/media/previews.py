@@ -1,8 +1,9 @@
-"""Previews: what browsers cannot play (HEVC, MPEG-4 part 2 and others) once more as small H.264.
+"""Previews: what browsers cannot play (HEVC, MPEG-4 part 2 and others) once more as small H.264. And clips: a moment as
+a file of its own (``service.media.clips``).
 
-A preview is made when it is first asked for, in a process of its own with limits on processor time, memory, wall time
-and the size of what it writes (``service.media.preview_worker``), and kept in a folder of bounded size: those that were
-not watched for longest make room.
+Both are made when they are first asked for, in a process of its own with limits on processor time, memory, wall time
+and the size of what it writes (``service.media.preview_worker``), and kept in a folder of bounded size, from which the
+least recently used are removed.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import signal
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from service import errors
 from service.errors import NotFound, TooLarge, Unprocessable
+from service.media.clips import Clip
 from service.media.fork_server import Child, ForkServer
 from service.search.batching import Batcher
 from service.settings import Settings
@@ -51,10 +53,16 @@ class PreviewLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """A video of which a preview is wanted: its id, and where its file is."""
+    """A video of which a preview is wanted, or a clip: its id, and where its file is."""
 
     video_id: str
     path: Path
+    clip: Clip | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the file that is made."""
+        return f"{self.video_id}.mp4" if self.clip is None else f"{self.video_id}-{self.clip.name}.mp4"
 
 
 class Previews:
@@ -92,25 +100,26 @@ class Previews:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     async def file(self, wanted: Wanted) -> Path:
-        """The preview of a video.
+        """The preview of a video, or the clip that is wanted of it.
 
         Raises ``NotFound`` if there are none, ``Unprocessable`` if none can be made of this video, ``TooLarge`` if that
         would take too much, and ``Overloaded`` if too many wait or the disk is full.
         """
         if self.limits.cache_bytes == 0:
             raise NotFound(
-                "this service makes no previews",
+                "this service makes no previews and no clips",
                 expected="a service with --preview-cache-bytes above 0",
                 next_step="get the video itself from …/stream and play it with another program",
             )
         return self._kept(wanted) or await self.batcher.submit(wanted)
 
     def forget(self, video_id: str) -> None:
-        """Remove the preview of a video, if there is one."""
-        (self.folder / f"{video_id}.mp4").unlink(missing_ok=True)
+        """Remove the preview and the clips of a video, if there are any."""
+        for path in self.folder.glob(f"{video_id}*.mp4"):
+            path.unlink(missing_ok=True)
 
     def _kept(self, wanted: Wanted) -> Path | None:
-        place = self.folder / f"{wanted.video_id}.mp4"
+        place = self.folder / wanted.name
         try:
             os.utime(place)  # watched now
         except FileNotFoundError:
@@ -132,12 +141,12 @@ class Previews:
             raise
 
     def _write(self, wanted: Wanted) -> Path:
-        place = self.folder / f"{wanted.video_id}.mp4"
+        place = self.folder / wanted.name
         with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as part:
             torn = Path(part.name)
             try:
                 with wanted.path.open("rb") as source:
-                    code, complaint = self._run(source.fileno(), part.fileno())
+                    code, complaint = self._run(source.fileno(), part.fileno(), wanted.clip)
                 self._check(code, complaint)
                 self._make_room(torn.stat().st_size)
                 torn.replace(place)
@@ -146,11 +155,12 @@ class Previews:
         self.made += 1
         return place
 
-    def _run(self, source: int, target: int) -> tuple[int, str]:
+    def _run(self, source: int, target: int, clip: Clip | None) -> tuple[int, str]:
         """Run the process: its exit code (negative: the signal it died of) and what it complained of."""
         limits = self.limits
         job = {
             "side": SIDE,
+            "clip": None if clip is None else asdict(clip),
             "cpu_seconds": max(1, round(limits.seconds)),
             "memory_bytes": limits.memory_bytes,
             "max_bytes": limits.cache_bytes,
@@ -177,7 +187,7 @@ class Previews:
         if code == 0:
             return
         if code in (-signal.SIGKILL, -signal.SIGXCPU, -signal.SIGXFSZ):
-            raise self._over(f"making a preview takes longer than {self.limits.seconds:g} seconds, or too much room")
+            raise self._over(f"making it takes longer than {self.limits.seconds:g} seconds, or too much room")
         if code < 0:
             raise self._none(f"the decoder broke on this file ({signal.Signals(-code).name})")
         try:
@@ -193,13 +203,13 @@ class Previews:
     def _over(self, detail: str) -> TooLarge:
         return TooLarge(
             detail,
-            expected="a video of which a preview can be made within the service's limits",
+            expected="a preview or clip that can be made within the service's limits",
             next_step="get the video itself from …/stream, or raise --preview-seconds or --preview-cache-bytes",
         )
 
     def _none(self, detail: str) -> Unprocessable:
         return Unprocessable(
-            f"no preview can be made: {detail}",
+            f"no preview or clip can be made: {detail}",
             expected="a video with at least one frame that decodes",
             next_step="get the video itself from …/stream and play it with another program",
         )

@@ -91,6 +91,9 @@ export const video = (id) => ask(`/v1/videos/${id}`);
 /** A picture of a moment. @param {string} id @param {number} seconds */
 export const pictureUrl = (id, seconds) => `/v1/videos/${id}/thumbnail?t=${seconds.toFixed(3)}`;
 
+/** A moment as a file. @param {string} id @param {number} start @param {number} end */
+export const clipUrl = (id, start, end) => `/v1/videos/${id}/clip?from=${start.toFixed(3)}&to=${end.toFixed(3)}`;
+
 /** @param {string} id */
 export const streamUrl = (id) => `/v1/videos/${id}/stream`;
 

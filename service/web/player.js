@@ -40,6 +40,7 @@ export function show(place) {
   part.note.textContent = "";
   for (const old of [part.strip, part.moments, part.captions, part.facts]) old.replaceChildren();
   find("#player-file").href = api.streamUrl(place.play);
+  find("#player-clip").hidden = true;
   part.video.poster = api.pictureUrl(place.play, place.t ?? 0);
   playable(part.video, api.streamUrl(place.play), place.play, place.t ?? 0);
   part.video.play().catch(() => {}); // a browser that does not start by itself shows its controls
@@ -116,6 +117,9 @@ function choose(hit, moments) {
 
 /** @param {Hit[]} moments */
 function drawStrip(moments) {
+  const at = moments.find((hit) => hit.segment === segment), link = find("#player-clip");
+  link.hidden = at === undefined;
+  if (at) link.href = api.clipUrl(at.video_id, at.start, at.end);
   const frames = moments.find((hit) => hit.segment === segment)?.frame_weights ?? [];
   part.strip.replaceChildren(...(frames.length ? [make("h3", {}, "Where the query looks"), chooser(moments[0].video_id, frames, seek)] : []));
 }

@@ -138,6 +138,10 @@ def test_the_player_starts_at_the_moment_and_finds_more_like_it(page, page_serve
     page.locator("#player video").evaluate("video => video.pause()")
     frames.nth(2).click()
     page.wait_for_function("() => document.querySelector('#player video').currentTime >= 0.9")
+    with page.expect_download() as download:
+        page.locator("#player-clip").click()
+    assert download.value.suggested_filename.startswith(titles(page)[0])
+    assert download.value.path().read_bytes()[4:8] == b"ftyp"
     page.locator("#player-alike").click()
     expect(page.locator("#player")).not_to_be_visible()
     expect(page.locator("#results .score")).to_have_count(5)

@@ -96,7 +96,7 @@ def test_what_takes_too_much_is_given_up_and_leaves_nothing(clips, tmp_path, cha
 
 def test_what_is_no_video_has_no_preview(tmp_path):
     (tmp_path / "notes.avi").write_text("no video at all, but long enough to be looked at " * 20)
-    with pytest.raises(Unprocessable, match="no preview can be made"):
+    with pytest.raises(Unprocessable, match="no preview or clip can be made"):
         make_previews(tmp_path)._make(Wanted(video_id="0" * 64, path=tmp_path / "notes.avi"))
 
 
