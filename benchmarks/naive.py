@@ -121,9 +121,10 @@ def _servers(servers: ExitStack, folder: Path, store: Path) -> dict[str, Callabl
     """Start them all; for each, what makes a client of it: text in, names of the hits out."""
     serve = [sys.executable, "-m", "service.cli", "serve", "--store", str(store), "--port", "0"]
     ours = servers.enter_context(_serving([*serve, *NO_CACHES, "--log-level", "info"]))
+    visual = {"k": HITS, "fusion": "visual"}  # the naive service knows no words either
     clients: dict[str, Callable[[], Ask]] = {
-        OURS: partial(_client, servers, f"{ours}/v1/search", {"k": HITS}, _hits),
-        OURS_STAGE_1: partial(_client, servers, f"{ours}/v1/search", {"k": HITS, "rerank": "frozen"}, _hits),
+        OURS: partial(_client, servers, f"{ours}/v1/search", visual, _hits),
+        OURS_STAGE_1: partial(_client, servers, f"{ours}/v1/search", visual | {"rerank": "frozen"}, _hits),
     }
     names = _video_names(store)
     for engine, title in PLAIN.items():

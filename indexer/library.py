@@ -64,6 +64,28 @@ class Wanted:
 EVERYTHING = Wanted()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FoundByWords:
+    """A video with words of a query in its texts.
+
+    ``coverage`` in (0, 1]: the share of the query's words that they have; ``bm25`` of the text that fits best.
+    ``kinds`` says which have any: ``title``, ``name``, ``tag``, ``caption``. ``snippet`` is that text in parts, True
+    for words of the query. ``segments`` are those that may be answers: id, start, end, in order of time.
+    """
+
+    video_id: str
+    coverage: float
+    bm25: float
+    kinds: tuple[str, ...]
+    snippet: tuple[tuple[str, bool], ...]
+    segments: tuple[tuple[int, float, float], ...]
+
+    @property
+    def order(self) -> tuple[float, float, str]:
+        """Sorts the best first. Shares and BM25 that agree to six decimals count as equal."""
+        return (-round(self.coverage, 6), -round(self.bm25, 6), self.video_id)
+
+
 class Library(Protocol):
     """One view of a library: immutable, shared by any number of threads. See ``StoreReader`` for each member."""
 
@@ -86,6 +108,21 @@ class Library(Protocol):
 
     def search_captions(self, queries_QD: FloatArray, k: int) -> tuple[FloatArray, IdArray]:
         """As ``search_videos``, of all captions."""
+        ...
+
+    @property
+    def has_words(self) -> bool:
+        """Whether the library can be searched by words."""
+        ...
+
+    def search_words(
+        self, text: str, count: int, wanted: Wanted = EVERYTHING, *, coverage: float = 0.0
+    ) -> list[FoundByWords]:
+        """At most ``count`` videos with at least this share of the words of a text, best first."""
+        ...
+
+    def videos_of(self, ids: Sequence[int] | IdArray) -> dict[int, str]:
+        """The video of each of these segments, by the segment's id."""
         ...
 
     def count_matching(self, wanted: Wanted) -> int:

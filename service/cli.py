@@ -40,7 +40,8 @@ from service.settings import Settings, load_settings
 if TYPE_CHECKING:
     from service.access.keys import Key, KeyStore
     from service.search.engine import Engine
-    from service.search.values import Ranking
+    from service.search.live_index import LiveIndex
+    from service.search.values import Ranking, SearchQuery
 
 logger = logging.getLogger("service.cli")  # not "__main__", which it is when run with -m
 
@@ -319,6 +320,13 @@ def search(
         typer.Option(help="emcl, none (pooling without EMCL) or frozen (stage 1 alone)."),
     ] = "emcl",
     group: Annotated[Literal["video", "segment"], typer.Option(help="Best segment of each video, or all.")] = "video",
+    fusion: Annotated[
+        Literal["auto", "visual", "text"],
+        typer.Option(
+            help="auto (pictures, and words in titles, names, tags and captions where they match), visual (pictures "
+            "alone) or text (words alone; loads no model)."
+        ),
+    ] = "auto",
     tag: Annotated[list[str] | None, typer.Option(help="Only videos with this tag; may be repeated.")] = None,
     min_seconds: Annotated[float | None, typer.Option(help="Only videos at least this long.")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="Only videos at most this long.")] = None,
@@ -341,8 +349,21 @@ def search(
     if video is not None and min_confidence > 0:
         raise typer.BadParameter("--min-confidence goes with words")
     ranking = Ranking(
-        k=k, offset=offset, candidates=candidates, rerank=rerank, group=group, min_confidence=min_confidence
+        k=k,
+        offset=offset,
+        candidates=candidates,
+        rerank=rerank,
+        group=group,
+        min_confidence=min_confidence,
+        fusion=fusion,
     )
+    if fusion == "text":
+        if text is None:
+            raise typer.BadParameter("--fusion text needs words: a video has none to look for")
+        wanted = VideoFilter(tags=tuple(tag or ()), min_seconds=min_seconds, max_seconds=max_seconds)
+        query = SearchQuery(text=text, ranking=ranking, filter=wanted)
+        _search_words(load_settings(options), query, as_json=as_json, open_best=open_best)
+        return
     engine = build_engine(load_settings(options))
     typer.echo(f"EMCL: {engine.active().text}", err=True)
     notice = engine.demo_notice()
@@ -366,16 +387,35 @@ def search(
             typer.echo("note: nothing fits well", err=True)
         typer.echo(_json(answer) if as_json else hits_table(answer.hits))
         if open_best and answer.hits:
-            _open(engine, answer.hits[0].video_id)
+            _open(engine.live, answer.hits[0].video_id)
     finally:
         engine.close()
 
 
-def _open(engine: Engine, video_id: str) -> None:
+def _search_words(settings: Settings, query: SearchQuery, *, as_json: bool, open_best: bool) -> None:
+    from indexer.store.reader import StoreReader
+    from service.schemas.search import SearchAnswer
+    from service.search.engine import search_text
+    from service.search.live_index import LiveIndex
+    from service.search.values import QueryLimits
+
+    live = LiveIndex(lambda: StoreReader.open(settings.store))
+    try:
+        QueryLimits.from_settings(settings).check_search(query)
+        with live.lease() as generation:
+            answer = SearchAnswer.of(search_text(generation, query))
+        typer.echo(_json(answer) if as_json else hits_table(answer.hits))
+        if open_best and answer.hits:
+            _open(live, answer.hits[0].video_id)
+    finally:
+        live.close()
+
+
+def _open(live: LiveIndex, video_id: str) -> None:
     """Show a video in the system's own player. Raises ``ServiceError`` if its file is gone."""
     from service.media.files import find_file
 
-    with engine.live.lease() as generation:
+    with live.lease() as generation:
         path = find_file(generation.video(video_id))
     if typer.launch(str(path)) != 0:
         raise ValueError(f"no program of this system opened {path}; open it yourself")
@@ -406,7 +446,7 @@ def _json(answer: Any) -> str:
 
 
 def hits_table(hits: Sequence[HitOut]) -> str:
-    """One line for each hit: scores, confidence, the moment, the segment, title, tags.
+    """One line for each hit: scores, confidence, the moment, the segment, title, tags, why it matched.
 
     A rule stands above the hits behind the last that fits well; in a terminal they are faint.
     """
@@ -415,18 +455,19 @@ def hits_table(hits: Sequence[HitOut]) -> str:
             f"{number}",
             f"{hit.score:.3f}",
             f"{hit.stage1_score:.3f}",
-            "" if hit.confidence is None else f"{hit.confidence:.2f}",
+            "-" if hit.confidence is None else f"{hit.confidence:.2f}",
             clock(hit.moment),
             f"{clock(hit.start)}-{clock(hit.end)}",
             hit.title,
             " ".join(hit.tags),
+            " ".join(hit.matched),
         )
         for number, hit in enumerate(hits, start=1)
     ]
-    lines = _table(("#", "score", "stage 1", "fit", "moment", "segment", "video", "tags"), rows).split("\n")
-    strong = 1 + max(
-        (number for number, hit in enumerate(hits, 1) if hit.confidence is None or hit.confidence >= LINE), default=0
-    )
+    head = ("#", "score", "stage 1", "fit", "moment", "segment", "video", "tags", "matched")
+    lines = _table(head, rows).split("\n")
+    fits = [bool(hit.snippet) or hit.confidence is None or hit.confidence >= LINE for hit in hits]
+    strong = 1 + max((number for number, fit in enumerate(fits, 1) if fit), default=0)
     if not hits or strong == len(lines):
         return "\n".join(lines)
     rule = "-- nothing fits well " if strong == 1 else "-- these fit less well "

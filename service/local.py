@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
-from service.search.values import Hit, Ranking, Rerank, SearchQuery, UploadQuery, VideoFilter
+from service.search.values import Fusion, Hit, Ranking, Rerank, SearchQuery, UploadQuery, VideoFilter
 from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ class VideoHit:
     """A segment of a video that matches. Times count from the video's first frame; ``score`` is a cosine.
 
     ``confidence``: how unusual the match of a text is, from 0 to 1; None where that is not known (docs/search.md).
-    ``path`` is a place where the video's file was found, None if none is recorded.
+    ``path`` is a place where the video's file was found, None if none is recorded. ``matched`` says why it is a hit:
+    ``visual``, and the kinds of its texts that have words of the query; ``snippet`` is the best of these.
     """
 
     video_id: str
@@ -53,6 +54,8 @@ class VideoHit:
     score: float
     tags: tuple[str, ...]
     confidence: float | None = None
+    matched: tuple[str, ...] = ("visual",)
+    snippet: str = ""
 
     def thumbnail(self, width: int = PICTURE_WIDTH) -> bytes | None:
         """The moment as JPEG, or None if the file is no longer there or cannot be decoded."""
@@ -177,10 +180,14 @@ class LocalLibrary:
         min_seconds: float | None = None,
         max_seconds: float | None = None,
         rerank: Rerank = "emcl",
+        fusion: Fusion = "auto",
     ) -> Results[VideoHit]:
-        """The best ``k`` videos for a text, each with its best segment. Raises ``ValueError`` for an unusable query."""
+        """The best ``k`` videos for a text, each with its best segment. Raises ``ValueError`` for an unusable query.
+
+        ``fusion``: by pictures and words (`auto`), or either alone (`visual`, `text`).
+        """
         wanted = VideoFilter(tags=tuple(tags), min_seconds=min_seconds, max_seconds=max_seconds)
-        return self._search(SearchQuery(text=text, ranking=Ranking(k=k, rerank=rerank), filter=wanted))
+        return self._search(SearchQuery(text=text, ranking=Ranking(k=k, rerank=rerank, fusion=fusion), filter=wanted))
 
     def similar(self, video_id: str, *, k: int = 10, rerank: Rerank = "emcl") -> Results[VideoHit]:
         """Videos that look like one of the library, itself left out."""
@@ -345,4 +352,6 @@ def _hit(hit: Hit, path: str | None) -> VideoHit:
         score=hit.score,
         tags=hit.tags,
         confidence=hit.confidence,
+        matched=hit.matched,
+        snippet="".join(text for text, _ in hit.snippet),
     )

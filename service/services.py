@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from time import perf_counter
 from typing import IO, Annotated, Any, TypeVar, cast
@@ -116,6 +116,9 @@ class Services:
         self.jobs.start()
         self.library.additions.start()
         self.watcher.start()
+        with self.engine.live.lease() as generation:
+            if not generation.reader.has_words:
+                self.library.migrate().add_done_callback(_report_migration)
 
     async def close(self, *, keep_jobs: bool = False) -> None:
         """Stop all parts, wait for the batch being computed, and close the index; with ``keep_jobs``, jobs go on."""
@@ -205,6 +208,15 @@ class Services:
         except asyncio.CancelledError:
             kill_switch.activate()
             raise
+
+
+def _report_migration(done: Future[None]) -> None:
+    if (error := done.exception()) is not None:
+        logger.warning(
+            "this store cannot be searched by words before it is written to, and that failed: %s; run `emcl index "
+            "build` on it once",
+            error,
+        )
 
 
 async def _services(request: Request) -> AsyncIterator[Services]:

@@ -115,6 +115,18 @@ class Settings(BaseSettings):
     query_timeout_ms: float = Field(
         10_000.0, gt=0, le=600_000, description="Longest time that a query waits for its turn; then 503."
     )
+    fusion_visual_weight: float = Field(
+        1.0, ge=0, le=1000, description="How much the visual rank counts where words of a query match as well."
+    )
+    fusion_text_weight: float = Field(
+        1.0, ge=0, le=1000, description="How much the rank by words counts there (titles, file names, tags, captions)."
+    )
+    fusion_rank_constant: float = Field(
+        60.0,
+        gt=0,
+        le=10_000,
+        description="Dampens the first ranks in that fusion: a rank counts 1 / (constant + rank).",
+    )
     max_batch: int = Field(32, ge=1, le=1024, description="Most queries in one batch.")
     max_wait_ms: float = Field(
         2.0,

@@ -23,10 +23,10 @@ import numpy as np
 
 from indexer.errors import NotAStore, SourceError
 from indexer.locations import Location, SourceRow, possible_sources
-from indexer.store import media, sql
+from indexer.store import media, sql, words
 from indexer.store.config import StoreSettings
 from indexer.store.records import CaptionRow, SegmentRow, VideoRow, VideoState
-from indexer.store.schema import check_format, database_uri, migrate
+from indexer.store.schema import WITH_WORDS, check_format, database_uri, migrate
 from indexer.store.shards import CAPTIONS, FRAMES, POOLED, Place
 
 SHORTEST_ID = 8
@@ -285,11 +285,17 @@ class Catalogue(CatalogueReader):
         self.connection.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._refresh_words()
             self._set_meta("revision", str(self.revision + 1))
         except BaseException:
             self.connection.execute("ROLLBACK")
             raise
         self.connection.execute("COMMIT")
+
+    def _refresh_words(self) -> None:
+        """Let the documents of the videos that this transaction touched say what the catalogue now says."""
+        query = "SELECT video_id FROM changed_videos WHERE revision = ?"
+        words.refresh(self.connection, [row[0] for row in self.connection.execute(query, (self.revision + 1,))])
 
     def save_settings(self, settings: StoreSettings) -> None:
         """Record what the store is built with."""
@@ -442,7 +448,7 @@ PLACES = {
 """By kind of shard: id, shard, first row, rows and checksum of everything that is stored, in the order of the files."""
 
 # Versions of the catalogue; a copy that an earlier one made has no such table.
-_FIRST_VERSIONS = {"titles": 2, "sources": 3, "inodes": 6}
+_FIRST_VERSIONS = {"titles": 2, "sources": 3, "inodes": 6, "documents": WITH_WORDS}
 
 _EQUAL_TABLES = {
     table: sql.exists(sql.differing(*(sql.select("*", sql.table(table, schema)) for schema in ("main", "copy"))))
@@ -457,6 +463,7 @@ _EQUAL_TABLES = {
         "captions",
         "sources",
         "inodes",
+        "documents",
     )
 }
 

@@ -111,7 +111,7 @@ def derive(catalogue: Path, base: Path, base_revision: int, known: int | None = 
     if not catalogue.exists():
         return None if known == base_revision else empty(base_revision)
     try:
-        uri = _readable(catalogue)
+        uri = readable_uri(catalogue)
         with closing(sqlite3.connect(uri, uri=True)) as alone:
             check_format(alone, catalogue)
             if known is not None and _revision(alone, "main") == known:
@@ -146,12 +146,14 @@ def _attach(database: sqlite3.Connection, catalogue_uri: str, base: Path) -> Non
     migrate(database)
     for (trigger,) in database.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall():
         database.execute(f"DROP TRIGGER {trigger}")
+    for table in ("documents_fts", "documents", "document_counts"):  # words are read from the catalogue itself
+        database.execute(f"DROP TABLE {table}")
     database.execute("DELETE FROM change_log")
     database.execute("ATTACH ? AS store", (catalogue_uri,))
     database.execute("ATTACH ? AS base", (database_uri(base, "mode=ro&immutable=1"),))
 
 
-def _readable(catalogue: Path) -> str:
+def readable_uri(catalogue: Path) -> str:
     """A URI that opens the catalogue for reading, also where nothing may be written: on a read-only mount.
 
     SQLite needs its ``-wal`` and ``-shm`` files beside a database in WAL mode and cannot make them there. Without a

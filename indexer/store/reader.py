@@ -25,14 +25,16 @@ from indexer.ann import index as ann
 from indexer.ann.index import Rows
 from indexer.ann.recipe import split_options
 from indexer.errors import Damaged, ModelMismatch, WrongPreprocessing
-from indexer.library import EVERYTHING, Wanted
+from indexer.library import EVERYTHING, FoundByWords, Wanted
 from indexer.store import confidence, generation, overlay
 from indexer.store.config import Counts, IndexReport, Manifest
 from indexer.store.layered import Layers, mapped
 from indexer.store.overlay import Overlay
 from indexer.store.records import Caption, Segment, Video, VideoOrder, VideoState
+from indexer.store.schema import database_uri
 from indexer.store.shards import CAPTIONS, FRAMES, POOLED, ShardReader, to_single
 from indexer.store.snapshot import Snapshot
+from indexer.store.word_search import Query, WordMatch, WordSearch, snippet
 
 if TYPE_CHECKING:
     from model.emcl.correction import Correction
@@ -139,6 +141,7 @@ class StoreReader:
         self._confidence = base.confidence
         self._snapshot = Snapshot(base.snapshot, over.content)
         self._last_matching: tuple[Wanted, IdArray] | None = None
+        self._words = WordSearch(lambda: _words_uri(path, base.snapshot))
 
     @classmethod
     def open(
@@ -190,6 +193,7 @@ class StoreReader:
     def close(self) -> None:
         """Release database connections; memory maps go with the last view of the generation."""
         self._snapshot.close()
+        self._words.close()
 
     def __enter__(self) -> StoreReader:
         return self
@@ -238,6 +242,60 @@ class StoreReader:
     def search_captions(self, queries_QD: FloatArray, k: int) -> tuple[FloatArray, IdArray]:
         """The k nearest captions of each query, as ``search_videos`` does for segments."""
         return self._captions.search(queries_QD, k, None)
+
+    @property
+    def has_words(self) -> bool:
+        """Whether this store can be searched by words: the next change of an older one makes it so."""
+        return self._words.available
+
+    def search_words(
+        self, text: str, count: int, wanted: Wanted = EVERYTHING, *, coverage: float = 0.0
+    ) -> list[FoundByWords]:
+        """At most ``count`` videos with words of ``text`` in titles, file names, tags or captions, best first.
+
+        ``coverage`` is the least share of the query's words that counts. ``wanted`` restricts the answer.
+        """
+        query = self._words.query(text)
+        if query is None:
+            return []
+        found: dict[str, FoundByWords] = {}
+        for batch in self._words.batches(query):
+            fitting = [match for match in batch if match.coverage >= coverage and match.video_id not in found]
+            found |= {one.video_id: one for one in self._served(query, fitting, count, wanted)}
+            if len(found) >= count or (wanted.is_everything and not fitting):
+                break
+        return sorted(found.values(), key=lambda one: one.order)[:count]
+
+    def _served(self, query: Query, matches: Sequence[WordMatch], count: int, wanted: Wanted) -> list[FoundByWords]:
+        """The first ``count`` matches of which this view serves a segment that is wanted."""
+        found: list[FoundByWords] = []
+        allowed = None if wanted.is_everything else self.matching(wanted)
+        for start in range(0, len(matches), 2 * count):
+            part = matches[start : start + 2 * count]
+            segments = self._snapshot.segments_of([match.video_id for match in part])
+            for match in part:
+                own = segments.get(match.video_id, [])
+                if allowed is not None and own:
+                    kept = np.isin([number for number, *_ in own], allowed)
+                    own = [one for one, is_kept in zip(own, kept, strict=True) if is_kept]
+                if own:
+                    found.append(
+                        FoundByWords(
+                            video_id=match.video_id,
+                            coverage=match.coverage,
+                            bm25=match.bm25,
+                            kinds=match.kinds,
+                            snippet=snippet(query, match.text),
+                            segments=tuple(own),
+                        )
+                    )
+            if len(found) >= count:
+                break
+        return found[:count]
+
+    def videos_of(self, ids: Sequence[int] | IdArray) -> dict[int, str]:
+        """The video of each of these segments, by the segment's id."""
+        return self._snapshot.videos_of([int(i) for i in ids])
 
     def segment_features(self, ids: IdArray) -> tuple[FloatArray, BoolArray]:
         """Frame features of segments: ``(*ids.shape, F, D)`` float32, raw, and a mask ``(*ids.shape, F)``.
@@ -397,6 +455,12 @@ class StoreReader:
         self, side: Literal["videos", "captions"], kind: str, shards_N: npt.NDArray[np.int32], rows_N: IdArray
     ) -> FloatArray:
         return mapped(self.correction, side, self._reader(kind), shards_N, rows_N)
+
+
+def _words_uri(path: Path, snapshot: Path) -> str:
+    """Where documents are read: the catalogue, or the generation's copy in a store of which nothing else was copied."""
+    catalogue = path / generation.CATALOGUE
+    return overlay.readable_uri(catalogue) if catalogue.exists() else database_uri(snapshot, "mode=ro&immutable=1")
 
 
 def _overlay(path: Path, base: _Base) -> Overlay:

@@ -7,7 +7,8 @@ from pathlib import Path
 from string import Template
 from urllib.parse import quote
 
-from indexer.errors import NewerFormat, NotAStore
+from indexer.errors import NewerFormat, NotAStore, StoreError
+from indexer.store import words
 
 APPLICATION_ID = 0x454D434C  # "EMCL"
 
@@ -36,6 +37,9 @@ _LOG_TRIGGERS = ";".join(
     for table in _LOGGED_TABLES
     for event, row in (("INSERT", "new"), ("UPDATE", "old"), ("UPDATE", "new"), ("DELETE", "old"))
 )
+
+WITH_WORDS = 7
+"""The first version of the catalogue that has documents, which are searched by words."""
 
 MIGRATIONS = (
     """
@@ -133,6 +137,38 @@ MIGRATIONS = (
         path TEXT PRIMARY KEY REFERENCES locations ON DELETE CASCADE, inode INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE documents (
+        document_id INTEGER PRIMARY KEY,
+        video_id TEXT NOT NULL REFERENCES videos ON DELETE CASCADE,
+        kind TEXT NOT NULL,
+        text TEXT NOT NULL,
+        words TEXT NOT NULL,
+        length INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX documents_by_video ON documents (video_id);
+    CREATE TABLE document_counts (documents INTEGER NOT NULL, words INTEGER NOT NULL) STRICT;
+    INSERT INTO document_counts VALUES (0, 0);
+    CREATE VIRTUAL TABLE documents_fts USING fts5 (
+        words, content = 'documents', content_rowid = 'document_id', prefix = '2 3',
+        tokenize = "unicode61 remove_diacritics 2"
+    );
+    CREATE TRIGGER documents_insert AFTER INSERT ON documents BEGIN
+        INSERT INTO documents_fts (rowid, words) VALUES (new.document_id, new.words);
+        UPDATE document_counts SET documents = documents + 1, words = words + new.length;
+    END;
+    CREATE TRIGGER documents_delete AFTER DELETE ON documents BEGIN
+        INSERT INTO documents_fts (documents_fts, rowid, words) VALUES ('delete', old.document_id, old.words);
+        UPDATE document_counts SET documents = documents - 1, words = words - old.length;
+    END;
+    INSERT INTO documents (video_id, kind, text, words, length)
+        SELECT video_id, kind, text, search_words(text), count_words(text) FROM (
+            SELECT video_id, 'title' AS kind, title AS text FROM titles
+            UNION ALL SELECT DISTINCT video_id, 'name', file_name(path, video_id) FROM locations
+            UNION ALL SELECT video_id, 'tag', tag FROM tags
+            UNION ALL SELECT video_id, 'caption', text FROM captions WHERE video_id IS NOT NULL
+        ) WHERE count_words(text) > 0;
+    """,
 )
 """Migration number n takes a catalogue from version n to n + 1. Never edited once released, only appended to."""
 
@@ -160,10 +196,23 @@ def check_format(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def migrate(connection: sqlite3.Connection) -> None:
-    """Bring a catalogue up to the newest version, one migration at a time, each a transaction of its own."""
+    """Bring a catalogue up to the newest version, one migration at a time, each a transaction of its own.
+
+    Raises ``StoreError`` where SQLite was built without full-text search.
+    """
     version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version < len(MIGRATIONS) and not _has_full_text_search(connection):
+        raise StoreError(
+            f"this Python's SQLite {sqlite3.sqlite_version} was built without FTS5, which searching by words needs; "
+            "use a Python whose SQLite has it, such as that of python.org, Debian or conda"
+        )
+    words.add_functions(connection)
     for number in range(version, len(MIGRATIONS)):
         connection.executescript(
             f"BEGIN IMMEDIATE; {MIGRATIONS[number]}; PRAGMA application_id = {APPLICATION_ID};"
             f" PRAGMA user_version = {number + 1}; COMMIT;"
         )
+
+
+def _has_full_text_search(connection: sqlite3.Connection) -> bool:
+    return bool(connection.execute("SELECT sqlite_compileoption_used('ENABLE_FTS5')").fetchone()[0])

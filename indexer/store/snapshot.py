@@ -140,6 +140,18 @@ class Snapshot:
         found = {row[0]: _segment(row) for row in rows}
         return [_existing(found, number, "segment") for number in ids]
 
+    def videos_of(self, ids: Sequence[int]) -> dict[int, str]:
+        """The video of each of these segments, by the segment's id."""
+        return dict(self._by_ids("SELECT segment_id, video_id FROM segments WHERE segment_id IN", ids))
+
+    def segments_of(self, video_ids: Sequence[str]) -> dict[str, list[tuple[int, float, float]]]:
+        """Id, start and end of every segment of these videos, in order; videos without segments are left out."""
+        query = "SELECT video_id, segment_id, start_seconds, end_seconds FROM segments WHERE video_id IN"
+        found: dict[str, list[tuple[int, float, float]]] = {}
+        for video_id, *segment in sorted(self._by_ids(query, video_ids), key=lambda row: (row[0], row[2])):
+            found.setdefault(video_id, []).append((segment[0], segment[1], segment[2]))
+        return found
+
     def captions(self, ids: Sequence[int]) -> list[Caption]:
         """The captions with these ids, in this order. Raises ``KeyError`` for an id that does not exist."""
         rows = self._by_ids("SELECT caption_id, video_id, text FROM captions WHERE caption_id IN", ids)

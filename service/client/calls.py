@@ -23,7 +23,7 @@ from service.schemas.index import IndexAnswer, LiveAnswer, ReadyAnswer, SessionA
 from service.schemas.jobs import JobMetrics, JobOut, JobsPage
 from service.schemas.library import CaptionsAdded, CaptionsPage, VideoAdded, VideoOut, VideosPage
 from service.schemas.search import ClassifyAnswer, EmbeddingsAnswer, ManyAnswers, SearchAnswer, UploadAnswer
-from service.search.values import Group, Rerank
+from service.search.values import Fusion, Group, Rerank
 
 P = ParamSpec("P")
 
@@ -150,6 +150,11 @@ def _of_job(job_id: str) -> Sent:
     return Sent(path={"job_id": job_id})
 
 
+def _unless_default(fusion: Fusion) -> Fusion | None:
+    """Left out where it is the service's default, so that earlier services take the request."""
+    return None if fusion == "auto" else fusion
+
+
 # Searching.
 
 
@@ -168,9 +173,17 @@ def search(
     min_seconds: float | None = None,
     max_seconds: float | None = None,
     min_confidence: float | None = None,
+    fusion: Fusion = "auto",
 ) -> Sent:
-    """Videos for a text, or like an indexed video."""
-    asked = _given(text=text, video_id=video_id, segment=segment, candidates=candidates, min_confidence=min_confidence)
+    """Videos for a text, or like an indexed video. ``fusion``: pictures and words, either alone, or both (`auto`)."""
+    asked = _given(
+        text=text,
+        video_id=video_id,
+        segment=segment,
+        candidates=candidates,
+        min_confidence=min_confidence,
+        fusion=_unless_default(fusion),
+    )
     wanted = _filter(tags, min_seconds, max_seconds)
     return Sent(json={**asked, "k": k, "offset": offset, "rerank": rerank, "group": group, "filter": wanted})
 
@@ -188,9 +201,12 @@ def search_many(
     min_seconds: float | None = None,
     max_seconds: float | None = None,
     min_confidence: float | None = None,
+    fusion: Fusion = "auto",
 ) -> Sent:
     """Videos for each of several texts."""
-    asked = _given(texts=list(texts), candidates=candidates, min_confidence=min_confidence)
+    asked = _given(
+        texts=list(texts), candidates=candidates, min_confidence=min_confidence, fusion=_unless_default(fusion)
+    )
     wanted = _filter(tags, min_seconds, max_seconds)
     return Sent(json={**asked, "k": k, "offset": offset, "rerank": rerank, "group": group, "filter": wanted})
 

@@ -54,6 +54,10 @@ class Library:
         self.writer.close()
         self.additions.close()
 
+    def migrate(self) -> Future[None]:
+        """Bring the catalogue up to date: an older one cannot be searched by words before it was opened for writing."""
+        return self.writer.run(lambda _: None)
+
     def remove_video(self, video_id: str) -> Future[None]:
         """Remove a video with its captions, and its bytes if they came over HTTP. ``NotFound`` if there is none."""
         dropped = self.additions.drop(video_id)

@@ -17,6 +17,7 @@ from service.search.values import (
     ClassifyQuery,
     ClassifyResult,
     FrameWeights,
+    Fusion,
     Group,
     Hit,
     Normalise,
@@ -84,6 +85,11 @@ class SearchRequest(Request):
     min_confidence: float = Field(
         0.0, description="Leave out hits of the page that fit less well, from 0 to 1 (texts only)."
     )
+    fusion: Fusion = Field(
+        "auto",
+        description="`auto`: fused with a search for the words in titles, file names, tags and captions where enough "
+        "of them are found, else the visual ranking; `visual`: that alone; `text`: the words alone, without the model.",
+    )
     filter: FilterIn = Field(default_factory=FilterIn)  # a default value would be copied deeply for each request
 
     def to_queries(self) -> list[SearchQuery]:
@@ -96,6 +102,7 @@ class SearchRequest(Request):
             group=self.group,
             normalise=self.normalise,
             min_confidence=self.min_confidence,
+            fusion="visual" if self.video_id is not None and self.fusion == "auto" else self.fusion,
         )
         wanted = self.filter.to_filter()
         texts = self.texts if self.texts is not None else [self.text]
@@ -117,6 +124,13 @@ class FrameOut(Answer):
         return [cls(time=time, weight=weight) for time, weight in zip(frames.seconds, frames.weights, strict=True)]
 
 
+class SnippetPart(Answer):
+    """A part of a text; `match` says whether it is a word that was looked for."""
+
+    text: str
+    match: bool
+
+
 class HitOut(Answer):
     """A segment of a video that matches."""
 
@@ -124,7 +138,10 @@ class HitOut(Answer):
     segment: int = Field(description="Number of the segment in its video, from 0.")
     start: float = Field(description="Start of the segment in the video.")
     end: float = Field(description="End of the segment in the video.")
-    score: float = Field(description="Cosine that the hits are ranked by; with `qb-norm` less what is usual for it.")
+    score: float = Field(
+        description="Cosine that the hits are ranked by, with `qb-norm` less what is usual for it; where words matched "
+        "too, the order is that of both. With `fusion: text`: the share of the query's words, 0 to 1."
+    )
     stage1_score: float = Field(description="Cosine of stage 1, before reranking.")
     confidence: float | None = Field(
         None,
@@ -136,6 +153,12 @@ class HitOut(Answer):
     title: str = Field(description="Name of the video's file without its ending.")
     duration_seconds: float = Field(description="Duration of the whole video.")
     tags: list[str]
+    matched: list[str] = Field(
+        ["visual"],
+        description="Why it is a hit: `visual`, and the texts with words of the query: `title`, `name`, "
+        "`tag`, `caption`.",
+    )
+    snippet: list[SnippetPart] = Field([], description="The text that fits best, in parts; empty without words.")
     thumbnail_url: str = Field(description="A picture of the moment.")
     stream_url: str = Field(description="The whole video; add `#t=MOMENT` to start there.")
 
@@ -156,6 +179,8 @@ class HitOut(Answer):
             title=hit.title,
             duration_seconds=hit.duration_seconds,
             tags=list(hit.tags),
+            matched=list(hit.matched),
+            snippet=[SnippetPart(text=text, match=match) for text, match in hit.snippet],
             thumbnail_url=thumbnail_url(hit.video_id, moment),
             stream_url=stream_url(hit.video_id),
         )

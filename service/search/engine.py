@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from model.emcl.active import ActiveEMCL, active_emcl
 from service.errors import Conflict, NotFound
 from service.search import ranking
 from service.search.cache import LRUCache
+from service.search.fusion import FusionWeights, find_words, fused_order, text_hits, with_found
 from service.search.hits import caption_hits, segment_hits
 from service.search.live_index import Generation, LiveIndex
 from service.search.qb_norm import rescore, usable
@@ -51,7 +53,7 @@ from service.search.values import (
 from service.settings import Settings
 
 if TYPE_CHECKING:
-    from indexer.library import Library
+    from indexer.library import FoundByWords, Library, Wanted
     from indexer.store.reader import Serving
     from model.config import SamplingConfig
     from model.encoder import Encoder
@@ -79,8 +81,10 @@ class Engine:
         *,
         limits: QueryLimits,
         cache_entries: int,
+        fusion: FusionWeights | None = None,
     ) -> None:
         self.encoder = encoder
+        self.fusion = fusion or FusionWeights()
         self.limits = limits
         self.live = LiveIndex(open_reader)
         self.texts: LRUCache[tuple[str, str], Floats] = LRUCache(cache_entries)
@@ -137,10 +141,18 @@ class Engine:
         Raises ``NotFound`` for a video or segment that is not indexed.
         """
         with self.live.lease() as generation:
-            watch = _Stopwatch()
-            rows_QD, own = self._query_rows(generation, queries)
-            watch.lap("encode")
-            return self._search_rows(generation, rows_QD, queries, own, watch)
+            results: dict[int, SearchResult] = {}
+            for q, query in enumerate(queries):
+                if query.ranking.fusion == "text":
+                    results[q] = search_text(generation, query)
+            others = [q for q in range(len(queries)) if q not in results]
+            if others:
+                watch = _Stopwatch()
+                visual = [queries[q] for q in others]
+                rows_QD, own = self._query_rows(generation, visual)
+                watch.lap("encode")
+                results |= zip(others, self._search_rows(generation, rows_QD, visual, own, watch), strict=True)
+            return [results[q] for q in range(len(queries))]
 
     def search_uploads(self, uploads: Sequence[UploadQuery]) -> list[UploadResult]:
         """Rank captions, and similar indexed videos, for uploaded videos."""
@@ -280,6 +292,18 @@ class Engine:
                 reader, mapped_QM, self.limits.candidates_of(asked), wanted=allowed, left_out=left_out
             )
             watch.lap("candidates")
+            words = {q: found for q in members if (found := find_words(reader, queries[q], allowed))}
+            watch.lap("words")
+            for place, q in enumerate(members):
+                if q in words:
+                    one = candidates.of(place)
+                    hits[q] = self._fused(generation, rows_QD[q], mapped_QM[place], one, queries[q], words[q], allowed)
+            visual = [place for place, q in enumerate(members) if q not in words]
+            if not visual:
+                watch.lap("rerank")
+                continue
+            if words:
+                members, mapped_QM, candidates = [members[n] for n in visual], mapped_QM[visual], candidates.of(*visual)
             group = self._scored(generation, rows_QD[members], candidates, asked, is_text=is_text)
             watch.lap("rerank")
             for place, q in enumerate(members):
@@ -309,6 +333,33 @@ class Engine:
             )
             for page, query in zip((hits[q] for q in range(len(queries))), queries, strict=True)
         ]
+
+    def _fused(
+        self,
+        generation: Generation,
+        row_D: Floats,
+        mapped_M: Floats,
+        candidates: Candidates,
+        query: SearchQuery,
+        found: Sequence[FoundByWords],
+        allowed: Wanted,
+    ) -> tuple[Hit, ...]:
+        """The page of one text whose words were found, ranked by both; ``candidates`` are those of stage 1."""
+        reader, page = generation.reader, query.ranking
+        by_words = {one.video_id: one for one in found}
+        if page.group == "video":
+            ids_C = candidates.ids_QC[0]
+            known = set(reader.videos_of(ids_C[ids_C >= 0]).values())
+            wanted = min(page.offset + page.k, reader.counts.videos)
+            if len(known | by_words.keys()) < wanted:
+                candidates = ranking.find_further_videos(reader, mapped_M[None], candidates, wanted, wanted=allowed)
+        seen = reader.videos_of(candidates.ids_QC[0][candidates.ids_QC[0] >= 0])
+        scored = self._scored(
+            generation, row_D[None], with_found(reader, mapped_M, candidates, found), page, is_text=True
+        )
+        order = fused_order(reader, scored, found, page, self.fusion)
+        hits = segment_hits(self.encoder, generation, scored, 0, row_D, page, is_text=True, order=order)
+        return tuple(_explained(hit, by_words.get(hit.video_id), seen) for hit in hits)
 
     def _scored(
         self, generation: Generation, rows_QD: Floats, candidates: Candidates, asked: Ranking, *, is_text: bool
@@ -379,6 +430,30 @@ class Engine:
         )
 
 
+def search_text(generation: Generation, query: SearchQuery) -> SearchResult:
+    """Rank indexed videos by the words of a query alone; needs no model. Raises ``Conflict``, see ``text_hits``."""
+    watch, reader = _Stopwatch(), generation.reader
+    hits = text_hits(generation, query, _wanted(query.filter))
+    watch.lap("words")
+    return SearchResult(
+        hits=hits,
+        source=Source(
+            generation=reader.manifest.generation,
+            version=generation.version,
+            fingerprint=reader.manifest.fingerprint,
+            stage_seconds=watch.seconds,
+        ),
+    )
+
+
+def _explained(hit: Hit, found: FoundByWords | None, seen: Mapping[int, str]) -> Hit:
+    """The hit with why it is one; ``seen`` are the segments that stage 1 found."""
+    if found is None:
+        return hit
+    visual = ("visual",) if hit.segment_id in seen else ()
+    return replace(hit, matched=(*visual, *found.kinds), snippet=found.snippet)
+
+
 class _Stopwatch:
     """Seconds by stage."""
 
@@ -406,11 +481,16 @@ def _alike(
 
 
 def _confident(hits: tuple[Hit, ...], least: float) -> tuple[Hit, ...]:
-    return hits if least == 0 else tuple(hit for hit in hits if hit.confidence is not None and hit.confidence >= least)
+    """Without hits that fit less well; those with words of the query are kept."""
+    if least == 0:
+        return hits
+    return tuple(hit for hit in hits if hit.snippet or (hit.confidence is not None and hit.confidence >= least))
 
 
 def _nothing_fits(hits: tuple[Hit, ...]) -> bool:
-    """Whether there are hits whose confidence is known, and none reaches the line."""
+    """Whether there are hits whose confidence is known, none of which reaches the line, and none with words."""
+    if any(hit.snippet for hit in hits):
+        return False
     known = [hit.confidence for hit in hits if hit.confidence is not None]
     return bool(known) and max(known) < LINE
 
@@ -486,4 +566,5 @@ def build_engine(settings: Settings) -> Engine:
         ),
         limits=QueryLimits.from_settings(settings, default_candidates=encoder.config.search.candidates),
         cache_entries=settings.cache_entries,
+        fusion=FusionWeights.from_settings(settings),
     )

@@ -33,13 +33,15 @@ def segment_hits(
     asked: Ranking,
     *,
     is_text: bool,
+    order: NDArray[np.intp] | None = None,
 ) -> tuple[Hit, ...]:
     """The page ``asked`` for of the query that stands at ``place`` in ``scored``; ``row_D`` is its raw row.
 
-    Only hits of texts have a confidence.
+    Only hits of texts have a confidence. ``order`` are the columns of its candidates, best first, where that is not the
+    order of scores.
     """
     reader, ids_C = generation.reader, scored.candidates.ids_QC[place]
-    order = scored.best_first(place)
+    order = scored.best_first(place) if order is None else order
     page = _page(reader, ids_C[order], asked.offset, asked.k, asked.group)
     if not page:
         return ()
@@ -51,7 +53,7 @@ def segment_hits(
         weights_KF = scored.weights_QCF[place, chosen_K]
     confidences_K = reader.confidences(row_D, ids_C[chosen_K]) if is_text else None
     return tuple(
-        _hit(
+        hit_of(
             generation,
             segment,
             score=float(scored.scores_QC[place, column]),
@@ -108,7 +110,7 @@ def _page(reader: Library, ranked_ids: Ids, offset: int, k: int, group: Group) -
     return page[offset : offset + k]
 
 
-def _hit(
+def hit_of(
     generation: Generation,
     segment: Segment,
     *,
@@ -116,7 +118,10 @@ def _hit(
     stage1_score: float,
     frames: FrameWeights,
     confidence: float | None,
+    matched: tuple[str, ...] = ("visual",),
+    snippet: tuple[tuple[str, bool], ...] = (),
 ) -> Hit:
+    """A hit of a segment, with the card of its video."""
     card = generation.card(segment.video_id)
     return Hit(
         video_id=segment.video_id,
@@ -131,4 +136,6 @@ def _hit(
         duration_seconds=card.duration_seconds,
         tags=card.tags,
         confidence=confidence,
+        matched=matched,
+        snippet=snippet,
     )

@@ -38,9 +38,9 @@ class Candidates:
     ids_QC: Ids
     stage1_QC: Floats
 
-    def of(self, query: int) -> Candidates:
-        """Those of one query."""
-        return Candidates(ids_QC=self.ids_QC[[query]], stage1_QC=self.stage1_QC[[query]])
+    def of(self, *queries: int) -> Candidates:
+        """Those of some queries."""
+        return Candidates(ids_QC=self.ids_QC[[*queries]], stage1_QC=self.stage1_QC[[*queries]])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

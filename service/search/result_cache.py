@@ -16,7 +16,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +66,9 @@ class SharedCache:
         encoder = engine.encoder
         base = [version("emcl-search"), encoder.fingerprint, precision]
         self._text_base = _hashed(json.dumps(base))
-        self._result_base = _hashed(json.dumps([*base, encoder.config.model_dump(mode="json")], sort_keys=True))
+        self._result_base = _hashed(
+            json.dumps([*base, encoder.config.model_dump(mode="json"), asdict(engine.fusion)], sort_keys=True)
+        )
 
     async def close(self) -> None:
         """Drop what is still being written."""

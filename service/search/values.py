@@ -28,6 +28,11 @@ Group = Literal["video", "segment"]
 """``video``: only the best segment of each video is a hit. ``segment``: every segment may be one."""
 
 
+Fusion = Literal["auto", "visual", "text"]
+"""``auto``: the visual ranking, fused with that of the words in titles, file names, tags and captions where enough of
+the query's words are found there. ``visual``: the pictures alone. ``text``: the words alone, without the model."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class VideoFilter:
     """Which videos may be hits: those that have all tags and whose duration is within the bounds, ends included."""
@@ -52,6 +57,7 @@ class Ranking:
     group: Group = "video"
     normalise: Normalise = "none"
     min_confidence: float = 0.0
+    fusion: Fusion = "visual"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +131,9 @@ class Hit:
     """A segment that matches. ``score`` is the one it is ranked by, ``stage1_score`` that of the index.
 
     ``confidence``: how unusual the match is (``indexer.store.confidence``); None where that is not known.
+    ``matched`` says why it is a hit: ``visual``, and the kinds of its texts that have words of the query. ``snippet``
+    is the best of these in parts, True for such words. Fused hits are not in the order of ``score``; of words alone,
+    it is the share of the query's words.
     """
 
     video_id: str
@@ -139,6 +148,8 @@ class Hit:
     duration_seconds: float
     tags: tuple[str, ...]
     confidence: float | None = None
+    matched: tuple[str, ...] = ("visual",)
+    snippet: tuple[tuple[str, bool], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,6 +284,10 @@ class QueryLimits:
             raise _over("a query with neither or both of text and video_id", "exactly one", "give a text or a video_id")
         if query.text is not None:
             self.check_texts((query.text,))
+        elif query.ranking.fusion == "text":
+            raise _over(
+                "fusion text for a video_id", "it with a text", "leave it out: a video has no words to look for"
+            )
         elif query.ranking.normalise != "none":
             raise _over("normalise for a video_id", "it with a text", "leave it out: the query bank holds texts")
         elif query.ranking.min_confidence > 0:

@@ -16,7 +16,7 @@ const TAGS = 3;
 /** A video of the library as a card shows it: without score and weights. @param {Video} video @returns {Hit} */
 export const asHit = (video) => ({
   ...video, segment: 0, start: 0, end: video.duration_seconds ?? 0, score: NaN, stage1_score: NaN,
-  moment: (video.duration_seconds ?? 0) / 2, frame_weights: [], duration_seconds: video.duration_seconds ?? 0,
+  moment: (video.duration_seconds ?? 0) / 2, frame_weights: [], duration_seconds: video.duration_seconds ?? 0, matched: [], snippet: [],
 });
 
 /** What is said of a video that nothing was asked about: a caption of it, if it has one. @param {Hit & {captions?: string[]}} hit */
@@ -30,7 +30,7 @@ export const open = (hit) => go(placeOf(hit), { opened: true });
 
 /** A card in a list. @param {Hit} hit @param {number} place how good it is, from 1 @param {number} [line] confidence below which it is faded */
 export function card(hit, place, line = 0) {
-  const weak = hit.confidence != null && hit.confidence < line;
+  const weak = !hit.snippet.length && hit.confidence != null && hit.confidence < line;
   const scored = !Number.isNaN(hit.score);
   const link = make("a", { className: "cover-link", href: write({ ...read(), ...placeOf(hit) }), onclick: (/** @type {MouseEvent} */ event) => {
     if (event.ctrlKey || event.metaKey || event.shiftKey) return; // the browser opens it elsewhere
@@ -51,6 +51,8 @@ export function card(hit, place, line = 0) {
       make("p", { className: "facts" },
         make("span", { className: "one-line" }, scored ? range(hit.start, hit.end) : about(hit)),
         scored && make("span", { className: "score", title: `number ${place}; stage 1 gave ${score(hit.stage1_score)}` + (hit.confidence == null ? "" : `; fits better than ${Math.round(100 * hit.confidence)} % of unrelated texts do${weak ? ": weak" : ""}`) }, score(hit.score))),
+      hit.snippet.length > 0 && make("p", { className: "why", title: `these words match: ${hit.matched.filter((kind) => kind !== "visual").join(", ")}` },
+        ...hit.snippet.map(({ text, match }) => match ? make("mark", {}, text) : text)),
       make("div", { className: "tags" }, ...tags, hit.tags.length > TAGS && make("span", { className: "quiet" }, `+${hit.tags.length - TAGS}`))));
   movable(article, screen, hit);
   return make("li", {}, article);

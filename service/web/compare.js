@@ -25,7 +25,7 @@ export async function compare(part, query, signal, again) {
   try {
     /** @type {Answer[]} */
     const answers = [];
-    for (const { rerank } of WAYS) answers.push(await api.search({ ...query, rerank, k: HITS }, signal));
+    for (const { rerank } of WAYS) answers.push(await api.search({ ...query, rerank, k: HITS, fusion: "visual" }, signal));
     fill(columns, answers);
     part.status.replaceChildren(make("span", {}, changes(answers)));
     joinUp(board, lines, columns, signal);

@@ -51,7 +51,7 @@ export function knowIndex(index) {
 
 /** Every segment of one video among the candidates of a place's query, scored as in its results. @param {Place} place @param {string} id @param {AbortSignal} signal */
 export async function scoresWithin(place, id, signal) {
-  const { hits } = await api.search({ ...queryOf(place), group: "segment", k: candidates }, signal);
+  const { hits } = await api.search({ ...queryOf(place), group: "segment", k: candidates, fusion: "visual" }, signal);
   return hits.filter((hit) => hit.video_id === id);
 }
 

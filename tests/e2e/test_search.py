@@ -89,6 +89,7 @@ def test_text_search_over_http_has_the_recall_of_offline_evaluation(server, reco
             "k": CANDIDATES,
             "candidates": CANDIDATES,
             "rerank": how,
+            "fusion": "visual",
         }
         response = httpx.post(server.url + "/v1/search", json=body, timeout=120)
         assert response.status_code == 200, response.text

@@ -97,7 +97,7 @@ def test_search_prints_a_table_or_json(run, indexed):
     code, table, _ = run("search", "a red circle", *indexed, "-k", 3)
     assert code == 0
     lines = table.strip().splitlines()
-    assert lines[0].split() == ["#", "score", "stage", "1", "fit", "moment", "segment", "video", "tags"]
+    assert lines[0].split() == ["#", "score", "stage", "1", "fit", "moment", "segment", "video", "tags", "matched"]
     hits_shown = [line for line in lines[1:] if not line.startswith("--")]
     assert len(hits_shown) == 3
     code, text, _ = run("search", "a red circle", *indexed, "-k", 3, "--json")
@@ -105,6 +105,9 @@ def test_search_prints_a_table_or_json(run, indexed):
     assert [hit["title"] for hit in hits] == [line.split()[6] for line in hits_shown]
     code, text, _ = run("search", "a red circle", *indexed, "--tag", "odd", "--json", "--rerank", "frozen")
     assert {tag for hit in json.loads(text)["hits"] for tag in hit["tags"] if not tag.startswith("n")} == {"odd"}
+    code, text, _ = run("search", "odd", *indexed, "--fusion", "text", "--json")
+    assert {hit["title"] for hit in json.loads(text)["hits"]} == {"clip_1", "clip_3", "clip_5"}
+    assert {tuple(hit["matched"]) for hit in json.loads(text)["hits"]} == {("tag",)}
     code, text, _ = run("search", "a red circle", *indexed, "--tag", "no such tag")
     assert (code, text.strip()) == (0, "nothing found")
 

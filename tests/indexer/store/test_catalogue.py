@@ -210,7 +210,10 @@ def test_a_catalogue_without_inodes_is_read_without_being_migrated(tmp_path: Pat
     with closing(Catalogue.open(path, create=True)) as opened:
         with opened.transaction():
             opened.add_location(location("/clips/a.mp4", "a" * 64))
-        opened.connection.executescript("DROP TABLE inodes; PRAGMA user_version = 5")
+        opened.connection.executescript(
+            "DROP TABLE inodes; DROP TABLE documents_fts; DROP TABLE documents; DROP TABLE document_counts;"
+            " PRAGMA user_version = 5"
+        )
     with closing(Catalogue.open_readonly(path)) as reader:
         assert [place.inode for place in reader.locations()] == [None]
     with closing(Catalogue.open(path)) as opened:

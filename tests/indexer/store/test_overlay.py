@@ -267,7 +267,7 @@ def test_the_log_of_changes_says_what_a_comparison_of_all_rows_finds(store: Path
         current = generation.read_current(store)
         snapshot = store / "generations" / current.generation / "snapshot.db"
         with closing(sqlite3.connect("file::memory:", uri=True, isolation_level=None)) as database:
-            overlay._attach(database, overlay._readable(store / "catalogue.db"), snapshot)
+            overlay._attach(database, overlay.readable_uri(store / "catalogue.db"), snapshot)
             overlay.changed_by_comparison(database, len(schema.MIGRATIONS))
             compared = {row[0] for row in database.execute("SELECT video_id FROM changed_videos")}
             texts = {row[0] for row in database.execute("SELECT caption_id FROM changed_captions")}
@@ -340,7 +340,8 @@ def to_first_format(path: Path) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
         for kind, name in database.execute(
             "SELECT type, name FROM sqlite_schema WHERE type = 'trigger' OR name IN"
-            " ('titles', 'changed_videos', 'changed_captions', 'change_log', 'sources', 'inodes', 'videos_by_state')"
+            " ('titles', 'changed_videos', 'changed_captions', 'change_log', 'sources', 'inodes', 'videos_by_state',"
+            " 'documents_fts', 'documents', 'document_counts')"
             " ORDER BY type DESC"
         ).fetchall():
             database.execute(f"DROP {kind} {name}")

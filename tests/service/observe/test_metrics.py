@@ -148,11 +148,12 @@ def test_two_applications_share_no_numbers(client, clip_store, tiny_encoder, tmp
 def test_server_timing_names_the_stages(client, clip_store):
     video = (clip_store / "clips" / "clip_0.mp4").read_bytes()
     ids = [hit["video_id"] for hit in client.get("/v1/videos").json()["videos"]]
-    search = {"queue", "encode", "candidates", "rerank", "answer", "total"}
+    segments = [{"video_id": ids[0]}]
+    search = {"queue", "encode", "candidates", "words", "rerank", "answer", "total"}
     for expected, response in (
         (search, client.post("/v1/search", json={"text": "a"})),
         (search, client.post("/v1/search", json={"texts": ["a", "b"]})),
-        (search - {"answer"}, client.post("/v1/rerank", json={"text": "a", "segments": [{"video_id": ids[0]}]})),
+        (search - {"answer", "words"}, client.post("/v1/rerank", json={"text": "a", "segments": segments})),
         ({"queue", "encode", "total"}, client.post("/v1/embeddings", json={"texts": ["a"]})),
         (search | {"receive", "decode", "captions"}, client.post("/v1/search/video", files={"file": video})),
     ):

@@ -42,7 +42,8 @@ def test_a_text_finds_what_search_finds_with_the_same_scores(client):
     response = knn(client)
     assert response.status_code == 200, response.text
     found = response.json()
-    expected = client.post("/v1/search", json={"text": "a red circle", "k": 4}).json()["hits"]
+    asked = {"text": "a red circle", "k": 4, "fusion": "visual"}
+    expected = client.post("/v1/search", json=asked).json()["hits"]
     assert [hit["video_id"] for hit in found] == [hit["video_id"] for hit in expected]
     assert [hit["similarity"] for hit in found] == pytest.approx([hit["score"] for hit in expected], abs=1e-5)
     for hit in found:

@@ -7,13 +7,14 @@ from service_support import assert_problem, assert_same_hits
 
 
 def test_search_answers_hits_with_both_scores_and_the_moment(client):
-    answer = client.post("/v1/search", json={"text": "a red circle moves left", "k": 3}).json()
+    asked = {"text": "a red circle moves left", "k": 3, "fusion": "visual"}
+    answer = client.post("/v1/search", json=asked).json()
     assert set(answer) == {"hits", "source", "truncated", "unknown_script", "nothing_fits"}
     assert len(answer["hits"]) == 3
     for hit in answer["hits"]:
         assert set(hit) == {
             "video_id", "segment", "start", "end", "score", "stage1_score", "moment", "frame_weights", "title",
-            "duration_seconds", "tags", "thumbnail_url", "stream_url", "confidence",
+            "duration_seconds", "tags", "matched", "snippet", "thumbnail_url", "stream_url", "confidence",
         }  # fmt: skip
         assert hit["start"] <= hit["moment"] <= hit["end"]
         heaviest = max(hit["frame_weights"], key=lambda frame: frame["weight"])
@@ -132,3 +133,29 @@ def test_bodies_that_are_no_json_or_too_large(client):
     assert_problem(client.post("/v1/search", content=large, headers=json_type), 413, slug="too-large")
     pieces = (large[start : start + 65536] for start in range(0, len(large), 65536))
     assert_problem(client.post("/v1/search", content=pieces, headers=json_type), 413, slug="too-large")
+
+
+def test_words_of_captions_tags_and_names_are_matched_and_shown(client):
+    (caption,) = client.get("/v1/captions", params={"limit": 1}).json()["captions"]
+    hits = client.post("/v1/search", json={"text": caption["text"], "k": 3}).json()["hits"]
+    assert hits[0]["video_id"] == caption["video_id"]
+    assert hits[0]["matched"] == ["visual", "caption"]
+    assert "".join(part["text"] for part in hits[0]["snippet"]) == caption["text"]
+    assert any(part["match"] for part in hits[0]["snippet"])
+    (tagged, *_) = client.post("/v1/search", json={"text": "odd", "fusion": "text"}).json()["hits"]
+    assert tagged["matched"] == ["tag"]
+    assert tagged["score"] == 1
+    assert tagged["start"] <= tagged["moment"] <= tagged["end"]
+
+
+def test_only_words_that_are_texts_can_be_asked_for(client, video_id):
+    assert_problem(client.post("/v1/search", json={"video_id": video_id, "fusion": "text"}), 422, mentions="fusion")
+    assert_problem(client.post("/v1/search", json={"text": "a", "fusion": "both"}), 422, mentions="fusion")
+    assert client.post("/v1/search", json={"video_id": video_id}).status_code == 200
+
+
+@pytest.mark.parametrize("fusion", ["auto", "text"])
+@pytest.mark.parametrize("text", ['"', "a\0b", 'x" OR "y', "NEAR(a b)", "*", "-", "a" * 100, "\u202e", "%00", "' --"])
+def test_no_text_breaks_the_search_for_words(client, text, fusion):
+    answer = client.post("/v1/search", json={"text": text, "fusion": fusion})
+    assert answer.status_code == 200, answer.text

@@ -40,9 +40,17 @@ def demo(library, tmp_path_factory):
 
 
 def ask(client, **what):
-    answer = client.post("/v1/search", json=what)
+    answer = client.post("/v1/search", json={"fusion": "visual", **what})
     assert answer.status_code == 200, answer.text
     return answer.json()
+
+
+def test_hits_with_words_of_the_query_fit_whatever_the_pictures_say(demo, library):
+    text = library[1][0]
+    answer = ask(demo, text=text, fusion="auto", min_confidence=1)
+    assert answer["hits"]
+    assert all(hit["snippet"] for hit in answer["hits"])
+    assert not answer["nothing_fits"]
 
 
 def test_true_matches_end_above_the_line_nonsense_and_absent_things_below(demo, library):

@@ -186,7 +186,7 @@ def test_every_parameter_of_a_query_counts(clip_store, tiny_encoder, tmp_path):
         {"filter": VideoFilter(max_seconds=1.0)},
     ]
     rankings = [{"k": 9}, {"offset": 1}, {"candidates": 99}, {"rerank": "none"}, {"rerank": "frozen"}]
-    rankings += [{"group": "segment"}, {"normalise": "qb-norm"}, {"min_confidence": 0.5}]
+    rankings += [{"group": "segment"}, {"normalise": "qb-norm"}, {"min_confidence": 0.5}, {"fusion": "auto"}]
     changed_fields = {name for change in [*changes, *rankings] for name in change}
     known = {field.name for kind in (SearchQuery, Ranking) for field in dataclasses.fields(kind)} - {"ranking"}
     assert known <= changed_fields, f"say here what {known - changed_fields} changes"
@@ -233,7 +233,7 @@ def test_a_result_is_kept_under_the_version_that_computed_it(clip_store, tiny_en
         with services_of(client).engine.live.lease() as generation:
             old = generation.version
         search(client)
-        shared, query = services_of(client).shared, SearchQuery(text=ASKED["text"], ranking=Ranking(k=4))
+        shared, query = services_of(client).shared, SearchQuery(text=ASKED["text"], ranking=Ranking(k=4, fusion="auto"))
         assert shared._local(shared._result_digest(query, "newer")) is not None
         assert shared._local(shared._result_digest(query, old)) is None
 

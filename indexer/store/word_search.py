@@ -1,0 +1,300 @@
+"""Searching documents by words: which videos have them, how well they fit, and where in the text they are.
+
+In: a text. Out: videos, best first, with the share of the text's words that they have and the document that fits best.
+Read from the catalogue itself, one connection for each thread, so that what was committed is found; what a view of the
+index serves of it is decided by ``indexer.store.reader``.
+
+Documents come from the full-text index by the rare words of a query, and are ranked here: by the share of its words
+that the documents of a video have together, then by the best BM25 of one document (Robertson and Zaragoza 2009, k1 =
+1.2, b = 0.75). In the share, a word counts by how rare it is, and by how close together the words of the query stand
+in its document: "a big dot, and a red triangle" says little to "big red triangle". A query reads at most
+``DOCUMENTS_AT_ONCE`` of them: SQLite's own ``bm25()`` visits every document of every word, 0.2 s for "a" among 100,000
+captions.
+"""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+import threading
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from indexer.store.schema import WITH_WORDS
+from indexer.store.words import spans_of, words_of
+
+KINDS = ("title", "name", "tag", "caption")
+"""What a document is, in the order in which a hit names them."""
+
+MOST_WORDS = 32
+"""Different words of a query that count: those that come first."""
+
+DOCUMENTS_AT_ONCE = 300
+
+SHORTEST_BEGINNING = 2
+"""Characters from which on an unknown last word is taken as the beginning of one."""
+
+_K1, _B = 1.2, 0.75
+_UNKNOWN = 0.5
+"""What a word counts that no document has, beside the rarest: it speaks for no video and against none."""
+
+_SNIPPET_CHARS = 160
+
+_STOP_WORDS = frozenset(
+    "a an and are as at be but by for from has have he her his i in into is it its my of on or our she that the their"  # noqa: SIM905
+    " them then there these they this to was we were while with you your".split()
+)
+"""English words that say nothing about a video. They count only in a query that has no others."""
+
+_DOCUMENTS = """
+SELECT d.video_id, d.kind, d.text, d.words, d.length FROM documents_fts f JOIN documents d ON d.document_id = f.rowid
+WHERE documents_fts MATCH ? ORDER BY f.rowid DESC
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WordMatch:
+    """A video with words of a query. ``coverage`` in (0, 1]: the share of the query that its documents have, less where
+    its words stand far apart.
+
+    ``kinds`` are those of its documents that have any; ``text`` is the one that fits best, as it was written.
+    """
+
+    video_id: str
+    coverage: float
+    bm25: float
+    kinds: tuple[str, ...]
+    text: str
+
+    @property
+    def order(self) -> tuple[float, float, str]:
+        """Sorts the best first. Shares and BM25 that agree to six decimals count as equal."""
+        return (-round(self.coverage, 6), -round(self.bm25, 6), self.video_id)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Query:
+    """The words of a text: how much each counts for the share (0: not at all) and in BM25."""
+
+    words: tuple[str, ...]
+    prefix: bool
+    weights: tuple[float, ...]
+    idf: tuple[float, ...]
+
+    def counts(self, word: str) -> bool:
+        """Whether a word of a document is one that says something about a video."""
+        return any(self.weights[place] for place in self.places(word))
+
+    def places(self, word: str) -> list[int]:
+        """Which words of the query a word of a document is; the last may be the beginning of one."""
+        last = len(self.words) - 1
+        return [
+            n for n, own in enumerate(self.words) if word == own or (self.prefix and n == last and word.startswith(own))
+        ]
+
+
+class WordSearch:
+    """Reads the documents of the database at ``uri()``. Thread-safe; ``close`` when no call is running."""
+
+    def __init__(self, uri: Callable[[], str]) -> None:
+        self._uri = uri
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._connections: list[sqlite3.Connection] = []
+        self._closed = False
+
+    def close(self) -> None:
+        """Close the connections of all threads."""
+        with self._lock:
+            self._closed = True
+            for connection in self._connections:
+                connection.close()
+            self._connections.clear()
+
+    @property
+    def available(self) -> bool:
+        """Whether there are documents; catalogues of earlier versions have none until they are next written to."""
+        connection = self._connection()
+        if not self._local.prepared and connection.execute("PRAGMA user_version").fetchone()[0] >= WITH_WORDS:
+            connection.execute("CREATE VIRTUAL TABLE temp.vocabulary USING fts5vocab(main, documents_fts, row)")
+            self._local.prepared = True
+        return bool(self._local.prepared)
+
+    def query(self, text: str) -> Query | None:
+        """What a text looks for; None for one without words, or without any that a document has.
+
+        A last word that no document has is taken as the beginning of one (search as you type).
+        """
+        words = list(dict.fromkeys(words_of(text)))[:MOST_WORDS]
+        if not words or not self.available:
+            return None
+        (documents, _), *_ = self._rows("SELECT documents, words FROM document_counts")
+        counts = [self._frequency(word) for word in words]
+        prefix = counts[-1] == 0 and len(words[-1]) >= SHORTEST_BEGINNING and words[-1] not in _STOP_WORDS
+        if prefix:
+            counts[-1] = min(documents, self._prefix_frequency(words[-1]))
+        if not any(counts):
+            return None
+        idf = [math.log1p((documents - count + 0.5) / (count + 0.5)) for count in counts]
+        rarest = math.log1p(documents / 1.5)
+        meant = [word not in _STOP_WORDS for word in words]
+        if not any(meant):
+            meant = [True] * len(words)
+        weights = [
+            (value if count else _UNKNOWN * rarest) if counts_at_all else 0.0
+            for value, count, counts_at_all in zip(idf, counts, meant, strict=True)
+        ]
+        return Query(words=tuple(words), prefix=prefix, weights=tuple(weights), idf=tuple(idf))
+
+    def batches(self, query: Query) -> Iterator[list[WordMatch]]:
+        """Videos with words of ``query``, best first among each ``DOCUMENTS_AT_ONCE`` documents; the newest come first.
+
+        Where all its words are frequent, only documents with all of them, or else with the rarest.
+        """
+        for expression in self._expressions(query):
+            found = False
+            cursor = self._connection().execute(_DOCUMENTS, (expression,))
+            while rows := cursor.fetchmany(DOCUMENTS_AT_ONCE):
+                found = True
+                yield self._ranked(query, rows)
+            if found:
+                return
+
+    def _expressions(self, query: Query) -> list[str]:
+        """What to look up, in turn until something is found."""
+        quoted, counts = [], []
+        last = len(query.words) - 1
+        for n, word in enumerate(query.words):
+            begins = query.prefix and n == last
+            count = self._prefix_frequency(word) if begins else self._frequency(word)
+            if query.weights[n] and count:
+                quoted.append(f'"{word}"*' if begins else f'"{word}"')
+                counts.append(count)
+        order = sorted(range(len(counts)), key=counts.__getitem__)
+        chosen, total = [], 0
+        for place in order:
+            total += counts[place]
+            if total > DOCUMENTS_AT_ONCE:
+                break
+            chosen.append(quoted[place])
+        if chosen:
+            return [" OR ".join(chosen)]
+        return [" AND ".join(quoted), quoted[order[0]]] if quoted else []
+
+    def _ranked(self, query: Query, rows: Sequence[tuple[str, str, str, str, int]]) -> list[WordMatch]:
+        (documents, words), *_ = self._rows("SELECT documents, words FROM document_counts")
+        mean_length = max(1.0, words / max(1, documents))
+        total = sum(query.weights)
+        known: dict[str, list[int]] = {}
+        videos: dict[str, list[tuple[float, float, str, str, dict[int, float]]]] = defaultdict(list)
+        for video_id, kind, text, written, length in rows:
+            counts: dict[int, int] = {}
+            where: list[tuple[int, int]] = []
+            position = 0  # words that say nothing keep no others apart
+            for word in written.split():
+                if word not in known:
+                    known[word] = query.places(word)
+                for place in known[word]:
+                    counts[place] = counts.get(place, 0) + 1
+                    if query.weights[place]:
+                        where.append((position, place))
+                position += word not in _STOP_WORDS
+            norm = _K1 * (1 - _B + _B * length / mean_length)
+            bm25 = sum(query.idf[n] * count * (_K1 + 1) / (count + norm) for n, count in counts.items())
+            covered = sum(query.weights[n] for n in counts)
+            if covered > 0:
+                close = _closeness(where)
+                videos[video_id].append((covered * close, bm25, kind, text, dict.fromkeys(counts, close)))
+        matches = []
+        for video_id, found in videos.items():
+            shares: dict[int, float] = {}
+            for *_, closeness in found:
+                for place, close in closeness.items():
+                    shares[place] = max(close, shares.get(place, 0.0))
+            _, bm25, _, text, _ = max(found, key=lambda item: item[:2])
+            kinds = {item[2] for item in found}
+            matches.append(
+                WordMatch(
+                    video_id=video_id,
+                    coverage=min(1.0, sum(query.weights[n] * share for n, share in shares.items()) / total),
+                    bm25=bm25,
+                    kinds=tuple(kind for kind in KINDS if kind in kinds),
+                    text=text,
+                )
+            )
+        return sorted(matches, key=lambda match: match.order)
+
+    def _frequency(self, word: str) -> int:
+        """How many documents have a word; kept as long as this object."""
+        kept: dict[str, int] = self._frequencies()
+        if word not in kept:
+            rows = self._rows("SELECT doc FROM temp.vocabulary WHERE term = ?", (word,))
+            kept[word] = int(rows[0][0]) if rows else 0
+        return kept[word]
+
+    def _prefix_frequency(self, beginning: str) -> int:
+        """How many documents have a word that begins like this; one with several such words counts for each."""
+        kept, key = self._frequencies(), f"{beginning}*"
+        if key not in kept:
+            query = "SELECT ifnull(sum(doc), 0) FROM temp.vocabulary WHERE term >= ? AND term < ?"
+            kept[key] = int(self._rows(query, (beginning, f"{beginning}\U0010ffff"))[0][0])
+        return kept[key]
+
+    def _frequencies(self) -> dict[str, int]:
+        self._connection()
+        kept: dict[str, int] = self._local.frequencies
+        return kept
+
+    def _rows(self, query: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        return self._connection().execute(query, values).fetchall()
+
+    def _connection(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            with self._lock:
+                if self._closed:
+                    raise ValueError("this reader was closed; open the store again")
+                connection = sqlite3.connect(self._uri(), uri=True, check_same_thread=False, isolation_level=None)
+                self._connections.append(connection)
+            self._local.connection, self._local.frequencies, self._local.prepared = connection, {}, False
+        return connection
+
+
+def _closeness(where: Sequence[tuple[int, int]]) -> float:
+    """How close together words stand, in (0, 1]: how many there are, divided by the length of their shortest passage.
+
+    ``where`` has the position and the number of each word, in the order of the text.
+    """
+    different = len({place for _, place in where})
+    if different < 2:
+        return 1.0
+    shortest, inside, first = math.inf, Counter[int](), 0
+    for position, place in where:
+        inside[place] += 1
+        while inside[where[first][1]] > 1:
+            inside[where[first][1]] -= 1
+            first += 1
+        if len(+inside) == different:
+            shortest = min(shortest, position - where[first][0] + 1)
+    return different / shortest
+
+
+def snippet(query: Query, text: str) -> tuple[tuple[str, bool], ...]:
+    """Parts of ``text``, in composed characters, around its first word of the query; True where they are such words."""
+    text = unicodedata.normalize("NFC", text)
+    marks = [(start, end) for start, end, words in spans_of(text) if any(query.counts(word) for word in words)]
+    begin = 0
+    if len(text) > _SNIPPET_CHARS and marks:
+        begin = max(0, min(marks[0][0] - _SNIPPET_CHARS // 4, len(text) - _SNIPPET_CHARS))
+    end = begin + _SNIPPET_CHARS
+    parts = [("…", False)] if begin else []
+    place = begin
+    for start, stop in marks:
+        if begin <= start and stop <= end:
+            parts += [(text[place:start], False), (text[start:stop], True)]
+            place = stop
+    parts.append((text[place:end] + ("…" if end < len(text) else ""), False))
+    return tuple(part for part in parts if part[0])
