@@ -11,7 +11,11 @@ StoreError (ValueError)
 ├── SourceError          a path that was given cannot be indexed
 ├── CaptionFileError     rows of a caption file that cannot be used, each as ``file:line: reason``
 ├── FeatureError         features that cannot be stored (overflow of half precision, NaN, wrong shape)
-└── IndexFactoryError    a FAISS factory string that does not fit the data
+├── IndexFactoryError    a FAISS factory string that does not fit the data
+└── EngineError          an external vector engine cannot be used for this store
+    ├── EngineUnavailable   it cannot be reached, or refuses
+    ├── EngineBusy          another process is changing the collections of the store
+    └── EngineBehind        it does not hold enough of the store yet
 """
 
 from __future__ import annotations
@@ -72,3 +76,19 @@ class FeatureError(StoreError):
 
 class IndexFactoryError(StoreError):
     """A FAISS factory string that is unknown or does not fit the data."""
+
+
+class EngineError(StoreError):
+    """An external vector engine cannot be used for this store."""
+
+
+class EngineUnavailable(EngineError):  # noqa: N818
+    """The engine cannot be reached, or refuses."""
+
+
+class EngineBusy(EngineError):  # noqa: N818
+    """Another process is changing the collections of the store."""
+
+
+class EngineBehind(EngineError):  # noqa: N818
+    """The engine does not hold enough of the store yet."""

@@ -28,6 +28,7 @@ import typer.core
 
 from indexer.cli import app as index_app
 from indexer.cli import store_app
+from indexer.cli_engine import app as engine_app
 from indexer.store.confidence import LINE
 from model.cli import app as model_app
 from service.cli_jobs import app as jobs_app
@@ -154,6 +155,7 @@ _put_under(TRAIN, model_app)
 app.add_typer(model_app)
 app.add_typer(index_app, name="index", rich_help_panel=LIBRARY)
 app.add_typer(store_app, name="store", rich_help_panel=LIBRARY)
+app.add_typer(engine_app, name="engine", rich_help_panel=LIBRARY)
 app.add_typer(keys_app, name="keys", rich_help_panel=OPERATE)
 app.add_typer(jobs_app, name="jobs", rich_help_panel=OPERATE)
 app.command(rich_help_panel=OPERATE)(worker)

@@ -22,6 +22,7 @@ from service.background import Background
 from service.http.middleware import Admission
 from service.http.uploads import UploadReceiver
 from service.jobs.submission import JobService
+from service.library.engine_applier import EngineApplier
 from service.library.library import Library
 from service.media.files import Thumbnails
 from service.media.fork_server import ForkServer
@@ -88,6 +89,7 @@ class Services:
             max_pending=settings.max_jobs,
         )
         self.watcher = Watcher(engine.live, settings.watch_seconds)
+        self.engine_applier = EngineApplier(settings)
         self.compute_queue = ComputeQueue(
             self.telemetry.batched(engine.search), settings, lambda: limit_threads(settings)
         )
@@ -116,6 +118,7 @@ class Services:
         self.jobs.start()
         self.library.additions.start()
         self.watcher.start()
+        self.engine_applier.start()
         with self.engine.live.lease() as generation:
             if not generation.reader.has_words:
                 self.library.migrate().add_done_callback(_report_migration)
@@ -124,6 +127,7 @@ class Services:
         """Stop all parts, wait for the batch being computed, and close the index; with ``keep_jobs``, jobs go on."""
         await asyncio.to_thread(self.library.close)  # it computes until it has stopped
         await asyncio.to_thread(self.watcher.close)
+        await asyncio.to_thread(self.engine_applier.close)
         await asyncio.gather(
             self.compute_queue.close(), self.thumbnails.close(), self.previews.close(), self.shared.close()
         )
@@ -139,7 +143,8 @@ class Services:
     def background(self) -> list[Background]:
         """How the work in the background is doing."""
         additions, writer = self.library.additions, self.library.writer
-        return [additions.background, writer.background, writer.publisher, self.redis.background]
+        works = [additions.background, writer.background, writer.publisher, self.redis.background]
+        return works if self.settings.engine is None else [*works, self.engine_applier.background]
 
     @property
     def queues(self) -> dict[str, Batcher[Any, Any]]:

@@ -52,6 +52,18 @@ class Settings(BaseSettings):
         description="Where stage 1 searches; `auto`: on GPUs that this build of FAISS sees and that can hold the index."
         " What a GPU cannot do, such as filters, the CPU does.",
     )
+    engine: str | None = Field(
+        None,
+        description="Address of a Milvus that finds the candidates instead of FAISS, such as `milvus://host:19530` "
+        "(filled by `emcl engine`, extra `milvus`).",
+    )
+    engine_timeout_seconds: float = Field(1.0, gt=0, le=60, description="Longest time that a query of it may take.")
+    engine_apply_seconds: float = Field(
+        5.0,
+        ge=0,
+        le=3600,
+        description="Time between two looks for changes that it lacks; 0: `emcl engine fill` does that alone.",
+    )
     index_mmap: Literal["auto", "on", "off"] = Field(
         "auto",
         description="Leave vectors in the files of the index, mapped; `auto`: if it is more than its `--index-memory`.",

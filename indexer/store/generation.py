@@ -43,6 +43,8 @@ Places = npt.NDArray[np.void]
 
 CURRENT, GENERATIONS, FEATURES, CATALOGUE = "CURRENT", "generations", "features", "catalogue.db"
 MANIFEST, SNAPSHOT, FROZEN_MAP = "manifest.json", "snapshot.db", "emcl_map.npz"
+ENGINE_STATE = "engine.json"
+"""While it is there, an external engine holds rows under the current map, and publications keep it."""
 VIDEO_INDEX, CAPTION_INDEX = "videos.faiss", "captions.faiss"
 SEGMENT_PLACES_FILE, CAPTION_PLACES_FILE, SEGMENT_HUBS = "segments.npy", "captions.npy", "segment_hubs.npy"
 FILES = (SNAPSHOT, FROZEN_MAP, VIDEO_INDEX, CAPTION_INDEX, SEGMENT_PLACES_FILE, CAPTION_PLACES_FILE)
@@ -180,8 +182,12 @@ def _build(
     videos_side = _side(store, settings.dim, POOLED, shards, segments, "pooled_")
     captions_side = _side(store, settings.dim, CAPTIONS, shards, captions, "")
     progress(PHASES[1])
-    frozen, fitted_rows = _fit(store, mapper, videos_side, captions_side, empty_map)
-    correction = fit_correction(store, settings.fingerprint, frozen, mapper, videos_side, captions_side)
+    if (store / ENGINE_STATE).exists():
+        current = read_current(store)
+        correction, fitted_rows = load_correction(store / GENERATIONS / current.generation), current.frozen_map_rows
+    else:
+        frozen, fitted_rows = _fit(store, mapper, videos_side, captions_side, empty_map)
+        correction = fit_correction(store, settings.fingerprint, frozen, mapper, videos_side, captions_side)
     np.savez(work / FROZEN_MAP, **correction.to_arrays())  # type: ignore[arg-type]
     frames = ShardReader(store / FEATURES, FRAMES, settings.dim, shards[FRAMES.name])
     names = [*FILES, *_write_segment_hubs(work / SEGMENT_HUBS, correction, segments, frames)]
@@ -248,6 +254,16 @@ def load_correction(folder: Path) -> Correction:
 
     with np.load(folder / FROZEN_MAP, allow_pickle=False) as arrays:
         return Correction.from_arrays(dict(arrays))
+
+
+def digest_of(correction: Correction) -> str:
+    """SHA-256 of a correction's arrays: rows that were mapped under another one cannot be compared."""
+    digest = hashlib.sha256()
+    for name, array in sorted(correction.to_arrays().items()):
+        whole = np.ascontiguousarray(array)
+        digest.update(f"{name} {whole.dtype.str} {whole.shape};".encode())
+        digest.update(whole.tobytes())
+    return digest.hexdigest()
 
 
 def fit_correction(

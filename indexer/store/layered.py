@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from copy import copy
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -34,10 +34,29 @@ class _Exact:
     options = ""
 
 
+class LayerIndex(Protocol):
+    """The index of a generation: ``indexer.ann.index.FaissIndex``, or what stands in its place."""
+
+    @property
+    def ids(self) -> Ids:
+        """``(N,)`` ids, ascending."""
+        ...
+
+    def excluding(self, ids: Ids, /) -> ann.Exclusion | None:
+        """What ``search`` takes as ``without``."""
+        ...
+
+    def search(
+        self, queries_QD: Floats, k: int, allowed_ids: Ids | None = None, *, without: ann.Exclusion | None = None
+    ) -> tuple[Floats, Ids]:
+        """See ``FaissIndex.search``."""
+        ...
+
+
 class Layers:
     """Segments or captions, named ``what``. Immutable; safe from any number of threads."""
 
-    def __init__(self, what: str, places_N: Places, index: ann.FaissIndex) -> None:
+    def __init__(self, what: str, places_N: Places, index: LayerIndex) -> None:
         """The generation alone: ``places_N`` in ascending order of id."""
         self.what = what
         self._places_N = places_N

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ from indexer.errors import Damaged, ModelMismatch, WrongPreprocessing
 from indexer.library import EVERYTHING, FoundByWords, Wanted
 from indexer.store import confidence, generation, overlay
 from indexer.store.config import Counts, IndexReport, Manifest
-from indexer.store.layered import Layers, mapped
+from indexer.store.layered import LayerIndex, Layers, mapped
 from indexer.store.overlay import Overlay
 from indexer.store.records import Caption, Segment, Video, VideoOrder, VideoState
 from indexer.store.schema import database_uri
@@ -50,7 +50,7 @@ class Serving:
     mmap: Literal["auto", "on", "off"] = "auto"
     device: gpu.Device = "cpu"
 
-    def open(self, path: Path, ids_N: Ids, rows: Rows, report: IndexReport | None) -> ann.FaissIndex:
+    def open(self, path: Path, ids_N: Ids, rows: Rows, report: IndexReport | None) -> LayerIndex:
         """The index in ``path``; ``report`` is what the manifest says of it. Raises ``Damaged`` or ``StoreError``."""
         mapped = self.mmap == "on" or (self.mmap == "auto" and report is not None and report.mapped)
         refine = 0.0 if report is None else split_options(report.options)[1]
@@ -151,7 +151,7 @@ class StoreReader:
         fingerprint: str | None = None,
         former_fingerprints: Callable[[], frozenset[str]] = frozenset,
         serving: Serving | None = None,
-    ) -> StoreReader:
+    ) -> Self:
         """Open the current generation of the store in ``path``, and everything committed since.
 
         ``fingerprint`` is the loaded checkpoint's; without it any model's generation is opened (to list it, say).
@@ -324,6 +324,22 @@ class StoreReader:
             places["pooled_shard"], places["pooled_row"], present.astype(np.int64), 1
         )
         return rows[:, 0].astype(np.float32, copy=False).reshape(*np.shape(ids), self.manifest.dim)
+
+    def mapped_rows(self, side: Literal["videos", "captions"], ids_N: IdArray) -> FloatArray:
+        """Rows (N, M) of segments or captions as the index compares them. Raises ``KeyError`` for an unknown id."""
+        if side == "videos":
+            places, _ = self._segments.places(ids_N)
+            return self._mapped("videos", POOLED.name, places["pooled_shard"], places["pooled_row"])
+        places, _ = self._captions.places(ids_N)
+        return self._mapped("captions", CAPTIONS.name, places["shard"], places["row"])
+
+    def filter_fields(self, ids: IdArray) -> list[tuple[str, float, tuple[str, ...]]]:
+        """What filters ask of these segments, in this order: video id, duration in seconds, tags."""
+        return self._snapshot.filter_fields([int(i) for i in ids])
+
+    def captions_of_videos(self, video_ids: Sequence[str]) -> IdArray:
+        """Ids, ascending, of all captions of some videos, also of those that failed to index."""
+        return self._snapshot.caption_ids_of(video_ids)
 
     def caption_embeddings(self, ids: IdArray) -> FloatArray:
         """Raw text features of captions: ``(*ids.shape, D)`` float32; zeros for an id of -1."""

@@ -217,6 +217,22 @@ class Snapshot:
                 found += self._by_ids(f"{query} AND video_id IN", video_ids, values)
         return np.unique(np.array([row[0] for row in found], dtype=np.int64))
 
+    def filter_fields(self, ids: Sequence[int]) -> list[tuple[str, float, tuple[str, ...]]]:
+        """Video id, duration and tags of segments; see ``StoreReader.filter_fields``."""
+        video_of = dict(self._by_ids("SELECT segment_id, video_id FROM segments WHERE segment_id IN", ids))
+        videos = sorted(set(video_of.values()))
+        seconds = dict(self._by_ids("SELECT video_id, duration_seconds FROM videos WHERE video_id IN", videos))
+        tags: dict[str, list[str]] = {video_id: [] for video_id in videos}
+        for video_id, tag in self._by_ids("SELECT video_id, tag FROM tags WHERE video_id IN", videos):
+            tags[video_id].append(tag)
+        named = [_existing(video_of, number, "segment") for number in ids]
+        return [(video_id, float(seconds[video_id]), tuple(sorted(tags[video_id]))) for video_id in named]
+
+    def caption_ids_of(self, video_ids: Sequence[str]) -> IdArray:
+        """Ids, ascending, of all captions of some videos."""
+        rows = self._by_ids("SELECT caption_id FROM captions WHERE video_id IN", video_ids)
+        return np.unique(np.array([row[0] for row in rows], dtype=np.int64))
+
     def _videos(self, tail: str, values: Sequence[object]) -> list[Video]:
         return [self._video(row) for row in self._rows(f"{_VIDEO} {tail}", values)]
 

@@ -22,8 +22,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, Response
 from starlette.routing import Match, Mount
 
+from indexer.errors import EngineUnavailable
 from service import errors as disk
-from service.errors import ServiceError, UnsupportedMedia
+from service.errors import Overloaded, ServiceError, UnsupportedMedia
 from service.observe.request import CLIENT_LEFT, current
 
 logger = logging.getLogger(__name__)
@@ -124,6 +125,18 @@ def register(app: FastAPI) -> None:
     @app.exception_handler(ServiceError)
     async def service_error(request: Request, error: ServiceError) -> Response:
         return from_error(error)
+
+    @app.exception_handler(EngineUnavailable)
+    async def engine_trouble(request: Request, error: EngineUnavailable) -> Response:
+        logger.error("%s %s: %s", request.method, request.url.path, error)
+        return from_error(
+            Overloaded(
+                "the engine that finds candidates cannot be reached or refuses",
+                expected="an answer of the engine",
+                next_step="try again later; the operator sees the reason in the log, and can serve without --engine",
+                retry_after_seconds=disk.RETRY_SECONDS,
+            )
+        )
 
     @app.exception_handler(OSError)
     @app.exception_handler(sqlite3.Error)

@@ -533,6 +533,33 @@ def serving_of(settings: Settings) -> Serving:
     return Serving(mmap=settings.index_mmap, device=settings.faiss_device)
 
 
+def reader_opener(settings: Settings, encoder: Encoder) -> Callable[[], Library]:
+    """What opens the newest view of the store: over FAISS, or over the engine that the settings name.
+
+    Raises ``EngineError`` where there is no such engine.
+    """
+    from indexer.store.reader import StoreReader
+
+    if settings.engine is not None:
+        from indexer.engine.milvus import MilvusEngine
+        from indexer.engine.reader import EngineReader
+
+        engine = MilvusEngine(settings.engine, timeout_seconds=settings.engine_timeout_seconds)
+        return lambda: EngineReader.connected(
+            settings.store,
+            engine,
+            fingerprint=encoder.fingerprint,
+            former_fingerprints=encoder.former_fingerprints,
+        )
+    serving = serving_of(settings)
+    return lambda: StoreReader.open(
+        settings.store,
+        fingerprint=encoder.fingerprint,
+        former_fingerprints=encoder.former_fingerprints,
+        serving=serving,
+    )
+
+
 def build_engine(settings: Settings) -> Engine:
     """Open the store and load its model, or the model that the settings name.
 
@@ -543,7 +570,6 @@ def build_engine(settings: Settings) -> Engine:
     from model.encoder import load_encoder
 
     limit_threads(settings)
-    serving = serving_of(settings)
     with StoreReader.open(settings.store) as reader:
         spec = reader.manifest.model_spec
     named = settings.model is not None
@@ -558,12 +584,7 @@ def build_engine(settings: Settings) -> Engine:
     logger.info("model %s, fingerprint %s", encoder.config.name, encoder.fingerprint[:12])
     return Engine(
         encoder,
-        lambda: StoreReader.open(
-            settings.store,
-            fingerprint=encoder.fingerprint,
-            former_fingerprints=encoder.former_fingerprints,
-            serving=serving,
-        ),
+        reader_opener(settings, encoder),
         limits=QueryLimits.from_settings(settings, default_candidates=encoder.config.search.candidates),
         cache_entries=settings.cache_entries,
         fusion=FusionWeights.from_settings(settings),

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from indexer.store.reader import StoreReader
 from indexer.store.writer import EncodedSegment, EncodedVideo
 from service.access.keys import KeyStore
 from service.app import create_app
 from service.cli import main
-from service.search.engine import Engine
+from service.search.engine import Engine, reader_opener
 from service.search.values import QueryLimits
 from service.settings import Settings, load_settings, variable_name
 
@@ -34,7 +33,7 @@ def make_app(clip_store, encoder, folder, **options):
     )
     engine = Engine(
         encoder,
-        lambda: StoreReader.open(settings.store, fingerprint=encoder.fingerprint),
+        reader_opener(settings, encoder),
         limits=QueryLimits.from_settings(settings),
         cache_entries=settings.cache_entries,
     )
