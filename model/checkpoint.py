@@ -29,7 +29,8 @@ from model.net import EMCLNet
 
 FORMAT_VERSION = 1
 
-_EMCL_STATE = "emcl."
+# Heads of other tasks: they read the features that a fingerprint stands for and change none.
+_TASK_HEADS = ("captioner.",)
 
 
 class CheckpointError(WeightsError):
@@ -146,7 +147,8 @@ def fingerprint(net: EMCLNet) -> str:
     """Identify a model by content: 64 hex digits over all its tensors, in name order, and its encoder's configuration.
 
     Equal for the same weights whatever file, name or pretrained tag they came from, and whatever precision they were
-    converted to. Sampling, pooling temperature and EMCL settings are not part of it: stored features do not change.
+    converted to. Sampling, pooling temperature, EMCL settings and heads of other tasks are not part of it: stored
+    features do not change.
     """
     return _fingerprint(_digests(net), net)
 
@@ -175,7 +177,7 @@ def _digests(net: EMCLNet) -> dict[str, bytes]:
 
 def _fingerprint(digests: Mapping[str, bytes], net: EMCLNet, description: Mapping[str, Any] | None = None) -> str:
     total = hashlib.sha256()
-    for name in sorted(digests):
+    for name in sorted(name for name in digests if not name.startswith(_TASK_HEADS)):
         total.update(name.encode() + b"\0" + digests[name])
     encoder: dict[str, Any] = {
         "clip": net.clip.description if description is None else description,
@@ -194,11 +196,16 @@ def _portable_config(net: EMCLNet) -> ModelConfig:
     return net.config.model_copy(update={"clip": clip})
 
 
+def is_emcl_state(name: str) -> bool:
+    """Whether a tensor of a net is the state of an EM pass: its own, or that of a head."""
+    return "emcl" in name.split(".")[:-1]
+
+
 def _stored(name: str, tensor: Tensor, dtype: Literal["fp32", "fp16"]) -> Tensor:
     tensor = tensor.detach().cpu().contiguous()
     if not bool(torch.isfinite(tensor).all()):
         raise CheckpointError(f"{name} holds values that are not finite; the training diverged, nothing was saved")
-    if dtype == "fp32" or tensor.ndim < 2 or not tensor.is_floating_point() or name.startswith(_EMCL_STATE):
+    if dtype == "fp32" or tensor.ndim < 2 or not tensor.is_floating_point() or is_emcl_state(name):
         return tensor
     half = tensor.half()
     if not bool(torch.isfinite(half).all()):

@@ -17,7 +17,11 @@ from model.cli_options import flag_of, from_models
 from model.study.options import OF_FORM, CalibrateOptions, SweepOptions
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from model.data.dataset import VideoTextSet
+    from model.encoder import Encoder
 
 # Options that several commands share.
 Model = Annotated[str, typer.Option(help="'demo', a checkpoint's path, or an open_clip name with --pretrained.")]
@@ -586,24 +590,47 @@ def classify_video(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda[:N].")] = "auto",
 ) -> None:
     """Say which of your labels describes a video: probability among the labels, cosine, label; best first."""
-    import numpy as np
-
-    from model.data.clips import Clip, load_frames
     from model.encoder import load_encoder
     from model.evaluate.labels import prompts_of, read_labels
     from model.evaluate.zero_shot import classify
 
-    if not video.is_file():
-        raise FileNotFoundError(f"no video {video}")
     names = read_labels(labels)
     texts = prompts_of(names, prompt)
     encoder = load_encoder(model, pretrained=pretrained, device=device)
+    features, mask = _frames_of(video, encoder)
+    for found in classify(encoder, features, mask, names, encoder.encode_texts(texts))[:top]:
+        typer.echo(f"{found.probability * 100:5.1f}%  {found.score:+.3f}  {found.label}")
+
+
+@app.command("caption")
+def caption_video(
+    video: Annotated[Path, typer.Argument(help="A video file.")],
+    model: Annotated[str, typer.Option(help="A checkpoint with a caption head (configs/demo-captions.yaml).")] = "demo",
+    beams: Annotated[int, typer.Option(min=1, max=20, help="Captions that the search keeps at a time.")] = 5,
+    device: Device = "auto",
+) -> None:
+    """Write a caption for a video; prints it after its score, the mean log-probability of its words."""
+    from model.encoder import load_encoder
+    from model.evaluate.captioning import write_caption
+
+    encoder = load_encoder(model, device=device)
+    features, mask = _frames_of(video, encoder)
+    found = write_caption(encoder, features, mask, beams=beams)
+    typer.echo(f"{found.score:+.3f}  {found.text}")
+
+
+def _frames_of(video: Path, encoder: Encoder) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Decode and encode a file: frame features (F, D) and a mask of all of them."""
+    import numpy as np
+
+    from model.data.clips import Clip, load_frames
+
+    if not video.is_file():
+        raise FileNotFoundError(f"no video {video}")
     clip = Clip(path=video, captions=())
     frames = load_frames(clip, preprocess=encoder.preprocess, sampling=encoder.config.sampling)
     mask = np.ones((1, len(frames)), bool)
-    features = encoder.encode_videos(frames[None], mask)
-    for found in classify(encoder, features[0], mask[0], names, encoder.encode_texts(texts))[:top]:
-        typer.echo(f"{found.probability * 100:5.1f}%  {found.score:+.3f}  {found.label}")
+    return encoder.encode_videos(frames[None], mask)[0], mask[0]
 
 
 tables_app = typer.Typer(help="The paper's other tables, on your own data.", no_args_is_help=True)

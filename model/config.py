@@ -114,6 +114,34 @@ class SearchConfig(Config):
     dual_softmax_temperature: float = Field(0.01, gt=0)
 
 
+class CaptionConfig(Config):
+    """A captioner over the model's frame features (``model.tasks.captioning``); sizes as released by DCD's authors.
+
+    ``words`` is what it can write. A training takes them from its captions: those that occur ``min_count`` times.
+    ``emcl`` acts in the training's contrast only, on a video and a caption at a time; its K, iterations, sigma and beta
+    are those of the paper's retrieval, as no source states them for captions.
+    """
+
+    words: tuple[str, ...] = ()
+    min_count: int = Field(3, ge=1)
+    dim: int = Field(512, ge=1)
+    heads: int = Field(8, ge=1)
+    inner: int = Field(2048, ge=1)
+    # Most words of a caption, its beginning and its end included.
+    length: int = Field(30, ge=3, le=512)
+    # Most frames that are read, evenly spread over a video.
+    frames: int = Field(28, ge=1, le=512)
+    dropout: float = Field(0.5, ge=0, lt=1)
+    attention_dropout: float = Field(0.1, ge=0, lt=1)
+    emcl: EMCLConfig = EMCLConfig.reference()
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> CaptionConfig:
+        if self.dim % self.heads:
+            raise ValueError(f"dim {self.dim} is not a multiple of the {self.heads} heads of the captioner")
+        return self
+
+
 class ModelConfig(Config):
     """Everything that is needed to rebuild a model around its weights."""
 
@@ -127,6 +155,8 @@ class ModelConfig(Config):
     emcl: EMCLConfig = EMCLConfig()
     sampling: SamplingConfig = SamplingConfig()
     search: SearchConfig = SearchConfig()
+    # Heads for other tasks than retrieval. They read stored features and change none: no part of the fingerprint.
+    caption: CaptionConfig | None = None
 
     @model_validator(mode="after")
     def _frames_have_positions(self) -> ModelConfig:

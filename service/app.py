@@ -15,6 +15,7 @@ from service.index_swap import IndexSwap
 from service.observe.collector import ServiceCollector
 from service.observe.metrics import Observe, Telemetry
 from service.routes import (
+    caption,
     captions,
     classify,
     clip_retrieval,
@@ -33,7 +34,14 @@ from service.search.engine import Engine
 from service.services import Services
 from service.settings import Settings
 
-UPLOAD_ROUTES = frozenset({("POST", search.UPLOAD_PATH), ("POST", classify.UPLOAD_PATH), ("POST", videos.UPLOAD_PATH)})
+UPLOAD_ROUTES = frozenset(
+    {
+        ("POST", search.UPLOAD_PATH),
+        ("POST", classify.UPLOAD_PATH),
+        ("POST", caption.UPLOAD_PATH),
+        ("POST", videos.UPLOAD_PATH),
+    }
+)
 
 _PROBLEM = {problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -83,7 +91,20 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         responses=_ERRORS,
         generate_unique_id_function=lambda route: route.name,  # generated clients call their methods so
     )
-    for part in (search, classify, videos, previews, captions, index, jobs, clip_retrieval, metrics, session, pages):
+    for part in (
+        search,
+        classify,
+        caption,
+        videos,
+        previews,
+        captions,
+        index,
+        jobs,
+        clip_retrieval,
+        metrics,
+        session,
+        pages,
+    ):
         app.include_router(part.router)
     mcp = McpRoute(app, max_body_bytes=settings.max_body_bytes) if settings.mcp else None
     if mcp is not None:
@@ -101,7 +122,7 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
         middleware.LimitBodies,
         max_bytes=settings.max_body_bytes,
         timeout_seconds=settings.request_timeout_seconds,
-        streamed=frozenset({search.UPLOAD_PATH, classify.UPLOAD_PATH, videos.UPLOAD_PATH}),
+        streamed=frozenset({search.UPLOAD_PATH, classify.UPLOAD_PATH, caption.UPLOAD_PATH, videos.UPLOAD_PATH}),
     )
     app.add_middleware(middleware.CheckKeys, uploads=UPLOAD_ROUTES)
     app.add_middleware(middleware.LimitRequests)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -22,12 +22,16 @@ from model.config import ModelConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """``frames_BFHWC`` uint8 RGB, zero on padding; ``mask_BF`` True for real frames; caption i belongs to clip i."""
+    """``frames_BFHWC`` uint8 RGB, zero on padding; ``mask_BF`` True for real frames; caption i belongs to clip i.
+
+    ``references`` are all captions of each clip, in validation batches only.
+    """
 
     frames_BFHWC: NDArray[np.uint8]
     mask_BF: NDArray[np.bool_]
     captions: list[str]
     clip_ids: list[str]
+    references: list[tuple[str, ...]] = field(default_factory=list)
 
     @property
     def identities(self) -> NDArray[np.int64]:
@@ -73,6 +77,9 @@ class TrainingData(Protocol):
 
         A video occurs once in it, or once for each of its captions where captions are the items of an epoch.
         """
+
+    def texts(self) -> Iterator[str]:
+        """Yield training captions to take a vocabulary from: all, or of an endless source the first thousands."""
 
     def validation(self) -> Iterator[Batch]:
         """Yield the validation clips once, in a fixed order, one caption each; yield nothing if there are none."""

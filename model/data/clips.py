@@ -7,7 +7,7 @@ cannot be decoded stops the run with its name: a set that shrinks silently canno
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -139,11 +139,16 @@ class ClipData:
             return [self._pairs[item] for item in items]
         return [(int(item), int(rng.integers(len(self.clips[item].captions)))) for item in items]
 
+    def texts(self) -> Iterator[str]:
+        """Yield all training captions; see ``TrainingData``."""
+        return (text for clip in self.clips for text in clip.captions)
+
     def validation(self) -> Iterator[Batch]:
         """Yield the validation clips with their first caption; see ``TrainingData``."""
         for start in range(0, len(self.validation_clips), _VALIDATION_BATCH):
             clips = self.validation_clips[start : start + _VALIDATION_BATCH]
-            yield self._load(clips, [clip.captions[0] for clip in clips], [None] * len(clips))
+            loaded = self._load(clips, [clip.captions[0] for clip in clips], [None] * len(clips))
+            yield replace(loaded, references=[clip.captions for clip in clips])
 
     def _load(self, clips: Sequence[Clip], captions: list[str], changes: Sequence[Change | None]) -> Batch:
         frames, mask = stack_clips(

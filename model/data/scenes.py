@@ -27,6 +27,7 @@ _NOISE = 4.0  # standard deviation, of 255: about what H.264 at CRF 23 leaves of
 _BRIGHTNESS = 6.0
 _CONTRAST = 0.06
 _VALIDATION_BATCH = 100
+_TEXTS = 4000  # captions that stand for all: each of their some 120 words occurs dozens of times
 
 
 class ScenesConfig(Config):
@@ -113,6 +114,12 @@ class ScenesData:
     def _caption(self, scene: Scene, rng: np.random.Generator) -> str:
         return describe_briefly(scene, rng) if rng.random() < self.config.short_captions else describe(scene, rng)
 
+    def texts(self) -> Iterator[str]:
+        """Yield the captions of the first scenes; see ``TrainingData``."""
+        seed = self.config.seed
+        for index in range(_TEXTS // 2):
+            yield from captions_of(make_scene(seed, "train", index), seed, index)
+
     def validation(self) -> Iterator[Batch]:
         """Yield the validation split's first clips with their first caption; see ``TrainingData``."""
         seed, count = self.config.seed, self.config.validation_clips
@@ -120,9 +127,14 @@ class ScenesData:
             indices = range(start, min(start + _VALIDATION_BATCH, count))
             scenes = [make_scene(seed, "val", index) for index in indices]
             frames, mask = stack_clips([self._render(s, self.times[s.duration_seconds]) for s in scenes])
-            captions = [captions_of(scene, seed, index)[0] for scene, index in zip(scenes, indices, strict=True)]
-            names = [clip_id(seed, "val", index) for index in indices]
-            yield Batch(frames_BFHWC=frames, mask_BF=mask, captions=captions, clip_ids=names)
+            captions = [tuple(captions_of(scene, seed, index)) for scene, index in zip(scenes, indices, strict=True)]
+            yield Batch(
+                frames_BFHWC=frames,
+                mask_BF=mask,
+                captions=[first for first, *_ in captions],
+                clip_ids=[clip_id(seed, "val", index) for index in indices],
+                references=captions,
+            )
 
 
 def _pick_size(rng: np.random.Generator) -> str:

@@ -5,8 +5,9 @@
     loss   = Σ of -log p over real words / videos in the batch
 
 Beam search ranks finished captions by log-probability / length^alpha. Released mistakes, only with ``released=True``:
-padding, the unknown word and the mask token can be generated, and the first word is predicted from padding
-instead of ``BEGIN``, which training never shows.
+padding, the unknown word and the mask token can be generated; the first word is predicted from padding
+instead of ``BEGIN``, which training never shows; and the search stops when enough captions have ended, which short
+unlikely ones do before a long likely one.
 
 Shape suffixes: B videos, F frames, C channels of a feature, L words, D channels, W words of the vocabulary.
 """
@@ -66,8 +67,12 @@ class Captioner(nn.Module):
         memory_BFD: Tensor = self.encoder(frames_BFC)
         return memory_BFD
 
-    def decode(self, memory_BFD: Tensor, words_BL: Tensor, *, hide_padding: bool = True) -> Tensor:
+    def decode(
+        self, memory_BFD: Tensor, words_BL: Tensor, mask_BF: Tensor | None = None, *, hide_padding: bool = True
+    ) -> Tensor:
         """Return hidden states (B, L, D) after each word of captions that begin with ``BEGIN``.
+
+        ``mask_BF`` is True for real frames; the released code has none, as its videos are equally long.
 
         Raises ``ValueError`` for more words than there are positions.
         """
@@ -77,7 +82,13 @@ class Captioner(nn.Module):
         tokens_BLD = self.dropout(self.norm(self.words(words_BL) + self.positions.weight[:length]))
         later_LL = torch.ones(length, length, dtype=torch.bool, device=words_BL.device).triu(1)
         padding_BL = words_BL == PAD if hide_padding else None
-        hidden_BLD: Tensor = self.layer(tokens_BLD, memory_BFD, tgt_mask=later_LL, tgt_key_padding_mask=padding_BL)
+        hidden_BLD: Tensor = self.layer(
+            tokens_BLD,
+            memory_BFD,
+            tgt_mask=later_LL,
+            tgt_key_padding_mask=padding_BL,
+            memory_key_padding_mask=None if mask_BF is None else ~mask_BF,
+        )
         return hidden_BLD
 
     def forward(self, frames_BFC: Tensor, words_BL: Tensor) -> Tensor:
@@ -111,7 +122,8 @@ def beam_search(
 ) -> list[Caption]:
     """Return the best caption of each video.
 
-    Search ends when ``size`` captions have ended, or at the last position; if none has, the unfinished ones count.
+    Search ends when ``size`` captions have ended and no unfinished one can become better than the best of them, or at
+    the last position; if none has ended, the unfinished ones count.
     """
     memory_BFD = net.encode(frames_BFC)
     return [_search(net, memory_FD, size, alpha, released=released) for memory_FD in memory_BFD]
@@ -122,7 +134,8 @@ def _search(net: Captioner, memory_FD: Tensor, size: int, alpha: float, *, relea
     beams_KL = torch.full((1, 1), BEGIN, dtype=torch.long, device=device)
     scores_K = torch.zeros(1, device=device)
     finished: list[tuple[float, Tensor]] = []
-    while beams_KL.shape[1] < net.length and len(finished) < size:
+    live_K = scores_K
+    while beams_KL.shape[1] < net.length and not _is_over(finished, live_K, size, alpha, net.length, released=released):
         first = released and beams_KL.shape[1] == 1
         read_KL = torch.full_like(beams_KL, PAD) if first else beams_KL
         hidden_KLD = net.decode(memory_FD.expand(len(beams_KL), -1, -1), read_KL, hide_padding=not first)
@@ -133,10 +146,24 @@ def _search(net: Captioner, memory_FD: Tensor, size: int, alpha: float, *, relea
         scores_K, places_K = total_KW.flatten().topk(min(size, total_KW.numel()))
         words_K = places_K % total_KW.shape[1]
         beams_KL = torch.cat([beams_KL[places_K // total_KW.shape[1]], words_K[:, None]], dim=1)
+        live_K = scores_K.masked_fill(beams_KL[:, -1] == END, -torch.inf)
         for score, beam_L in zip(scores_K.tolist(), beams_KL, strict=True):
             if int(beam_L[-1]) == END:
                 finished.append((score, beam_L))
     found = finished or list(zip(scores_K.tolist(), beams_KL, strict=True))
-    ranked = [(score / (len(beam_L) - 1) ** alpha, beam_L) for score, beam_L in found]
-    best, beam_L = max(ranked, key=lambda pair: pair[0])
+    best, beam_L = max(_ranked(found, alpha), key=lambda pair: pair[0])
     return Caption(ids=tuple(beam_L[1:].tolist()), score=best)
+
+
+def _ranked(found: list[tuple[float, Tensor]], alpha: float) -> list[tuple[float, Tensor]]:
+    return [(score / (len(beam_L) - 1) ** alpha, beam_L) for score, beam_L in found]
+
+
+def _is_over(
+    finished: list[tuple[float, Tensor]], live_K: Tensor, size: int, alpha: float, length: int, *, released: bool
+) -> bool:
+    """Whether to stop; an unfinished caption becomes at best as likely as it is, at the greatest length."""
+    if released or len(finished) < size:
+        return len(finished) >= size
+    hoped = float(live_K.max()) / (length - 1) ** alpha
+    return bool(hoped <= max(score for score, _ in _ranked(finished, alpha)))

@@ -71,6 +71,10 @@ class OptimiserConfig(Config):
         return 0.1 if self.warmup_share is None else self.warmup_share
 
 
+TaskName = Literal["retrieval", "captioning"]
+CONTRAST_WEIGHT = 0.5  # of the contrast in the loss of other tasks, in the released question answering
+
+
 class TrainConfig(Config):
     """One run: ``steps`` steps, or ``epochs`` passes over the training items, of ``batch_size`` clips.
 
@@ -79,6 +83,13 @@ class TrainConfig(Config):
 
     model: ModelConfig
     data: DataConfig
+    # What is learnt (``model.train.tasks``): to rank, or a head of the model for another task, such as model.caption.
+    task: TaskName = "retrieval"
+    # False trains the task's head alone, on the features that the model has: its fingerprint, and with it every index
+    # of those features, stays valid.
+    train_encoder: bool = True
+    # Other tasks than retrieval: the weight of the contrast of videos and texts in the loss; 0: none. None: 0.5.
+    contrast_weight: float | None = Field(None, ge=0)
     optimiser: OptimiserConfig = OptimiserConfig()
     batch_size: int = Field(128, ge=2)
     # Exactly one of the two. Generated scenes have no end, so they take only steps.
@@ -88,6 +99,7 @@ class TrainConfig(Config):
     epoch_of: EpochOf = "videos"
     seed: int = 0
     # A checkpoint to start from, with its weights but not its optimiser; the configuration above must fit it.
+    # `demo` is the shipped one. It keeps the heads that it has for other tasks.
     start_from: Path | None = None
     # Whether the EM pass is part of the loss. It moves the EMCL state; without it the state stays as drawn.
     joint_emcl: bool = True
@@ -117,7 +129,8 @@ class TrainConfig(Config):
     # In steps, or "epoch".
     validate_every: Every = 500
     checkpoint_every: Every = 500
-    # Keep the weights of the best validation (R@1, text to video) and make them the result, not the last ones.
+    # Keep the weights of the best validation (R@1, text to video, or what another task is measured by), not the last
+    # ones, and make them the result.
     keep_best: bool = False
     # Also write OUTPUT/tensorboard; needs the extra `train`.
     tensorboard: bool = False
@@ -157,6 +170,42 @@ class TrainConfig(Config):
             self._selects_honestly()
         return self
 
+    @model_validator(mode="after")
+    def _task_has_its_head(self) -> TrainConfig:
+        wanted = _HEADS.get(self.task)
+        given = [name for name in _HEADS.values() if getattr(self.model, name) is not None]
+        if wanted is not None and wanted not in given:
+            raise ValueError(f"task {self.task} trains model.{wanted}, which is not there; add it ({{}} for defaults)")
+        foreign = [f"model.{name}" for name in given if name != wanted]
+        if foreign:
+            raise ValueError(f"task {self.task} does not train {' and '.join(foreign)}; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _frozen_is_possible(self) -> TrainConfig:
+        if self.task == "retrieval":
+            useless = {
+                "train_encoder: false": not self.train_encoder,
+                "contrast_weight": self.contrast_weight is not None,
+            }
+        else:
+            useless = {
+                "joint_emcl, without a contrast,": self.joint_emcl and self.contrast_weight == 0,
+                "gradient_checkpointing, with train_encoder: false,": self.gradient_checkpointing
+                and not self.train_encoder,
+                "batch_norm: running, with train_encoder: false,": self.batch_norm == "running"
+                and not self.train_encoder,
+            }
+        for name, is_used in useless.items():
+            if is_used:
+                raise ValueError(f"{name} has no effect with task {self.task}; leave it out")
+        return self
+
+    @property
+    def contrast_weight_or_default(self) -> float:
+        """``contrast_weight`` of other tasks than retrieval."""
+        return CONTRAST_WEIGHT if self.contrast_weight is None else self.contrast_weight
+
     def _selects_honestly(self) -> None:
         split = selection_split(self.data)
         if split is None:
@@ -166,6 +215,9 @@ class TrainConfig(Config):
                 "keep_best would choose by the test split, which then measures nothing any more; only data.protocol: "
                 "reference may do that, as the released code does"
             )
+
+
+_HEADS = {"captioning": "caption"}  # the key of the model's configuration that a task trains
 
 
 def selection_split(data: ScenesConfig | StoredSet) -> Split | None:

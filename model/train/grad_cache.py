@@ -5,12 +5,12 @@ parameters. With chunks, features are first computed without a graph, chunk by c
 encoded again, now with a graph, under the random state that it had the first time. Both ways give the same gradients,
 as long as a clip's features do not depend on the others of its chunk (BatchNorm by batch statistics breaks that).
 
-Shape suffixes: B clips of this process, F frames, D channels.
+Which tensors a batch is encoded to is the task's affair (``model.train.tasks``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -22,39 +22,37 @@ from model.clip.tokenizer import Tokenizer
 from model.data.batches import Batch, frames_for, pad_frames
 from model.net import EMCLNet
 
-Encode: TypeAlias = Callable[[Batch], tuple[Tensor, Tensor]]  # text (B, D), frame features (B, F, D)
+Encode: TypeAlias = Callable[[Batch], tuple[Tensor, ...]]  # tensors of B rows each, such as texts and frame features
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlainEncoding:
     """Features of a batch that was encoded at once; the graph is kept."""
 
-    text_BD: Tensor
-    features_BFD: Tensor
+    features: tuple[Tensor, ...]
 
-    def backward(self, text_gradient_BD: Tensor, features_gradient_BFD: Tensor) -> None:
+    def backward(self, gradients: Sequence[Tensor]) -> None:
         """Add to the parameters' gradients those of a loss with these gradients at the features. Once."""
-        torch.autograd.backward([self.text_BD, self.features_BFD], [text_gradient_BD, features_gradient_BFD])
+        torch.autograd.backward(self.features, gradients)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CachedEncoding:
     """Features of a batch that was encoded in chunks, without a graph; the random state of each chunk is kept."""
 
-    text_BD: Tensor
-    features_BFD: Tensor
+    features: tuple[Tensor, ...]
     encode: Encode
     chunks: list[Batch]
     states: list[_RandomState]
 
-    def backward(self, text_gradient_BD: Tensor, features_gradient_BFD: Tensor) -> None:
+    def backward(self, gradients: Sequence[Tensor]) -> None:
         """Add to the parameters' gradients those of a loss with these gradients at the features."""
         start = 0
         for chunk, state in zip(self.chunks, self.states, strict=True):
             rows = slice(start, start + len(chunk.captions))
             with state.restored():
-                text_BD, features_BFD = self.encode(chunk)
-            torch.autograd.backward([text_BD, features_BFD], [text_gradient_BD[rows], features_gradient_BFD[rows]])
+                features = self.encode(chunk)
+            torch.autograd.backward(features, [gradient[rows] for gradient in gradients])
             start = rows.stop
 
 
@@ -97,8 +95,7 @@ def encode_for_loss(
 ) -> PlainEncoding | CachedEncoding:
     """Encode a batch at once, or in chunks of ``chunk_size`` clips where it is larger than that."""
     if chunk_size is None or chunk_size >= len(batch.captions):
-        text_BD, features_BFD = encode(batch)
-        return PlainEncoding(text_BD=text_BD, features_BFD=features_BFD)
+        return PlainEncoding(features=encode(batch))
     chunks = list(_split(batch, chunk_size))
     states, encoded = [], []
     with torch.no_grad():
@@ -106,8 +103,7 @@ def encode_for_loss(
             states.append(_RandomState.now(device))
             encoded.append(encode(chunk))
     return CachedEncoding(
-        text_BD=torch.cat([text for text, _ in encoded]),
-        features_BFD=torch.cat([features for _, features in encoded]),
+        features=tuple(torch.cat(parts) for parts in zip(*encoded, strict=True)),
         encode=encode,
         chunks=chunks,
         states=states,

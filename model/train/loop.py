@@ -26,6 +26,7 @@ from model.checkpoint import load_checkpoint, save_checkpoint
 from model.clip.tokenizer import Tokenizer, build_tokenizer
 from model.clip.weights import load_strictly
 from model.data.batches import Batch
+from model.encoder import DEMO_CHECKPOINT
 from model.net import EMCLNet, build_net
 from model.train.config import TrainConfig
 from model.train.data import batches, build_data, require_selection_data
@@ -34,7 +35,7 @@ from model.train.log import RunLog
 from model.train.optimiser import build_optimiser, rate_factor
 from model.train.state import Best, TrainState, WeightAverage, save_state
 from model.train.step import Stepper, StepResult, arithmetic
-from model.train.validate import validate
+from model.train.tasks import build_task
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +57,16 @@ def prepare_layers(net: EMCLNet, config: TrainConfig, processes: int) -> None:
         _checkpoint_blocks(net)
 
 
-def training_mode(net: EMCLNet, config: TrainConfig) -> None:
-    """Put the net into training mode, except BatchNorm layers that use their running statistics."""
+def training_mode(net: EMCLNet, config: TrainConfig, trained: nn.Module | None = None) -> None:
+    """Put the net into training mode, except BatchNorm layers that use their running statistics.
+
+    With a frozen encoder only ``trained`` is put into it.
+    """
+    if not config.train_encoder:
+        assert trained is not None
+        net.eval()
+        trained.train()
+        return
     net.train()
     if config.batch_norm == "running":
         for norm in _batch_norms(net):
@@ -82,6 +91,11 @@ def _checkpoint_blocks(net: EMCLNet) -> None:
         blocks.grad_checkpointing = True
 
 
+def start_of(path: Path) -> Path:
+    """The checkpoint that ``start_from`` means: ``demo`` is the shipped one."""
+    return DEMO_CHECKPOINT if str(path) == "demo" else path
+
+
 class Trainer:
     """A run between two points in time; ``world`` are the processes that share it."""
 
@@ -102,18 +116,25 @@ class Trainer:
         if config.keep_best:
             require_selection_data(config)
         self.steps = self._in_steps(config.steps or "epoch") * (config.epochs or 1)
+        self.task = build_task(config, self.net, self.tokenizer, self.data)
+        if not config.train_encoder:
+            self.net.requires_grad_(requires_grad=False)
+            self.task.trained.requires_grad_()
+        self.net.to(self.world.device)
         self.state = TrainState(
             net=self.net,
             optimiser=build_optimiser(self.net, config.optimiser),
             scaler=torch.amp.GradScaler(self.world.device.type, enabled=config.precision == "fp16"),
             average=None if config.ema_decay is None else WeightAverage(self.net, config.ema_decay),
         )
-        self.stepper = Stepper(config, self.state, self.tokenizer, self.world, steps=self.steps)
+        self.stepper = Stepper(config, self.state, self.task, self.world, steps=self.steps)
 
     def _build_net(self) -> EMCLNet:
         net = build_net(self.config.model)
         if self.config.start_from is not None:
-            source = load_checkpoint(self.config.start_from)
+            source = load_checkpoint(start_of(self.config.start_from))
+            if source.config.caption is not None and source.captioner is not None:
+                net.attach_captioner(source.config.caption)
             state = source.state_dict()
             if source.config.emcl != self.config.model.emcl:  # its EMCL state means nothing under other settings
                 state |= {name: value for name, value in net.state_dict().items() if name.startswith("emcl.")}
@@ -132,7 +153,7 @@ class Trainer:
         ``log`` is the first process's; the others have none.
         """
         pace = _Pace()
-        training_mode(self.net, self.config)
+        training_mode(self.net, self.config, self.task.trained)
         coming = batches(self.data, range(start, self.steps), share=self.world.share, workers=self.config.workers)
         with tqdm(total=self.steps, initial=start, desc="train", unit="step", disable=not self.world.is_first) as bar:
             for done, share in enumerate(coming, start=start + 1):
@@ -185,21 +206,18 @@ class Trainer:
     def _validate(self, log: RunLog, done: int) -> None:
         with self._shipped_weights():
             clips = self.data.validation()
-            metrics = validate(
-                self.net, self.tokenizer, clips, self.world.device, lambda: arithmetic(self.config, self.world.device)
-            )
+            metrics = self.task.validate(clips, self.world.device, lambda: arithmetic(self.config, self.world.device))
             if metrics is None:
                 return
             log.write(done, validation=metrics)
-            both = [metrics[way]["R@1"] for way in ("text_to_video", "video_to_text")]
-            logger.info("step %d: validation R@1 %.1f text to video, %.1f video to text", done, *both)
+            logger.info("step %d: validation %s", done, self.task.summary(metrics))
             if self.config.keep_best:
-                self._keep_if_best(done, both[0])
+                self._keep_if_best(done, self.task.score(metrics))
 
-    def _keep_if_best(self, done: int, recall_at_1: float) -> None:
+    def _keep_if_best(self, done: int, score: float) -> None:
         best = self.state.progress.best
-        if best is None or recall_at_1 > best.recall_at_1:
-            self.state.progress.best = Best(step=done, recall_at_1=recall_at_1)
+        if best is None or score > best.score:
+            self.state.progress.best = Best(step=done, score=score)
             self._save(self.output / "best.safetensors", done)
 
     def _shipped_weights(self) -> Any:
@@ -223,10 +241,12 @@ class Trainer:
         """Describe how a checkpoint was made; ``weights`` and ``selected`` name which of the run's weights it has."""
         config, best = self.config, self.state.progress.best
         facts: dict[str, Any] = {"steps": step, "batch_size": config.batch_size, "seed": config.seed}
+        if config.task != "retrieval":
+            facts["task"] = config.task
         facts["weights"] = "last" if config.ema_decay is None else f"moving average, decay {config.ema_decay}"
         facts["selected"] = "last step"
         if best is not None and best.step == step:
-            facts["selected"] = f"best validation R@1, text to video: {best.recall_at_1:.2f} after step {best.step}"
+            facts["selected"] = f"best validation {self.task.chosen_by}: {best.score:.2f} after step {best.step}"
         return facts
 
 

@@ -23,11 +23,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from model.checkpoint import load_checkpoint, save_checkpoint
+from model.checkpoint import is_emcl_state, load_checkpoint, save_checkpoint
 from model.durable import sync_file
 from model.net import EMCLNet
 
-_EMCL_STATE = "emcl."
 _PREFIX = "step-"
 
 
@@ -76,7 +75,7 @@ def _averaged(net: nn.Module) -> dict[str, Tensor]:
     return {
         name: tensor
         for name, tensor in net.state_dict(keep_vars=True).items()
-        if tensor.is_floating_point() and not name.startswith(_EMCL_STATE)
+        if tensor.is_floating_point() and not is_emcl_state(name)
     }
 
 
@@ -88,10 +87,10 @@ def _copy(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Best:
-    """The best validation so far: R@1, text to video, in percent, after ``step`` steps."""
+    """The best validation so far, by what its task ranks models by (``model.train.tasks``), after ``step`` steps."""
 
     step: int
-    recall_at_1: float
+    score: float
 
 
 @dataclass(kw_only=True)
@@ -159,14 +158,19 @@ def load_state(state: TrainState, checkpoint: Path) -> None:
         state.average.load(_read(checkpoint, "average.safetensors"))
     progress = json.loads((checkpoint / "progress.json").read_text(encoding="utf-8"))
     state.scaler.load_state_dict(progress["scaler"])
-    state.progress.best = None if progress["best"] is None else Best(**progress["best"])
+    state.progress.best = None if progress["best"] is None else _best_of(progress["best"])
     state.progress.skipped = progress["skipped"]
+
+
+def _best_of(found: Mapping[str, Any]) -> Best:
+    """Read what ``_progress`` wrote; earlier releases, which knew one task, called the score ``recall_at_1``."""
+    return Best(step=found["step"], score=found["score"] if "score" in found else found["recall_at_1"])
 
 
 def _progress(state: TrainState) -> dict[str, Any]:
     best = state.progress.best
     return {
-        "best": None if best is None else {"step": best.step, "recall_at_1": best.recall_at_1},
+        "best": None if best is None else {"step": best.step, "score": best.score},
         "scaler": state.scaler.state_dict(),
         "skipped": state.progress.skipped,
     }

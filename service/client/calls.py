@@ -22,7 +22,14 @@ from pydantic import BaseModel
 from service.schemas.index import IndexAnswer, LiveAnswer, ReadyAnswer, SessionAnswer
 from service.schemas.jobs import JobMetrics, JobOut, JobsPage
 from service.schemas.library import CaptionsAdded, CaptionsPage, VideoAdded, VideoOut, VideosPage
-from service.schemas.search import ClassifyAnswer, EmbeddingsAnswer, ManyAnswers, SearchAnswer, UploadAnswer
+from service.schemas.search import (
+    ClassifyAnswer,
+    EmbeddingsAnswer,
+    ManyAnswers,
+    SearchAnswer,
+    UploadAnswer,
+    WrittenCaptionAnswer,
+)
 from service.search.values import Fusion, Group, Rerank
 
 P = ParamSpec("P")
@@ -239,6 +246,18 @@ def classify_video(path: Path | str, labels: Sequence[str], *, prompt: str | Non
     if prompt is not None:
         form["prompt"] = prompt
     return Sent(file=Path(path), form=form)
+
+
+@endpoint("POST", "/v1/caption", _a(WrittenCaptionAnswer))
+def write_caption(video_id: str, *, segment: int | None = None) -> Sent:
+    """A caption that the model writes for an indexed video; needs a model with a caption head."""
+    return Sent(json=_given(video_id=video_id, segment=segment))
+
+
+@endpoint("POST", "/v1/caption/video", _a(WrittenCaptionAnswer))
+def write_caption_video(path: Path | str) -> Sent:
+    """A caption that the model writes for a video file, of which nothing is kept."""
+    return Sent(file=Path(path))
 
 
 @endpoint("POST", "/v1/rerank", _a(SearchAnswer))

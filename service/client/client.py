@@ -52,6 +52,8 @@ class _Endpoints:
     embeddings = calls.embeddings
     classify = calls.classify
     classify_video = calls.classify_video
+    write_caption = calls.write_caption
+    write_caption_video = calls.write_caption_video
     videos = calls.videos
     video = calls.video
     add_video = calls.add_video

@@ -14,6 +14,8 @@ from indexer.store.confidence import LINE
 from model.evaluate.labels import DEFAULT_PROMPT, MAX_LABEL_CHARS, MAX_LABELS
 from service.search.values import (
     CaptionHit,
+    CaptionQuery,
+    CaptionResult,
     ClassifyQuery,
     ClassifyResult,
     FrameWeights,
@@ -368,6 +370,33 @@ class ClassifyAnswer(Answer):
         """The JSON of a result."""
         labels = [LabelOut(label=hit.label, probability=hit.probability, score=hit.score) for hit in result.labels]
         return cls(labels=labels, upload=upload, source=SourceOut.of(result.source))
+
+
+class CaptionRequest(Request):
+    """An indexed video to write a caption for."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"video_id": "0" * 64}]})
+
+    video_id: str = Field(pattern=VIDEO_ID)
+    segment: int | None = Field(None, ge=0, description="This segment alone. Default: the whole video.")
+
+    def to_query(self) -> CaptionQuery:
+        """The engine's value."""
+        return CaptionQuery(video_id=self.video_id, segment=self.segment)
+
+
+class WrittenCaptionAnswer(Answer):
+    """A caption that the model wrote. `upload` says what was decoded; null for an indexed video."""
+
+    caption: str
+    score: float = Field(description="Mean log-probability of its words, at most 0.")
+    upload: UploadOut | None
+    source: SourceOut
+
+    @classmethod
+    def of(cls, result: CaptionResult, upload: UploadOut | None = None) -> WrittenCaptionAnswer:
+        """The JSON of a result."""
+        return cls(caption=result.text, score=result.score, upload=upload, source=SourceOut.of(result.source))
 
 
 class EmbeddingsRequest(Request):

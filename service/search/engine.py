@@ -34,6 +34,8 @@ from service.search.qb_norm import rescore, usable
 from service.search.ranking import Candidates, Scored
 from service.search.values import (
     CaptionHit,
+    CaptionQuery,
+    CaptionResult,
     ClassifyQuery,
     ClassifyResult,
     Hit,
@@ -193,20 +195,35 @@ class Engine:
 
         with self.live.lease() as generation:
             watch = _Stopwatch()
-            if query.video_id is not None:
-                _, meant = _segments_of(generation, query.video_id, query.segment)
-                features, mask = generation.reader.segment_features(np.array(meant))
-            else:
-                assert query.frames_FHWC is not None
-                upload = UploadQuery(frames_FHWC=query.frames_FHWC, timestamps_seconds=np.zeros(len(query.frames_FHWC)))
-                features, mask = self._encode_uploads([upload])
+            features_FD, mask_F = self._frame_features(generation, query)
             prompt_ND = self._text_rows(prompts_of(query.labels, query.prompt))
             watch.lap("encode")
-            flat_FD = features.reshape(-1, features.shape[-1])
-            found = classify(self.encoder, flat_FD, mask.reshape(-1), query.labels, prompt_ND)
+            found = classify(self.encoder, features_FD, mask_F, query.labels, prompt_ND)
             watch.lap("answer")
             hits = tuple(LabelHit(label=item.label, score=item.score, probability=item.probability) for item in found)
             return ClassifyResult(labels=hits, source=self._source(generation, watch, "none"))
+
+    def check_captioner(self) -> None:
+        """Raise ``Conflict`` if the model has no caption head."""
+        from model.evaluate.captioning import NoHeadError, caption_head
+
+        try:
+            caption_head(self.encoder)
+        except NoHeadError as error:
+            raise _no_head(error) from error
+
+    def caption(self, query: CaptionQuery) -> CaptionResult:
+        """Write a caption for a video. Raises ``NotFound`` for one that is not indexed."""
+        from model.evaluate.captioning import write_caption
+
+        with self.live.lease() as generation:
+            watch = _Stopwatch()
+            features_FD, mask_F = self._frame_features(generation, query)
+            watch.lap("encode")
+            written = write_caption(self.encoder, features_FD, mask_F)
+            watch.lap("answer")
+            source = self._source(generation, watch, "none")
+            return CaptionResult(text=written.text, score=written.score, source=source)
 
     def embed(self, texts: Sequence[str]) -> tuple[Floats, Source]:
         """The unit vectors (N, M) that the index compares, without the coordinates of hub bases."""
@@ -261,6 +278,19 @@ class Engine:
                 rows[text] = row_D
                 self.texts.put((fingerprint, text), row_D)
         return np.stack([row for text in texts if (row := rows[text]) is not None])
+
+    def _frame_features(
+        self, generation: Generation, query: ClassifyQuery | CaptionQuery
+    ) -> tuple[Floats, NDArray[np.bool_]]:
+        """Frame features (F, D) and mask (F) of all segments that are meant, or of uploaded frames."""
+        if query.video_id is not None:
+            _, meant = _segments_of(generation, query.video_id, query.segment)
+            features, mask = generation.reader.segment_features(np.array(meant))
+        else:
+            assert query.frames_FHWC is not None
+            upload = UploadQuery(frames_FHWC=query.frames_FHWC, timestamps_seconds=np.zeros(len(query.frames_FHWC)))
+            features, mask = self._encode_uploads([upload])
+        return features.reshape(-1, features.shape[-1]), mask.reshape(-1)
 
     def _encode_uploads(self, uploads: Sequence[UploadQuery]) -> tuple[Floats, NDArray[np.bool_]]:
         longest = max(len(upload.frames_FHWC) for upload in uploads)
@@ -465,6 +495,15 @@ class _Stopwatch:
         now = perf_counter()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
         self._last = now
+
+
+def _no_head(error: Exception) -> Conflict:
+    return Conflict(
+        str(error).partition(";")[0],
+        expected="a service whose model has a caption head",
+        next_step="train one by `emcl train` with `task: captioning` (docs/training.md; the index stays valid, because "
+        "the model's features do not change), and serve the result with --model",
+    )
 
 
 def _alike(

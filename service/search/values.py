@@ -108,6 +108,15 @@ class ClassifyQuery:
     frames_FHWC: NDArray[np.uint8] | None = None
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CaptionQuery:
+    """What to write a caption for: an indexed video (or ``segment`` alone), or uploaded frames (F, H, W, 3) uint8."""
+
+    video_id: str | None = None
+    segment: int | None = None
+    frames_FHWC: NDArray[np.uint8] | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class FrameWeights:
     """How much the query weighs each frame. ``weights`` sum to 1; the moment is the time of the largest."""
@@ -218,6 +227,15 @@ class ClassifyResult:
     """All labels of a query, best first."""
 
     labels: tuple[LabelHit, ...]
+    source: Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionResult:
+    """A written caption and the mean log-probability of its words."""
+
+    text: str
+    score: float
     source: Source
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from training_support import run_group, tiny, with_model
+from training_support import run_group, tiny, tiny_settings, with_model
 
 from model.checkpoint import load_checkpoint
 from model.clip.towers import _DTYPES
@@ -20,7 +20,7 @@ from model.train.distributed import World
 from model.train.grad_cache import encode_batch
 from model.train.loop import Trainer
 from model.train.state import newest_checkpoint
-from model.train.step import contrastive_loss
+from model.train.tasks import contrastive_loss
 
 WORKER = Path(__file__).parents[2] / "support" / "training_worker.py"
 REFERENCE = EMCLConfig.reference(num_bases=4, iterations=2).model_dump(mode="json")
@@ -108,11 +108,16 @@ def test_three_processes_have_the_gradients_of_one_to_the_last_digits_of_float64
     monkeypatch.setitem(_DTYPES, "fp32", torch.float64)
     steps = tiny(batch_size=7, steps=3)
     plan = [entry("gradients", name, config) for name, config in scenarios().items()]
-    run(3, tmp_path, [*plan, entry("weights", "steps", steps)], "--double")
+    head = {"dim": 16, "heads": 2, "inner": 32, "length": 40, "dropout": 0, "attention_dropout": 0, "emcl": REFERENCE}
+    model = {**tiny_settings()["model"], "caption": head}
+    captions = tiny(batch_size=7, steps=3, task="captioning", model=model)
+    run(3, tmp_path, [*plan, entry("weights", "steps", steps), entry("weights", "captions", captions)], "--double")
     for name, config in scenarios().items():
         expected = own_gradients(config, tmp_path, torch.float64)
         require_equal(name, load_file(tmp_path / f"{name}.safetensors"), expected, 1e-11)
-    require_equal("steps", load_file(tmp_path / "steps.safetensors"), own_weights(steps, tmp_path, torch.float64), 1e-8)
+    for name, config in (("steps", steps), ("captions", captions)):
+        expected = own_weights(config, tmp_path, torch.float64)
+        require_equal(name, load_file(tmp_path / f"{name}.safetensors"), expected, 1e-8)
 
 
 @pytest.mark.slow

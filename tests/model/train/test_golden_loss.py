@@ -8,7 +8,7 @@ from golden_support import golden_architecture, reference_name
 from model.net import EMCLNet
 from model.train.config import OptimiserConfig
 from model.train.optimiser import build_optimiser
-from model.train.step import contrastive_loss
+from model.train.tasks import contrastive_loss
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from model.config import ClipConfig, EMCLConfig, ModelConfig, SamplingConfig, Te
 from model.data.batches import Batch
 from model.heads.losses import known_pairs, symmetric_info_nce
 from model.net import build_net
-from model.train.step import contrastive_loss
+from model.train.tasks import contrastive_loss
 
 TOWERS = {
     "embed_dim": 32,

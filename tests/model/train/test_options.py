@@ -109,7 +109,7 @@ def test_the_state_of_the_scaler_is_kept(tmp_path):
     trainer._step(0, trainer.data.batch(0))
     trainer.state.scaler.load_state_dict({**trainer.state.scaler.state_dict(), "scale": 48.0, "_growth_tracker": 7})
     trainer.state.progress.skipped = 3
-    trainer.state.progress.best = Best(step=1, recall_at_1=12.5)
+    trainer.state.progress.best = Best(step=1, score=12.5)
     save_state(trainer.state, tmp_path, 1)
     other = Trainer(tiny(precision="fp16"), tmp_path, device="cpu")
     load_state(other.state, newest_checkpoint(tmp_path))
@@ -150,7 +150,7 @@ def test_the_average_is_validated_and_shipped(tmp_path, monkeypatch):
     def fake(net, *_):
         seen.append(net.temporal.positions.weight.detach().clone())
 
-    monkeypatch.setattr("model.train.loop.validate", fake)
+    monkeypatch.setattr("model.train.tasks.validate", fake)
     config = tiny(steps=3, ema_decay=0.99)
     path = train(config, tmp_path, device="cpu")
     average = load_file(newest_checkpoint(tmp_path) / "average.safetensors")["temporal.positions.weight"]
@@ -168,7 +168,7 @@ def test_the_best_validation_is_kept_and_named(tmp_path, monkeypatch):
     figures = iter([10.0, 30.0, 30.0, 20.0])
     way = {"R@1": 0.0}
     monkeypatch.setattr(
-        "model.train.loop.validate", lambda *_: {"text_to_video": {"R@1": next(figures)}, "video_to_text": way}
+        "model.train.tasks.validate", lambda *_: {"text_to_video": {"R@1": next(figures)}, "video_to_text": way}
     )
     path = train(tiny(steps=4, validate_every=1, keep_best=True), tmp_path, device="cpu")
     metadata = load_mapping(path.with_suffix(".json"))["metadata"]
