@@ -17,11 +17,12 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 import typer.core
@@ -36,10 +37,12 @@ from service.cli_jobs import worker
 from service.cli_options import takes_settings
 from service.doctor.cli import doctor
 from service.schemas.search import CaptionOut, HitOut
+from service.search.playlists import MOST_PICTURES, SUFFIXES, ListedMoment, ListFormat, clock
 from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from service.access.keys import Key, KeyStore
+    from service.schemas.search import SearchAnswer
     from service.search.engine import Engine
     from service.search.live_index import LiveIndex
     from service.search.values import Ranking, SearchQuery
@@ -165,6 +168,7 @@ app.command(rich_help_panel=OPERATE)(doctor)
 _MODEL_SETTINGS = ("store", "model", "pretrained", "device", "runtime", "precision", "exports", "threads")
 
 _DEMO_DECIDES = ("store", "model", "pretrained")
+_PICTURE_WIDTH = 320
 
 
 def main() -> None:
@@ -336,6 +340,14 @@ def search(
         float, typer.Option(help="Leave out hits that fit less well: 0 to 1 (see docs/search.md).")
     ] = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, as the API answers.")] = False,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write the hits to a file: a playlist (.m3u8), an edit decision list (.edl) or one page with "
+            "pictures (.html)."
+        ),
+    ] = None,
+    frame_rate: Annotated[int, typer.Option(min=1, max=240, help="Frames per second of an edit decision list.")] = 25,
     open_best: Annotated[
         bool, typer.Option("--open", help="Open the best hit in the program that this system uses for videos.")
     ] = False,
@@ -348,6 +360,8 @@ def search(
 
     if (text is None) == (video is None):
         raise typer.BadParameter("give either words or --video FILE")
+    if save is not None:
+        _check_saving(save, video, k)
     if video is not None and min_confidence > 0:
         raise typer.BadParameter("--min-confidence goes with words")
     ranking = Ranking(
@@ -364,7 +378,8 @@ def search(
             raise typer.BadParameter("--fusion text needs words: a video has none to look for")
         wanted = VideoFilter(tags=tuple(tag or ()), min_seconds=min_seconds, max_seconds=max_seconds)
         query = SearchQuery(text=text, ranking=ranking, filter=wanted)
-        _search_words(load_settings(options), query, as_json=as_json, open_best=open_best)
+        shown = _Shown(as_json=as_json, open_best=open_best, save=save, frame_rate=frame_rate)
+        _search_words(load_settings(options), query, shown)
         return
     engine = build_engine(load_settings(options))
     typer.echo(f"EMCL: {engine.active().text}", err=True)
@@ -387,14 +402,87 @@ def search(
             typer.echo(f"note: the model does not read {answer.unknown_script} script; ask in English", err=True)
         if answer.nothing_fits:
             typer.echo("note: nothing fits well", err=True)
-        typer.echo(_json(answer) if as_json else hits_table(answer.hits))
-        if open_best and answer.hits:
-            _open(engine.live, answer.hits[0].video_id)
+        shown = _Shown(as_json=as_json, open_best=open_best, save=save, frame_rate=frame_rate)
+        shown.show(answer, engine.live, query.text or "")
     finally:
         engine.close()
 
 
-def _search_words(settings: Settings, query: SearchQuery, *, as_json: bool, open_best: bool) -> None:
+class _Shown(NamedTuple):
+    """What is done with the answer to a search in words."""
+
+    as_json: bool
+    open_best: bool
+    save: Path | None
+    frame_rate: int
+
+    def show(self, answer: SearchAnswer, live: LiveIndex, text: str) -> None:
+        typer.echo(_json(answer) if self.as_json else hits_table(answer.hits))
+        if self.save is not None:
+            _save(answer.hits, live, text, self.save, self.frame_rate)
+        if self.open_best and answer.hits:
+            _open(live, answer.hits[0].video_id)
+
+
+def _check_saving(target: Path, video: Path | None, k: int) -> None:
+    """Wrong usage is reported before anything loads."""
+    kind = _list_format(target)
+    if video is not None:
+        raise typer.BadParameter("--save goes with words")
+    if kind == "html" and k > MOST_PICTURES:
+        raise typer.BadParameter(f"a page with pictures has at most {MOST_PICTURES} hits, got --k {k}")
+
+
+def _list_format(target: Path) -> ListFormat:
+    formats: dict[str, ListFormat] = {".m3u": "m3u", **{suffix: kind for kind, suffix in SUFFIXES.items()}}
+    if target.suffix.lower() not in formats:
+        raise typer.BadParameter(f"--save {target}: the name must end in {', '.join(sorted(formats))}")
+    return formats[target.suffix.lower()]
+
+
+def _save(hits: Sequence[HitOut], live: LiveIndex, text: str, target: Path, frame_rate: int) -> None:
+    """Write hits as a list that other programs open; the files are named where they are on this machine."""
+    from model.durable import write_atomically
+    from service.search.playlists import edit_list, m3u_playlist, picture_page
+
+    kind = _list_format(target)
+    moments = [_listed(hit, live, with_picture=kind == "html") for hit in hits]
+    if kind == "m3u":
+        content = m3u_playlist(moments, text)
+    elif kind == "edl":
+        content = edit_list(moments, text, frame_rate)
+    else:  # to be shared: it does not say where files are
+        content = picture_page([replace(moment, url=None) for moment in moments], text, datetime.now().astimezone())
+    write_atomically(target, content.encode())
+    typer.echo(f"wrote {target}", err=True)
+
+
+def _listed(hit: HitOut, live: LiveIndex, *, with_picture: bool) -> ListedMoment:
+    """A hit as an entry of a list, without a place if its file is gone."""
+    from model.video.sampling import VideoError
+    from service.errors import Gone
+    from service.media.files import find_file
+    from service.media.pictures import picture_of
+
+    path, picture = None, None
+    with live.lease() as generation, suppress(Gone):
+        path = find_file(generation.video(hit.video_id))
+    if with_picture and path is not None:
+        with suppress(VideoError):
+            picture = picture_of(path, hit.moment, _PICTURE_WIDTH)
+    return ListedMoment(
+        title=hit.title,
+        name=hit.title if path is None else path.name,
+        url=None if path is None else path.absolute().as_uri(),
+        start_seconds=hit.start,
+        end_seconds=hit.end,
+        moment_seconds=hit.moment,
+        snippet=[(part.text, part.match) for part in hit.snippet],
+        picture=picture,
+    )
+
+
+def _search_words(settings: Settings, query: SearchQuery, shown: _Shown) -> None:
     from indexer.store.reader import StoreReader
     from service.schemas.search import SearchAnswer
     from service.search.engine import search_text
@@ -406,9 +494,7 @@ def _search_words(settings: Settings, query: SearchQuery, *, as_json: bool, open
         QueryLimits.from_settings(settings).check_search(query)
         with live.lease() as generation:
             answer = SearchAnswer.of(search_text(generation, query))
-        typer.echo(_json(answer) if as_json else hits_table(answer.hits))
-        if open_best and answer.hits:
-            _open(live, answer.hits[0].video_id)
+        shown.show(answer, live, query.text or "")
     finally:
         live.close()
 
@@ -484,15 +570,6 @@ def captions_table(captions: Sequence[CaptionOut]) -> str:
         for number, caption in enumerate(captions, start=1)
     ]
     return _table(("#", "score", "stage 1", "moment", "caption"), rows)
-
-
-def clock(seconds: float) -> str:
-    """``75.25`` is ``1:15.2``; hours only where there are any."""
-    tenths = int(seconds * 10)
-    minutes, rest = divmod(tenths, 600)
-    hours, minutes = divmod(minutes, 60)
-    start = f"{hours}:{minutes:02d}" if hours else f"{minutes}"
-    return f"{start}:{rest // 10:02d}.{rest % 10}"
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

@@ -30,6 +30,7 @@ from service.schemas.search import (
     UploadAnswer,
     WrittenCaptionAnswer,
 )
+from service.search.playlists import ListFormat
 from service.search.values import Fusion, Group, Rerank
 
 P = ParamSpec("P")
@@ -271,6 +272,33 @@ def rerank(text: str, segments: Sequence[tuple[str, int]], *, rerank: Literal["e
 def embeddings(texts: Sequence[str]) -> Sent:
     """Unit vectors of texts, as stage 1 compares them with the index."""
     return Sent(json={"texts": list(texts)})
+
+
+@endpoint("POST", "/v1/search/export", _text)
+def export_search(
+    text: str | None = None,
+    *,
+    format: ListFormat,
+    video_id: str | None = None,
+    frame_rate: int | None = None,
+    k: int = 10,
+    rerank: Rerank = "emcl",
+    tags: Sequence[str] = (),
+    min_seconds: float | None = None,
+    max_seconds: float | None = None,
+    min_confidence: float | None = None,
+    fusion: Fusion = "auto",
+) -> Sent:
+    """What a search finds as a playlist (`m3u`), an edit decision list (`edl`) or a page with pictures (`html`)."""
+    asked = _given(
+        text=text,
+        video_id=video_id,
+        frame_rate=frame_rate,
+        min_confidence=min_confidence,
+        fusion=_unless_default(fusion),
+    )
+    wanted = _filter(tags, min_seconds, max_seconds)
+    return Sent(json={**asked, "format": format, "k": k, "rerank": rerank, "filter": wanted})
 
 
 # Videos and captions.

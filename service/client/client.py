@@ -48,6 +48,7 @@ class _Endpoints:
     search = calls.search
     search_many = calls.search_many
     search_video = calls.search_video
+    export_search = calls.export_search
     rerank = calls.rerank
     embeddings = calls.embeddings
     classify = calls.classify

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from email.utils import formatdate, parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,3 +62,9 @@ def file_answer(
     elif "if-range" not in request.headers:
         check_range(asked, status.st_size)
     return FileResponse(path, media_type=kind, headers={**headers, "ETag": etag})
+
+
+def attachment(name: str) -> str:
+    """A ``Content-Disposition`` header (RFC 6266) that suggests a file name."""
+    plain = re.sub(r"[^A-Za-z0-9 ._-]", "_", name)
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"

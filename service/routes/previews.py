@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from typing import Annotated
-from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request
 from fastapi import Path as InPath
@@ -13,7 +11,7 @@ from starlette.responses import FileResponse, Response
 
 from service.access.gate import require
 from service.errors import TooLarge, Unprocessable
-from service.http.conditional import file_answer
+from service.http.conditional import attachment, file_answer
 from service.http.disconnect import unless_gone
 from service.media.clips import Clip
 from service.media.files import find_file
@@ -84,7 +82,7 @@ async def get_clip(
 
     wanted, title = await asyncio.to_thread(find)
     path = await unless_gone(request, services.previews.file(wanted))
-    headers = {"Cache-Control": _A_DAY, "Content-Disposition": _attachment(f"{title} {start:g}-{end:g}.mp4")}
+    headers = {"Cache-Control": _A_DAY, "Content-Disposition": attachment(f"{title} {start:g}-{end:g}.mp4")}
     return file_answer(
         request,
         path,
@@ -110,9 +108,3 @@ def _check_span(start: float, end: float, duration_seconds: float | None, most_s
             expected=f"at most {most_seconds:g} s",
             next_step="ask for a shorter part, or raise --clip-max-seconds",
         )
-
-
-def _attachment(name: str) -> str:
-    """A ``Content-Disposition`` header (RFC 6266) that suggests a file name."""
-    plain = re.sub(r"[^A-Za-z0-9 ._-]", "_", name)
-    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"

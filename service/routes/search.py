@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime
+from pathlib import Path
 from time import perf_counter
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
 from service.access.gate import require
-from service.errors import Unprocessable
+from service.errors import Gone, NotFound, Unprocessable
+from service.http.conditional import attachment
 from service.http.disconnect import unless_gone
+from service.media.files import Moment, find_file
 from service.routes.forms import upload_form
 from service.schemas.search import (
     EmbeddingsAnswer,
     EmbeddingsRequest,
+    ExportRequest,
     ManyAnswers,
     RerankRequest,
     SearchAnswer,
@@ -22,9 +27,19 @@ from service.schemas.search import (
     SourceOut,
     UploadAnswer,
     UploadOut,
+    clip_url,
 )
-from service.search.values import Group, Ranking, Rerank, SearchQuery, UploadQuery
-from service.services import ServicesDep
+from service.search.playlists import (
+    MEDIA_TYPES,
+    MOST_PICTURES,
+    SUFFIXES,
+    ListedMoment,
+    edit_list,
+    m3u_playlist,
+    picture_page,
+)
+from service.search.values import Group, Hit, Ranking, Rerank, SearchQuery, SearchResult, UploadQuery
+from service.services import Services, ServicesDep
 
 PATH, UPLOAD_PATH = "/v1/search", "/v1/search/video"
 
@@ -39,6 +54,14 @@ async def search(asked: SearchRequest, request: Request, services: ServicesDep) 
     and candidates with EMCL, and ranks by cosine. `offset + k` may not exceed `candidates`. `normalise: qb-norm`
     demotes segments that are near to every text.
     """
+    results = await _results(asked, request, services)
+    answers = [SearchAnswer.of(result) for result in results]
+    answer = answers[0] if asked.texts is None else ManyAnswers(results=answers)
+    return Response(answer.model_dump_json(), media_type="application/json")
+
+
+async def _results(asked: SearchRequest, request: Request, services: Services) -> list[SearchResult]:
+    """One result for each query of a request, which is checked before anything is computed."""
     given = [name for name in ("text", "texts", "video_id") if getattr(asked, name) is not None]
     if len(given) != 1:
         raise Unprocessable(
@@ -59,10 +82,81 @@ async def search(asked: SearchRequest, request: Request, services: ServicesDep) 
     if asked.min_confidence > 0:
         services.engine.check_confidence()
     work = unless_gone(request, services.search(queries))
-    results = await services.telemetry.timed(work, batched=True)
-    answers = [SearchAnswer.of(result) for result in results]
-    answer = answers[0] if asked.texts is None else ManyAnswers(results=answers)
-    return Response(answer.model_dump_json(), media_type="application/json")
+    return await services.telemetry.timed(work, batched=True)
+
+
+@router.post("/search/export", summary="Save what a search finds as a file of another program", response_class=Response)
+async def export_search(asked: ExportRequest, request: Request, services: ServicesDep) -> Response:
+    """The hits of a search as a playlist (`m3u`), an edit decision list (`edl`, CMX 3600) or one page with pictures
+    (`html`) that needs no other file. Takes what `/v1/search` takes, but `texts`.
+
+    The playlist has an address of each moment's clip, which players can open where the service asks for no key.
+    """
+    if asked.texts is not None:
+        raise Unprocessable("got texts", expected="text or video_id", next_step="send one request for each text")
+    if asked.format == "html" and asked.k > MOST_PICTURES:
+        raise Unprocessable(
+            f"k is {asked.k}", expected=f"at most {MOST_PICTURES} with pictures", next_step="ask for fewer, or for m3u"
+        )
+    [result] = await _results(asked, request, services)
+    base = str(request.base_url).rstrip("/")
+    moments = [await _listed(hit, asked, base, services) for hit in result.hits]
+    if asked.text is not None:
+        name = asked.text
+    else:
+        name = f"Like {await asyncio.to_thread(_title_of, asked.video_id or '', services)}"
+    if asked.format == "m3u":
+        content = m3u_playlist(moments, name)
+    elif asked.format == "edl":
+        content = edit_list(moments, name, asked.frame_rate)
+    else:
+        content = picture_page(moments, name, datetime.now().astimezone())
+    disposition = attachment(f"{name[:100]}{SUFFIXES[asked.format]}")
+    headers = {"Content-Disposition": disposition, "Cache-Control": "no-store"}
+    return Response(content, media_type=MEDIA_TYPES[asked.format], headers=headers)
+
+
+def _title_of(video_id: str, services: Services) -> str:
+    with services.engine.live.lease() as generation:
+        return generation.video(video_id).title
+
+
+async def _listed(hit: Hit, asked: ExportRequest, base: str, services: Services) -> ListedMoment:
+    """A hit as an entry of a list. A video that was removed since, or whose file is gone, keeps its title alone."""
+
+    def find() -> tuple[str, Path | None]:
+        with services.engine.live.lease() as generation:
+            try:
+                video = generation.video(hit.video_id)
+                path = find_file(video)
+            except (NotFound, Gone):
+                return hit.title, None
+        return f"{hit.title}{path.suffix}", path
+
+    name, path = await asyncio.to_thread(find)
+    seconds = hit.frames.moment_seconds
+    picture = None
+    if asked.format == "html" and path is not None:
+        moment = Moment(video_id=hit.video_id, path=path, milliseconds=round(seconds * 1000))
+        try:
+            picture = await services.thumbnails.picture(moment)
+        except Unprocessable:
+            picture = None  # a moment that does not decode is shown without one, as on the page
+    if asked.format == "m3u":
+        url = base + clip_url(hit.video_id, hit.start_seconds, hit.end_seconds)
+    else:
+        url = f"{base}/?play={hit.video_id}&t={seconds:.3f}"
+    return ListedMoment(
+        title=hit.title,
+        name=name,
+        url=url,
+        start_seconds=hit.start_seconds,
+        end_seconds=hit.end_seconds,
+        moment_seconds=seconds,
+        is_cut=asked.format == "m3u",
+        snippet=hit.snippet,
+        picture=picture,
+    )
 
 
 async def _check_indexed(services: ServicesDep, query: SearchQuery) -> None:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from indexer.store.confidence import LINE
 from model.evaluate.labels import DEFAULT_PROMPT, MAX_LABEL_CHARS, MAX_LABELS
+from service.search.playlists import ListFormat
 from service.search.values import (
     CaptionHit,
     CaptionQuery,
@@ -112,6 +113,13 @@ class SearchRequest(Request):
             SearchQuery(text=text, video_id=self.video_id, segment=self.segment, ranking=ranking, filter=wanted)
             for text in texts
         ]
+
+
+class ExportRequest(SearchRequest):
+    """A search whose hits are wanted as a file."""
+
+    format: ListFormat = Field(description="`m3u`, `edl` or `html`.")
+    frame_rate: int = Field(25, ge=1, le=240, description="Frames per second that timecodes of `edl` count.")
 
 
 class FrameOut(Answer):
@@ -434,6 +442,11 @@ class Problem(Answer):
 def stage_ms(source: Source) -> dict[str, float]:
     """Milliseconds by stage, to the microsecond."""
     return {stage: round(seconds * 1000, 3) for stage, seconds in source.stage_seconds.items()}
+
+
+def clip_url(video_id: str, start_seconds: float, end_seconds: float) -> str:
+    """The path of a part of a video as a file."""
+    return f"/v1/videos/{video_id}/clip?from={start_seconds:.3f}&to={end_seconds:.3f}"
 
 
 def thumbnail_url(video_id: str, moment_seconds: float | None = None) -> str:

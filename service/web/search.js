@@ -7,6 +7,7 @@ import { debounced, find, make } from "./dom.js";
 import { ms, plural } from "./format.js";
 import { home } from "./home.js";
 import { emptyPanel, problemPanel } from "./notice.js";
+import * as saving from "./saving.js";
 
 /** @typedef {import("./address.js").Place} Place @typedef {import("./api.js").Hit} Hit */
 
@@ -74,6 +75,7 @@ export function show(place) {
   if (what !== view.dataset.what) part.list.replaceChildren();
   view.dataset.what = what;
   part.stages.hidden = true;
+  saving.offer(null);
   if (what === "home") home(part, place, current.signal);
   else if (place.compare) compare(part, queryOf(place), current.signal, again);
   else results(place, key, current);
@@ -145,6 +147,12 @@ function draw(found, place, key, mine) {
   }));
   say(counted(found) + cutNote(found), ms(found.took));
   drawStages(found.stages);
+  offerSaving(found, place);
+}
+
+/** @param {Found} found @param {Place} place */
+function offerSaving(found, place) {
+  saving.offer(found.hits.length === 0 ? null : { query: queryOf(place), name: place.like ? `videos${found.like}` : place.q.trim(), k: found.hits.length });
 }
 
 /** What stands under the results. @param {Found} found @param {Place} place @param {string} key @param {AbortController} mine */
@@ -174,6 +182,7 @@ function offerMore(found, place, key, mine) {
       found.done = answer.hits.length < k || found.hits.length >= candidates;
       part.list.append(...answer.hits.map((hit, number) => card(hit, offset + number + 1, line)));
       say(counted(found) + cutNote(found), ms(found.took));
+      offerSaving(found, place);
       part.more.replaceChildren();
       if (found.done) ending(found, place, key, mine);
       else offerMore(found, place, key, mine);
@@ -221,6 +230,7 @@ const typed = debounced(TYPING_MS, () => go({ view: "", q: part.text.value.trim(
 
 /** Listen to the form. */
 export function start() {
+  saving.start();
   part.text.addEventListener("input", typed);
   part.form.addEventListener("submit", (/** @type {Event} */ event) => {
     event.preventDefault();

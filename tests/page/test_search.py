@@ -128,6 +128,26 @@ def test_a_card_plays_its_moment_when_it_is_pointed_at_and_not_where_motion_is_u
     assert page.complaints == []
 
 
+def test_results_are_saved_as_files_of_other_programs(page, page_server):
+    open_results(page, page_server.url)
+    for choice, ending, start in [("Playlist", ".m3u8", "#EXTM3U"), ("Edit list", ".edl", "TITLE: a red circle")]:
+        page.locator("#save summary").click()
+        with page.expect_download() as download:
+            page.locator("#save button", has_text=choice).click()
+        assert download.value.suggested_filename == "a red circle" + ending
+        assert download.value.path().read_text("utf-8").startswith(start)
+        expect(page.locator("#save .menu")).to_be_hidden()
+    page.locator("#save summary").click()
+    with page.expect_download() as download:
+        page.locator("#save button", has_text="Page with pictures").click()
+    alone = download.value.path().rename(download.value.path().with_suffix(".html"))
+    page.goto(f"file://{alone}")
+    expect(page.locator("li")).to_have_count(6)
+    assert page.locator("img").evaluate_all("all => all.every((one) => one.complete && one.naturalWidth > 0)")
+    page.goto(page_server.url)
+    expect(page.locator("#save")).to_be_hidden()
+
+
 def test_the_player_starts_at_the_moment_and_finds_more_like_it(page, page_server):
     open_results(page, page_server.url)
     cards(page).first.locator(".cover-link").click()

@@ -94,6 +94,8 @@ def test_searching(client, clip_store):
     assert isinstance(answer, SearchAnswer)
     assert len(answer.hits) == 3
     assert all("even" in hit.tags for hit in answer.hits)
+    exported = client.export_search("a red circle", format="edl", k=3, tags=["even"])
+    assert exported.count("FROM CLIP NAME") == 3
     many = client.search_many(["a red circle", "a blue square"], k=2)
     assert [len(result.hits) for result in many.results] == [2, 2]
     assert len(client.search(video_id=answer.hits[0].video_id).hits) == 5
