@@ -232,9 +232,11 @@ def _run_server(settings: Settings, listener: socket.socket, examples: Sequence[
     from service.access.gate import open_keys
     from service.app import create_app
     from service.http.protocol import Connections, allow_open_files
+    from service.library.folder_watch import check_folders
     from service.search.engine import build_engine
 
     open_keys(settings)  # report a missing key before the model loads
+    check_folders(settings)
     engine = build_engine(settings)
     with engine.live.lease() as generation:
         counts = generation.reader.counts

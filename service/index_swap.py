@@ -48,7 +48,7 @@ class IndexSwap:
             settings = self._configured
             if named != CONFIGURED:
                 store = await asyncio.to_thread(self._store_of, named)
-                settings = settings.model_copy(update={"store": store, "model": None, "pretrained": None})
+                settings = settings.model_copy(update={"store": store, "model": None, "pretrained": None, "watch": ()})
             new = await self._open(settings, named)
             self._state.services = new
             old.jobs.store = settings.store

@@ -23,6 +23,7 @@ from service.http.middleware import Admission
 from service.http.uploads import UploadReceiver
 from service.jobs.submission import JobService
 from service.library.engine_applier import EngineApplier
+from service.library.folder_watch import FolderWatch
 from service.library.library import Library
 from service.media.files import Thumbnails
 from service.media.fork_server import ForkServer
@@ -90,6 +91,7 @@ class Services:
         )
         self.watcher = Watcher(engine.live, settings.watch_seconds)
         self.engine_applier = EngineApplier(settings)
+        self.folder_watch = FolderWatch(settings)
         self.compute_queue = ComputeQueue(
             self.telemetry.batched(engine.search), settings, lambda: limit_threads(settings)
         )
@@ -119,12 +121,14 @@ class Services:
         self.library.additions.start()
         self.watcher.start()
         self.engine_applier.start()
+        self.folder_watch.start()
         with self.engine.live.lease() as generation:
             if not generation.reader.has_words:
                 self.library.migrate().add_done_callback(_report_migration)
 
     async def close(self, *, keep_jobs: bool = False) -> None:
         """Stop all parts, wait for the batch being computed, and close the index; with ``keep_jobs``, jobs go on."""
+        await asyncio.to_thread(self.folder_watch.close)
         await asyncio.to_thread(self.library.close)  # it computes until it has stopped
         await asyncio.to_thread(self.watcher.close)
         await asyncio.to_thread(self.engine_applier.close)
@@ -144,7 +148,11 @@ class Services:
         """How the work in the background is doing."""
         additions, writer = self.library.additions, self.library.writer
         works = [additions.background, writer.background, writer.publisher, self.redis.background]
-        return works if self.settings.engine is None else [*works, self.engine_applier.background]
+        if self.settings.engine is not None:
+            works.append(self.engine_applier.background)
+        if self.folder_watch.folders:
+            works.append(self.folder_watch.background)
+        return works
 
     @property
     def queues(self) -> dict[str, Batcher[Any, Any]]:

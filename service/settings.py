@@ -195,6 +195,11 @@ class Settings(BaseSettings):
         description="Segments and captions added or deleted over HTTP before a generation is published; 0: never.",
     )
 
+    watch: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (),
+        description="Folders to keep indexed while serving, comma-separated: new, changed and moved videos are found "
+        "by themselves (`emcl index watch` in a process of its own).",
+    )
     jobs_folder: Path = Field(Path("var/jobs"), description="Folder of batch jobs: the job store, logs, outputs.")
     jobs_inputs: Annotated[tuple[Path, ...], NoDecode] = Field(
         (),
@@ -252,10 +257,12 @@ class Settings(BaseSettings):
     preview_seconds: float = Field(300.0, gt=0, description="Longest time that making one preview or clip may take.")
     clip_max_seconds: float = Field(600.0, gt=0, description="Longest moment that can be downloaded as a clip.")
 
-    @field_validator("jobs_inputs", mode="before")
+    @field_validator("jobs_inputs", "watch", mode="before")
     @classmethod
     def _split_folders(cls, value: Any) -> Any:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        return tuple(Path(part.strip()).expanduser() for part in value.split(",") if part.strip())
 
     @field_validator("allowed_hosts", "cors_origins", mode="before")
     @classmethod

@@ -94,6 +94,7 @@ def _describe(services: Services) -> IndexAnswer:
         emcl=encoder.config.emcl.model_dump(),
         confidence_line=LINE if has_confidence else None,
         demo_notice=notice,
+        watched_folders=len(services.folder_watch.folders),
         correction=EMCLOut(**vars(correction)),
         upload_limits=UploadLimitsOut(
             max_bytes=settings.upload_max_bytes,

@@ -80,6 +80,7 @@ class IndexAnswer(Answer):
         None, description="A warning where the demo model serves anything but its own clips: its answers mean nothing."
     )
     correction: EMCLOut = Field(description="What EMCL does to searches of this index with this model.")
+    watched_folders: int = Field(0, description="Folders that the service keeps indexed (`--watch`).")
     upload_limits: UploadLimitsOut
     query_limits: dict[str, int]
 

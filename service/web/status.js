@@ -55,7 +55,7 @@ function draw(panel, index, metrics, again) {
     make("p", { className: "health", role: "status" }, health(index)),
     make("div", { className: "tiles" },
       facts("Library", [["Videos", count(counts.videos)], ["Segments", `${count(counts.segments)}, ${index.segment_seconds ? `of at most ${index.segment_seconds} s` : "one for each video"}`], ["Captions", count(counts.captions)],
-        ["Could not be read", counts.failed ? plural(counts.failed, "video") : "none"]],
+        ["Watched folders", index.watched_folders ? count(index.watched_folders) : "none"], ["Could not be read", counts.failed ? plural(counts.failed, "video") : "none"]],
       make("a", { className: "button small", href: write({ view: "library" }) }, "See the videos")),
       facts("Search", [["Model", index.model], ["EMCL", index.correction.text], ["A query looks at", `the best ${count(index.query_limits.default_candidates)} segments, at most ${count(index.query_limits.max_candidates)}`]]),
       facts("Uploads", [["Largest file", limit(index.upload_limits.max_bytes)], ["Longest video", `${count(index.upload_limits.max_seconds / 60)} minutes`],
