@@ -189,6 +189,14 @@ class Library(Protocol):
         """How many videos ``list_videos`` has on all its pages."""
         ...
 
+    def newest_addition(self) -> int:
+        """A number that is higher for each video that is added; 0 for an empty library."""
+        ...
+
+    def videos_added_after(self, addition: int, limit: int) -> list[tuple[int, str]]:
+        """The first ``limit`` videos that were added after that, in order, each with its number."""
+        ...
+
     def list_captions(self, offset: int = 0, limit: int = 100, *, video_id: str | None = None) -> list[Caption]:
         """A page of captions."""
         ...

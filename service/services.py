@@ -25,6 +25,7 @@ from service.jobs.submission import JobService
 from service.library.engine_applier import EngineApplier
 from service.library.folder_watch import FolderWatch
 from service.library.library import Library
+from service.library.webhooks import Webhooks
 from service.media.files import Thumbnails
 from service.media.fork_server import ForkServer
 from service.media.previews import PreviewLimits, Previews
@@ -92,6 +93,7 @@ class Services:
         self.watcher = Watcher(engine.live, settings.watch_seconds)
         self.engine_applier = EngineApplier(settings)
         self.folder_watch = FolderWatch(settings)
+        self.webhooks = Webhooks(settings, self.jobs.job_store, engine.live)
         self.compute_queue = ComputeQueue(
             self.telemetry.batched(engine.search), settings, lambda: limit_threads(settings)
         )
@@ -122,6 +124,7 @@ class Services:
         self.watcher.start()
         self.engine_applier.start()
         self.folder_watch.start()
+        self.webhooks.start()
         with self.engine.live.lease() as generation:
             if not generation.reader.has_words:
                 self.library.migrate().add_done_callback(_report_migration)
@@ -132,6 +135,7 @@ class Services:
         await asyncio.to_thread(self.library.close)  # it computes until it has stopped
         await asyncio.to_thread(self.watcher.close)
         await asyncio.to_thread(self.engine_applier.close)
+        await asyncio.to_thread(self.webhooks.close)
         await asyncio.gather(
             self.compute_queue.close(), self.thumbnails.close(), self.previews.close(), self.shared.close()
         )
@@ -152,6 +156,8 @@ class Services:
             works.append(self.engine_applier.background)
         if self.folder_watch.folders:
             works.append(self.folder_watch.background)
+        if self.webhooks.urls:
+            works.append(self.webhooks.background)
         return works
 
     @property

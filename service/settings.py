@@ -7,6 +7,7 @@ errors. ``python -m service.settings`` prints the table of ``docs/settings.md``.
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import os
 import re
@@ -19,6 +20,7 @@ from pydantic import ByteSize, Field, ValidationError, field_validator, model_va
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MEBIBYTE = 1024**2
+_SECRET_PREFIX = "whsec_"  # noqa: S105 - what secrets of Standard Webhooks begin with
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -206,6 +208,18 @@ class Settings(BaseSettings):
         description="Folders that jobs over HTTP may read, comma-separated. Default: none; jobs can then use only what "
         "is sent with them and what other jobs made.",
     )
+    webhooks: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        repr=False,
+        description="Addresses that get a signed request when a job has ended or new videos can be found, "
+        "comma-separated, `https://host/path`. Default: none. No request to the service can add one.",
+    )
+    webhook_secret: str | None = Field(
+        None,
+        repr=False,
+        description="What webhooks are signed with: `whsec_` and 24 to 64 random bytes in base64. Set it by the "
+        "environment: other users of the machine see command lines.",
+    )
     max_jobs: int = Field(100, ge=1, le=100_000, description="Most jobs that wait; more are answered with 503.")
     job_timeout_seconds: float = Field(
         86_400.0, gt=0, description="Time after which a job is stopped; a job may ask for less."
@@ -264,7 +278,32 @@ class Settings(BaseSettings):
             return value
         return tuple(Path(part.strip()).expanduser() for part in value.split(",") if part.strip())
 
-    @field_validator("allowed_hosts", "cors_origins", mode="before")
+    @field_validator("webhooks")
+    @classmethod
+    def _webhooks_are_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for url in value:
+            parts = urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.fragment:
+                raise ValueError("each address must begin with http:// or https:// and name a host")
+        return value
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _secret_is_random(cls, value: str | None) -> str | None:
+        if value is not None:
+            webhook_key(value)
+        return value
+
+    @model_validator(mode="after")
+    def _webhooks_are_signed(self) -> Settings:
+        if self.webhooks and self.webhook_secret is None:
+            raise ValueError(
+                "--webhooks needs --webhook-secret (EMCL_WEBHOOK_SECRET), which their receivers check; make one with: "
+                'echo "whsec_$(head -c 32 /dev/urandom | base64)"'
+            )
+        return self
+
+    @field_validator("allowed_hosts", "cors_origins", "webhooks", mode="before")
     @classmethod
     def _split_hosts(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -325,6 +364,20 @@ class Settings(BaseSettings):
         if self.allowed_hosts:
             return self.allowed_hosts
         return LOOPBACK_HOSTS if self.is_loopback else None
+
+
+def webhook_key(secret: str) -> bytes:
+    """The bytes of a secret, written ``whsec_`` and base64. Raises ``ValueError`` unless they are 24 to 64."""
+    try:
+        key = base64.b64decode(secret.removeprefix(_SECRET_PREFIX), validate=True)
+    except ValueError:
+        key = b""
+    if not secret.startswith(_SECRET_PREFIX) or not 24 <= len(key) <= 64:
+        raise ValueError(
+            "it must be whsec_ and 24 to 64 random bytes in base64; make one with: "
+            'echo "whsec_$(head -c 32 /dev/urandom | base64)"'
+        )
+    return key
 
 
 def load_settings(options: dict[str, Any] | None = None) -> Settings:

@@ -383,6 +383,14 @@ class StoreReader:
             return self.counts.videos if state == "indexed" else self.counts.failed
         return self._snapshot.count_videos(state, tags, title)
 
+    def newest_addition(self) -> int:
+        """The highest id of a segment; 0 if there is none."""
+        return self._snapshot.newest_addition()
+
+    def videos_added_after(self, addition: int, limit: int) -> list[tuple[int, str]]:
+        """The first ``limit`` videos with segments of higher ids, each with its highest."""
+        return self._snapshot.videos_added_after(addition, limit)
+
     def list_captions(self, offset: int = 0, limit: int = 100, *, video_id: str | None = None) -> list[Caption]:
         """A page of the searchable captions, ordered by id: of one video, or of all."""
         return self._snapshot.list_captions(offset, limit, video_id)

@@ -144,6 +144,18 @@ class Snapshot:
         """The video of each of these segments, by the segment's id."""
         return dict(self._by_ids("SELECT segment_id, video_id FROM segments WHERE segment_id IN", ids))
 
+    def newest_addition(self) -> int:
+        """The highest id of a segment; 0 if there is none."""
+        return self._value("SELECT ifnull(max(segment_id), 0) FROM segments")
+
+    def videos_added_after(self, segment_id: int, limit: int) -> list[tuple[int, str]]:
+        """Videos with segments whose id is higher, each with its highest, in that order."""
+        query = """
+            SELECT max(segment_id) AS newest, video_id FROM segments WHERE segment_id > ?
+            GROUP BY video_id ORDER BY newest LIMIT ?
+        """
+        return [(int(newest), str(video_id)) for newest, video_id in self._rows(query, (segment_id, limit))]
+
     def segments_of(self, video_ids: Sequence[str]) -> dict[str, list[tuple[int, float, float]]]:
         """Id, start and end of every segment of these videos, in order; videos without segments are left out."""
         query = "SELECT video_id, segment_id, start_seconds, end_seconds FROM segments WHERE video_id IN"

@@ -187,6 +187,15 @@ class JobStore:
         marks = ", ".join("?" * len(kinds))
         return bool(self._select(f"state IN ('queued', 'running') AND kind IN ({marks}) LIMIT 1", tuple(kinds)))
 
+    def ended(self) -> Sequence[Job]:
+        """All jobs that have ended, oldest first."""
+        return self._select("ended IS NOT NULL ORDER BY number", ())
+
+    def ended_mark(self) -> tuple[int, float]:
+        """Changes whenever a job ends, and is cheap."""
+        rows = self._query("SELECT count(ended), total(ended) FROM jobs", ())
+        return (int(rows[0][0]), float(rows[0][1])) if rows else (0, 0.0)
+
     # A job's life.
 
     def claim(self, job_id: str, *, pid: int, host: str) -> Job | None:

@@ -39,6 +39,7 @@ class ServiceCollector(Collector):
             "background": _background,
             "admission": _admission,
             "jobs": _jobs,
+            "webhooks": _webhooks,
             "gpu": _gpu,
         }
 
@@ -224,6 +225,20 @@ def _admission(services: Services) -> Iterator[Metric]:
 
 def _jobs(services: Services) -> Iterator[Metric]:
     yield _gauges("emcl_jobs", "Jobs in the job store, by state.", "state", dict(services.jobs.job_store.counts()))
+
+
+def _webhooks(services: Services) -> Iterator[Metric]:
+    webhooks = services.webhooks
+    if not webhooks.urls:
+        return
+    yield _gauge("emcl_webhooks_waiting", "Events that are to be sent.", webhooks.waiting)
+    outcomes = {outcome: float(number) for outcome, number in webhooks.outcomes.items()}
+    yield _counter(
+        "emcl_webhooks",
+        "Attempts to send an event; those that failed are repeated.",
+        "outcome",
+        outcomes,
+    )
 
 
 def _gpu(services: Services) -> Iterator[Metric]:
