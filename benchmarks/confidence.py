@@ -25,10 +25,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.store.confidence import LINE, SHARE, fit
+from indexer.store.confidence import LINE, SHARE, background_texts, everyday_and_nonsense, fit
 from indexer.store.reader import StoreReader
 from model.emcl.hub import unit
-from model.evaluate.background import background_texts, everyday_and_nonsense
 from model.study.significance import bootstrap
 
 Floats = NDArray[Any]

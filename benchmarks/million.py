@@ -202,8 +202,8 @@ def serve(folder: Path, segments: int) -> dict[str, Any]:
 
 def check(folder: Path, segments: int) -> dict[str, Any]:
     """Recall@100 of stage 1 against an exact search over the same vectors, with queries that nothing was tuned on."""
+    from indexer.store.build_index import SCORE_TOLERANCE, least_scores
     from indexer.store.reader import StoreReader
-    from indexer.store.tune import SCORE_TOLERANCE, least_scores
     from indexer.store.vectors import BLOCK_ROWS
 
     with StoreReader.open(folder / "store") as reader:

@@ -21,7 +21,7 @@ from model.cli_options import EncoderOptions, Only, from_models
 
 if TYPE_CHECKING:
     from indexer.build.options import BuildRequest
-    from indexer.build.report import BuildReport
+    from indexer.build.progress import BuildReport
     from indexer.store.compact import Compaction
     from indexer.store.config import IndexReport, Manifest, ModelSpec, StoreSettings
     from indexer.store.verify import Verification
@@ -119,7 +119,7 @@ def print_correction(store: Path) -> None:
     """Which form of EMCL the current generation applies; nothing if none was published."""
     from indexer.errors import NotAStore
     from indexer.store.generation import GENERATIONS, current_name, load_correction
-    from model.emcl.active import published_emcl
+    from model.emcl.correction import published_emcl
 
     try:
         folder = store / GENERATIONS / current_name(store)

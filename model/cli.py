@@ -194,7 +194,7 @@ def calibrate(options: CalibrateOptions) -> None:
             f"{', '.join(wrong)} has no effect with --form {options.form}; leave it out or choose the other form"
         )
     if options.form == "bases":
-        from model.study.calibrate_bases import run_bases
+        from model.study.bases import run_bases
 
         typer.echo(run_bases(options))
         return

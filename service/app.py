@@ -21,7 +21,6 @@ from service.routes import (
     clip_retrieval,
     index,
     jobs,
-    metrics,
     pages,
     previews,
     search,
@@ -101,7 +100,6 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         index,
         jobs,
         clip_retrieval,
-        metrics,
         session,
         pages,
     ):

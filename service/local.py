@@ -25,7 +25,7 @@ from service.search.values import Fusion, Hit, Ranking, Rerank, SearchQuery, Upl
 from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from indexer.build.report import BuildReport
+    from indexer.build.progress import BuildReport
     from indexer.store.config import StoreSettings
     from indexer.store.records import Video
     from model.encoder import Encoder

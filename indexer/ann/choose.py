@@ -5,8 +5,8 @@
     more, and only small codes would fit   IVF,PQ fast-scan: half a byte for four channels
 
 Every approximate kind is refined: its shortlist is ordered by exact scores of the vectors on the disk. A kind that does
-not find enough (``indexer.store.tune`` measures it) is followed by the next more exact one, up to Flat, which finds
-all; a kind that does not fit in memory is left in its file and mapped. Never does an index find less than was asked
+not find enough (``indexer.store.build_index`` measures it) is followed by the next more exact one, up to Flat, which
+finds all; a kind that does not fit in memory is left in its file and mapped. An index never finds less than was asked
 for.
 
 Legend: N vectors, D channels.

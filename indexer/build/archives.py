@@ -14,8 +14,7 @@ from pathlib import Path, PurePosixPath
 from indexer.build.decode_pool import ReaderSettings
 from indexer.build.encode import FeatureEncoder, VideoEncoding, encode_captions
 from indexer.build.options import BuildOptions
-from indexer.build.progress import Bar, Progress
-from indexer.build.report import BuildReport
+from indexer.build.progress import Bar, BuildReport, Progress
 from indexer.locations import SEPARATOR, Location, shard_of
 from indexer.sources.discover import PackedSource
 from indexer.sources.download_buffer import DownloadBuffer, SourceResult

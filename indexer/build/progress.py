@@ -1,4 +1,4 @@
-"""Telling how far a long run is: people at a terminal by a bar for each phase, programs by lines in a file."""
+"""What a run did, and how far it is: a bar for each phase at a terminal, lines in a file for programs."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from tqdm import tqdm
+
+from indexer.store.config import Manifest
 
 _SECONDS_BETWEEN_LINES = 0.5
 
@@ -115,3 +118,26 @@ class _TqdmBar:
 
     def note(self, text: str) -> None:
         self._bar.set_postfix_str(text)
+
+
+@dataclass(kw_only=True)
+class BuildReport:
+    """Counts of one run, filled in by its phases, and what its user should know.
+
+    ``failed`` are files, shards or places in shards that could not be read, with the reason; ``unmatched`` are rows of
+    captions without a video. ``manifest`` is that of the current generation; None if there is nothing to search yet.
+    """
+
+    found: int = 0
+    indexed: int = 0
+    captions: int = 0
+    removed: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    unmatched: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    manifest: Manifest | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that was given could be used."""
+        return not self.failed and not self.unmatched

@@ -19,8 +19,7 @@ from indexer.build.decode import DecodeSettings
 from indexer.build.decode_pool import ReaderSettings
 from indexer.build.encode import FeatureEncoder, VideoEncoding, encode_captions
 from indexer.build.options import BuildRequest
-from indexer.build.progress import Progress
-from indexer.build.report import BuildReport
+from indexer.build.progress import BuildReport, Progress
 from indexer.errors import Damaged, IndexFactoryError, ModelMismatch, NotAStore, SourceError, WrongPreprocessing
 from indexer.locations import Location, shard_of
 from indexer.sources.captions import Resolved, read_caption_file

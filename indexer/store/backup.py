@@ -25,7 +25,7 @@ from indexer.store import generation, media
 from indexer.store.catalogue import CatalogueReader
 from indexer.store.reader import StoreReader
 from indexer.store.shards import HEADER_BYTES, SHARD_KINDS, ShardKind, header
-from indexer.store.writer_lock import LOCK_HOLDER
+from indexer.store.writer import LOCK_HOLDER
 from model.durable import sha256_of_file, sync_file, sync_folder, write_atomically
 
 FORMAT = 1

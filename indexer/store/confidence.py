@@ -1,8 +1,8 @@
 """How unusual a match is: scores of a query as probabilities, from what unrelated texts reach over the same library.
 
 A cosine says little by itself: every model has a range of its own, and the best of 10,000 segments is near to any text.
-So the question is asked of texts that ship (``model.evaluate.background``): how well does the best match of each fit
-this very library? The confidence of a hit is the share of them whose best match fits less well, a conformal p-value
+So the question is asked of texts that ship with the model (``background_texts``): how well does the best match of each
+fit this very library? The confidence of a hit is the share of them whose best match fits less well, a conformal p-value
 turned round: a text that is as unrelated as they are has a best hit above 0.95 in one of twenty cases, whatever the
 model, the size of the library and the kind of index.
 
@@ -24,7 +24,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -33,7 +34,6 @@ import numpy.typing as npt
 
 from indexer.store.vectors import BLOCK_ROWS, Side
 from model.durable import load_arrays, save_arrays
-from model.evaluate.background import background_texts
 
 if TYPE_CHECKING:
     from model.emcl.correction import Correction
@@ -132,3 +132,16 @@ def read(path: Path) -> Confidence:
     """What ``write`` wrote."""
     with np.load(path, allow_pickle=False) as arrays:
         return Confidence(offset_M=arrays["offset"], asked_nM=arrays["asked"], best_n=arrays["best"])
+
+
+@cache
+def everyday_and_nonsense() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """About 300 plain descriptions of everyday footage, and 80 texts of random letters, which mean nothing."""
+    _, everyday, nonsense = (files("model") / "assets" / "background.txt").read_text(encoding="utf-8").split("# ")
+    return tuple(everyday.splitlines()[1:]), tuple(nonsense.splitlines()[1:])
+
+
+def background_texts() -> tuple[str, ...]:
+    """All of them."""
+    everyday, nonsense = everyday_and_nonsense()
+    return everyday + nonsense

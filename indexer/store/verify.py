@@ -12,6 +12,10 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 from indexer.errors import Damaged, NewerFormat, NotAStore, StoreError
 from indexer.store import catalogue as audit
@@ -19,9 +23,21 @@ from indexer.store import generation
 from indexer.store.catalogue import CatalogueReader
 from indexer.store.config import IndexReport
 from indexer.store.reader import StoreReader
-from indexer.store.recall import measure_recall
 from indexer.store.shards import HEADER_BYTES, SHARD_KINDS, ShardKind, ShardReader, header_rows
-from indexer.store.writer_lock import acquire_lock
+from indexer.store.vectors import BLOCK_ROWS
+from indexer.store.writer import acquire_lock
+
+if TYPE_CHECKING:
+    from model.emcl.correction import Side
+    from model.emcl.paired import Modality
+
+OnRow = Callable[[], None]
+Floats = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+QUERIES = 200
+DEPTH = 10
+SCORE_TOLERANCE = 1e-5
+"""A neighbour this close to the last that counts is a tie with it: rounding of float32 sums, not a miss."""
 
 
 @dataclass(kw_only=True)
@@ -37,9 +53,6 @@ class Verification:
     checked_captions: int = 0
     recall: dict[str, float] = field(default_factory=dict)
     indexes: dict[str, IndexReport] = field(default_factory=dict)
-
-
-OnRow = Callable[[], None]
 
 
 def verify(store: Path, on_row: OnRow = lambda: None) -> Verification:
@@ -152,3 +165,51 @@ def _sound(store: Path, kind: ShardKind, dim: int, shard: int, rows: int, found:
     if size > rows * row_bytes:
         found.notes.append(f"{path} ends with rows of a run that was cut short; the next `emcl index build` drops them")
     return True
+
+
+def measure_recall(reader: StoreReader, *, queries: int = QUERIES, depth: int = DEPTH) -> dict[str, float]:
+    """Recall@``depth`` of both indexes, ``videos`` and ``captions``; a side without vectors is left out.
+
+    The exact search is done blockwise over the stored vectors, without the index that it judges. Queries are stored
+    vectors of the other side: captions look for videos, videos for captions.
+    """
+    segments, captions = reader.segment_ids(), reader.caption_ids()
+    recall = {}
+    if len(segments):
+        asked = _queries(reader, "text" if len(captions) else "video", "videos", queries)
+        _, found = reader.search_videos(asked, min(depth, len(segments)))
+        recall["videos"] = _recall(reader, asked, found, segments, "videos")
+    if len(captions):
+        asked = _queries(reader, "video" if len(segments) else "text", "captions", queries)
+        _, found = reader.search_captions(asked, min(depth, len(captions)))
+        recall["captions"] = _recall(reader, asked, found, captions, "captions")
+    return recall
+
+
+def _recall(reader: StoreReader, queries_QD: Floats, found_Qk: Ids, ids_N: Ids, side: Side) -> float:
+    """Share of ``found_Qk`` whose exact score reaches that of the k-th exact neighbour."""
+    depth = found_Qk.shape[1]
+    best_Qk = np.full(found_Qk.shape, -np.inf, dtype=np.float32)
+    scores_Qk = np.full(found_Qk.shape, -np.inf, dtype=np.float32)
+    for start in range(0, len(ids_N), BLOCK_ROWS):
+        ids = ids_N[start : start + BLOCK_ROWS]
+        embed = reader.segment_embeddings if side == "videos" else reader.caption_embeddings
+        block_QN = queries_QD @ reader.correction.items(embed(ids), side).T
+        best_Qk = -np.sort(-np.concatenate([best_Qk, block_QN], axis=1), axis=1)[:, :depth]
+        position = np.clip(np.searchsorted(ids, found_Qk), 0, len(ids) - 1)
+        here = ids[position] == found_Qk
+        scores_Qk[here] = np.take_along_axis(block_QN, position, axis=1)[here]
+    return float(np.mean(scores_Qk >= best_Qk[:, -1:] - SCORE_TOLERANCE))
+
+
+def _queries(reader: StoreReader, modality: Modality, against: Side, count: int) -> Floats:
+    """Stored rows of a modality as queries of a side."""
+    if modality == "text":
+        rows_QD = reader.caption_embeddings(_sample(reader.caption_ids(), count))
+    else:
+        rows_QD = reader.segment_embeddings(_sample(reader.segment_ids(), count))
+    return reader.correction.queries(rows_QD, modality, against)
+
+
+def _sample(ids: Ids, count: int) -> Ids:
+    return np.sort(np.random.default_rng(0).choice(ids, size=min(count, len(ids)), replace=False))

@@ -10,11 +10,15 @@ catalogue nor by a generation; the writer deletes them too. A reader that still 
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import shutil
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -23,7 +27,7 @@ import filelock
 import numpy as np
 import numpy.typing as npt
 
-from indexer.errors import Damaged, FeatureError, NotAStore
+from indexer.errors import Damaged, FeatureError, NotAStore, StoreLocked
 from indexer.locations import Location, SourceRow
 from indexer.sources.download_buffer import FOLDER as DOWNLOADS
 from indexer.store import generation
@@ -31,12 +35,13 @@ from indexer.store.catalogue import Catalogue, CatalogueReader
 from indexer.store.config import Manifest, StoreSettings, refuse_differences
 from indexer.store.records import CaptionRow, SegmentRow, VideoRow
 from indexer.store.shards import CAPTIONS, FRAMES, POOLED, SHARD_BYTES, SHARD_KINDS, ShardWriter, to_half
-from indexer.store.writer_lock import LOCK_HOLDER, acquire_lock
 
 if TYPE_CHECKING:
     from model.emcl.em import FrozenMap
 
 logger = logging.getLogger(__name__)
+
+LOCK, LOCK_HOLDER = "writer.lock", "writer.json"
 
 
 def unnamed(store: Path, catalogue: CatalogueReader) -> list[Path]:
@@ -352,3 +357,29 @@ def _agree(catalogue: Catalogue, wanted: StoreSettings | None, path: Path) -> St
         with catalogue.transaction():
             catalogue.save_settings(wanted)
     return wanted
+
+
+def acquire_lock(path: Path) -> filelock.BaseFileLock:
+    """Become the one writer of the store in ``path``. Raises ``StoreLocked`` that says who it is instead."""
+    lock = filelock.FileLock(path / LOCK, blocking=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise StoreLocked(
+            f"{path} is being written by {_holder(path)}; wait until it has ended. Searching goes on meanwhile"
+        ) from error
+    holder = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    (path / LOCK_HOLDER).write_text(json.dumps(holder), encoding="utf-8")
+    return lock
+
+
+def _holder(path: Path) -> str:
+    try:
+        holder = json.loads((path / LOCK_HOLDER).read_text(encoding="utf-8"))
+        return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
+    except (OSError, ValueError, KeyError, TypeError):  # the holder has just begun or just ended
+        return "another process"

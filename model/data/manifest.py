@@ -17,9 +17,9 @@ from model.clip.preprocess import Preprocess
 from model.config import Config, SamplingConfig
 from model.data.annotation_files import read_text
 from model.data.augment import Augmentation
+from model.data.check import require_disjoint
 from model.data.clips import NO_AUGMENTATION, Clip, ClipData, EpochOf
 from model.data.dataset import Missing, Split, VideoTextSet
-from model.data.overlap import require_disjoint
 
 
 class ManifestConfig(Config):

@@ -12,6 +12,7 @@ from model.clip.preprocess import Preprocess
 from model.config import SamplingConfig, load_mapping, problems_of
 from model.data.activitynet import ActivityNetConfig
 from model.data.augment import Augmentation
+from model.data.check import refuse_overlap, require_disjoint
 from model.data.clips import NO_AUGMENTATION, ClipData, EpochOf
 from model.data.dataset import DatasetConfig, DatasetError, Split, VideoTextSet
 from model.data.didemo import DidemoConfig
@@ -19,7 +20,6 @@ from model.data.lsmdc import LsmdcConfig
 from model.data.manifest import ManifestConfig, check_manifest, open_manifest
 from model.data.msrvtt import MsrvttConfig
 from model.data.msvd import MsvdConfig
-from model.data.overlap import refuse_overlap, require_disjoint
 from model.data.vatex import VatexConfig
 
 logger = logging.getLogger(__name__)

@@ -127,7 +127,7 @@ def check_decoding(context: Context) -> Check:
 
 def check_writer(context: Context) -> Check:
     """Whether a process writes the store at this moment, and who."""
-    from indexer.store.writer_lock import LOCK, LOCK_HOLDER
+    from indexer.store.writer import LOCK, LOCK_HOLDER
 
     lock, holder = context.settings.store / LOCK, context.settings.store / LOCK_HOLDER
     if not lock.exists() or not _is_held(lock):

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
@@ -27,6 +27,8 @@ FIELD = "file"
 ENVELOPE_BYTES = 64 * 1024  # boundaries and part headers around the file
 _CLOSE = {"Connection": "close"}  # the rest of the body is not read, so the connection cannot be used again
 _HOW = f"send multipart/form-data with one part named `{FIELD}`, as `curl -F {FIELD}=@video.mp4` does"
+
+VIDEO_FILE: dict[str, Any] = {"type": "string", "format": "binary", "description": "A video."}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,3 +222,16 @@ class _FilePart:
 
     def _on_end(self) -> None:
         self._ended = True
+
+
+def upload_form(fields: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The ``openapi_extra`` of a route that takes a video as the part ``file``, and perhaps ``fields`` beside it.
+
+    Args:
+        fields: JSON schemas of the other parts, by name; a route that names none ignores what else is sent.
+    """
+    schema: dict[str, Any] = {"type": "object", "required": ["file"], "properties": {"file": VIDEO_FILE}}
+    if fields is not None:
+        schema["additionalProperties"] = False
+        schema["properties"] |= fields
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}

@@ -4,18 +4,20 @@
     FOLDER/<job id>/      log.txt, alive (the lock that proves it runs), and what the job writes
 
 Safe for several threads and processes. What ``create`` returned is on the disk. The process that starts a job holds its
-lock (``service.jobs.liveness``) until it ends; a running job whose lock is free is lost, whatever the clocks say.
+lock (``AliveLock``) until it ends; a running job whose lock is free is lost, whatever the clocks say.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
 import secrets
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
@@ -24,13 +26,13 @@ from typing import Any
 from indexer.store import sql
 from model.durable import write_atomically
 from service.errors import Conflict, NotFound
-from service.jobs.liveness import AliveLock
 from service.jobs.record import JOB_ID, STATES, Job, JobProgress, JobState
 
+_ATTEMPTS = 200
+_PAUSE_SECONDS = 0.025  # a process that only looks holds the lock for microseconds; together 5 s
+
 _BUSY_SECONDS = 30.0
-
 _FORMAT = 1
-
 _SCHEMA = """
 CREATE TABLE jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -55,6 +57,47 @@ CREATE TABLE jobs (
 );
 CREATE INDEX jobs_by_state ON jobs (state, kind)
 """
+LOST = "the processes of this job ended without saying how; its worker was probably killed"
+
+
+class AliveLock:
+    """The lock of one job, held until ``release`` or the end of all processes that have it: evidence of work.
+
+    The kernel releases it, so no clock, no process number and no boot can deceive it: a lock that can be taken means
+    that every process which held it has ended, be it in another container on the same volume. The runner's child
+    processes inherit it, so that a job counts as alive until the last of them is gone.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    @classmethod
+    def take(cls, path: Path, *, while_: Callable[[], bool]) -> AliveLock | None:
+        """Take the lock, as long as ``while_`` is true; ``None`` if a process works on the job."""
+        for _ in range(_ATTEMPTS):
+            if not while_():
+                return None
+            lock = cls.look(path)
+            if lock is not None:
+                return lock
+            time.sleep(_PAUSE_SECONDS)
+        return None
+
+    @classmethod
+    def look(cls, path: Path) -> AliveLock | None:
+        """Take the lock without waiting; ``None`` if it is held."""
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        return cls(descriptor)
+
+    def release(self) -> None:
+        """Let go of it, also for the processes that inherited it."""
+        fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+        os.close(self.descriptor)
 
 
 def open_database(path: Path) -> sqlite3.Connection:
@@ -99,9 +142,6 @@ def job_of(row: sqlite3.Row) -> Job:
         pid=row["pid"],
         host=row["host"],
     )
-
-
-LOST = "the processes of this job ended without saying how; its worker was probably killed"
 
 
 class JobStore:

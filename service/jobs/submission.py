@@ -9,23 +9,82 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from pydantic import ValidationError
 
 from service.errors import Conflict, Overloaded, Unprocessable
 from service.jobs.commands import CONFIG, STORE, checkpoint_of
-from service.jobs.embedded import EmbeddedWorker
 from service.jobs.kinds import KINDS, AllowedFolders, CalibrateJob, EvaluateJob, IndexJob, TrainJob
 from service.jobs.record import Job
 from service.jobs.store import JobStore
-from service.settings import Settings
+from service.settings import Settings, environment_of
+
+_MARGIN_SECONDS = 10.0
 
 logger = logging.getLogger(__name__)
-
 RETRY_SECONDS = 5
 _DEEPEST = 50
+
+
+class EmbeddedWorker:
+    """At most one worker, a child process of `emcl serve`, so that jobs run without anything else being started.
+
+    It is started with the first job, started again if it died, and ends when the service does, however that ends: its
+    standard input is a pipe from us.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._closed = False
+
+    @property
+    def pid(self) -> int | None:
+        """The worker's process, if it runs."""
+        process = self._process
+        return None if process is None or process.poll() is not None else process.pid
+
+    def ensure(self) -> None:
+        """Start the worker unless it runs."""
+        with self._lock:
+            if self._closed or self.pid is not None:
+                return
+            if self._process is not None:
+                logger.warning("the worker ended with exit code %s; starting another", self._process.returncode)
+                self._end_input(self._process)
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "service.cli", "worker", "--embedded"],
+                stdin=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C is for the service, which stops the worker itself
+                env=environment_of(self._settings),
+            )
+            logger.info("worker started, process %d", self._process.pid)
+
+    def close(self) -> None:
+        """End the worker: it stops its jobs and puts them back into the queue."""
+        with self._lock:
+            self._closed = True
+            process, self._process = self._process, None
+        if process is None:
+            return
+        self._end_input(process)
+        try:
+            process.wait(2 * self._settings.job_grace_seconds + _MARGIN_SECONDS)
+        except subprocess.TimeoutExpired:
+            logger.error("the worker did not end; killing it, its jobs count as lost")
+            process.kill()
+            process.wait()
+
+    @staticmethod
+    def _end_input(process: subprocess.Popen[bytes]) -> None:
+        assert process.stdin is not None  # it is a pipe
+        process.stdin.close()
 
 
 class JobService:

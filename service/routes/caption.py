@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 
 from service.access.gate import require
 from service.http.disconnect import unless_gone
-from service.routes.forms import upload_form
+from service.http.uploads import upload_form
 from service.schemas.search import CaptionRequest, UploadOut, WrittenCaptionAnswer
 from service.search.values import CaptionQuery
 from service.services import ServicesDep

@@ -10,7 +10,7 @@ from model.evaluate.labels import DEFAULT_PROMPT, MAX_LABEL_CHARS, MAX_LABELS
 from service.access.gate import require
 from service.errors import Unprocessable
 from service.http.disconnect import unless_gone
-from service.routes.forms import upload_form
+from service.http.uploads import upload_form
 from service.schemas.search import ClassifyAnswer, ClassifyRequest, UploadOut
 from service.search.values import ClassifyQuery
 from service.services import ServicesDep

@@ -1,4 +1,4 @@
-"""What is being served, and whether it works."""
+"""What is being served, and whether it works: health and metrics."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import asyncio
 import logging
 
 from fastapi import APIRouter, Request
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import Response
 
 from indexer.store.confidence import LINE
-from model.emcl.active import active_emcl
+from model.emcl.correction import active_emcl
 from service.access.gate import require
 from service.http.disconnect import unless_gone
 from service.schemas.index import EMCLOut, IndexAnswer, IndexOut, LiveAnswer, OverlayOut, ReadyAnswer, UploadLimitsOut
@@ -64,6 +66,19 @@ async def check_ready(request: Request, services: ServicesDep) -> ReadyAnswer:
         trouble=[work.name for work in services.background if work.trouble is not None],
         source=SourceOut.of(result.source),
     )
+
+
+@router.get(
+    "/metrics",
+    tags=["health"],
+    summary="Metrics for Prometheus",
+    response_class=Response,
+    dependencies=[require("search")],
+)
+async def get_metrics(services: ServicesDep) -> Response:
+    """All metrics in Prometheus' text format. The service runs as one process, so this is all of it."""
+    page = await asyncio.to_thread(services.telemetry.page)
+    return Response(page, media_type=CONTENT_TYPE_LATEST)
 
 
 def _describe(services: Services) -> IndexAnswer:

@@ -14,8 +14,8 @@ from service.access.gate import require
 from service.errors import Gone, NotFound, Unprocessable
 from service.http.conditional import attachment
 from service.http.disconnect import unless_gone
+from service.http.uploads import upload_form
 from service.media.files import Moment, find_file
-from service.routes.forms import upload_form
 from service.schemas.search import (
     EmbeddingsAnswer,
     EmbeddingsRequest,

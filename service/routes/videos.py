@@ -14,9 +14,9 @@ from service.access.gate import require
 from service.errors import Unprocessable
 from service.http.conditional import file_answer, is_unmodified, not_modified
 from service.http.disconnect import unless_gone
+from service.http.uploads import upload_form
 from service.library.upload_queue import VideoDetails
 from service.media.files import Moment, find_file, media_type
-from service.routes.forms import upload_form
 from service.schemas.library import (
     MAX_CAPTIONS,
     MAX_TAGS,

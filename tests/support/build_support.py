@@ -7,8 +7,7 @@ from pathlib import Path
 from index_support import FakeEncoder, make_clip, settings
 
 from indexer.build.options import BuildRequest
-from indexer.build.progress import Progress
-from indexer.build.report import BuildReport
+from indexer.build.progress import BuildReport, Progress
 from indexer.build.run import build
 from indexer.store.reader import StoreReader
 from indexer.store.writer import StoreWriter

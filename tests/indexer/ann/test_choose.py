@@ -18,7 +18,7 @@ from indexer.ann.choose import Bounds, candidates, lists_for
 from indexer.errors import IndexFactoryError, StoreError
 from indexer.library import Wanted
 from indexer.options import with_index
-from indexer.store import build_index, generation, tune
+from indexer.store import build_index, generation
 from indexer.store.config import Manifest, Wishes
 from indexer.store.reader import Serving, StoreReader
 from indexer.store.writer import StoreWriter
@@ -91,7 +91,7 @@ def test_every_kind_is_more_exact_than_the_one_before_and_the_last_is_exact() ->
 
 
 def test_measured_recall_is_what_a_slow_comparison_says(clusters: Rows, captions: Rows) -> None:
-    asked = tune.ask(clusters, captions, names=("videos", "captions"), queries=60)
+    asked = build_index.ask(clusters, captions, names=("videos", "captions"), queries=60)
     assert asked.source == "captions"
     recipe = candidates(3000, 32, 1 << 30, SMALL)[0]
     index = build_index._build(clusters, recipe)
@@ -99,10 +99,10 @@ def test_measured_recall_is_what_a_slow_comparison_says(clusters: Rows, captions
     found = index.search(asked.rows_QD, 100)[1]
     true = np.argsort(-(asked.rows_QD @ clusters.all.T), axis=1)[:, :100]
     slow = np.mean([len(np.intersect1d(a, b)) / 100 for a, b in zip(found, true, strict=True)])
-    assert tune.measure(index, asked, clusters.rows) == pytest.approx(slow, abs=2e-3)
+    assert build_index.measure(index, asked, clusters.rows) == pytest.approx(slow, abs=2e-3)
     assert slow < 0.999
     index.configure("nprobe=64,refine=4")
-    assert tune.measure(index, asked, clusters.rows) == pytest.approx(1.0)
+    assert build_index.measure(index, asked, clusters.rows) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(("recall", "memory"), [(0.9, 1 << 30), (0.99, 1 << 30), (0.9, 120_000), (0.95, 1000)])
@@ -119,14 +119,14 @@ def test_what_is_chosen_finds_what_was_asked_for(
     assert report.factory == "Flat" or report.queries == 150
     refine = float(report.options.partition("refine=")[2] or 0)
     index = ann.load(tmp_path / "i", np.arange(3000), rows=clusters.rows, refine=refine, mmap=report.mapped)
-    asked = tune.ask(clusters, captions, names=("videos", "captions"))
-    assert tune.measure(index, asked.half(1), clusters.rows) == pytest.approx(report.recall, abs=1e-4)
+    asked = build_index.ask(clusters, captions, names=("videos", "captions"))
+    assert build_index.measure(index, asked.half(1), clusters.rows) == pytest.approx(report.recall, abs=1e-4)
 
 
 def test_where_no_approximate_kind_finds_enough_the_index_is_exact(
     clusters: Rows, captions: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tune, "measure", lambda *_: 0.5)
+    monkeypatch.setattr(build_index, "measure", lambda *_: 0.5)
     tried: list[str] = []
     build = build_index._build
     monkeypatch.setattr(build_index, "_build", lambda own, kind: tried.append(kind.factory) or build(own, kind))
@@ -139,7 +139,7 @@ def test_where_no_approximate_kind_finds_enough_the_index_is_exact(
 
 
 def test_without_captions_moved_vectors_are_the_queries(clusters: Rows) -> None:
-    asked = tune.ask(clusters, Rows(np.ones((3, 32))), names=("videos", "captions"), queries=50)
+    asked = build_index.ask(clusters, Rows(np.ones((3, 32))), names=("videos", "captions"), queries=50)
     assert asked.source == "videos, moved"
     np.testing.assert_allclose(np.linalg.norm(asked.rows_QD, axis=1), 1, atol=1e-5)
     assert (asked.rows_QD @ clusters.all.T).max() < 0.9999

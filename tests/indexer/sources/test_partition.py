@@ -9,8 +9,7 @@ import pytest
 from index_support import FakeEncoder, make_clip, settings
 
 from indexer.build.options import BuildRequest
-from indexer.build.progress import Progress
-from indexer.build.report import BuildReport
+from indexer.build.progress import BuildReport, Progress
 from indexer.build.run import build
 from indexer.errors import SourceError
 from indexer.sources.discover import discover

@@ -9,12 +9,11 @@ from service_support import random_video
 from indexer.errors import Damaged
 from indexer.locations import Location
 from indexer.store import confidence
-from indexer.store.confidence import BACKGROUND, CONFIDENCE, SHARE, fit
+from indexer.store.confidence import BACKGROUND, CONFIDENCE, SHARE, background_texts, everyday_and_nonsense, fit
 from indexer.store.config import ModelSpec, StoreSettings
 from indexer.store.reader import StoreReader
 from indexer.store.writer import StoreWriter
 from model.config import EMCLConfig
-from model.evaluate.background import background_texts, everyday_and_nonsense
 from model.evaluate.corpus import with_emcl
 
 

@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from model.clip.pretrained import ClipError, describe_clip
-from model.clip.torchscript import is_torchscript
-from model.clip.weights import WeightsError, read_weights
+from model.clip.weights import WeightsError, is_torchscript, read_weights
 from model.config import ClipConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")

@@ -11,9 +11,8 @@ from pydantic import ValidationError
 from model.clip.preprocess import Preprocess
 from model.config import SamplingConfig, load_mapping
 from model.data.batches import Share
-from model.data.check import overlaps
+from model.data.check import overlaps, require_disjoint
 from model.data.dataset import DatasetError, IncompleteSetError, held_out
-from model.data.overlap import require_disjoint
 from model.data.registry import parse_stored_set, read_splits, training_data
 from model.heads.losses import known_pairs
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from model.config import EMCLConfig
-from model.emcl.active import active_emcl
-from model.emcl.correction import Correction
+from model.emcl.correction import Correction, active_emcl
 from model.emcl.em import EMCL, FrozenMap
 from model.encoder import load_encoder
 

@@ -213,7 +213,7 @@ def test_the_activation_of_plain_clip_is_not_guessed_in_silence(tmp_path):
     ("vision", "text", "expected"), [(1280, 1024, (80, 64)), (768, 512, (64, 64)), (96, 96, (64, 64))]
 )
 def test_head_widths_are_those_of_the_known_architecture(vision, text, expected):
-    from model.importing.architecture import named_heads
+    from model.importing.convert import named_heads
 
     patch, layers, words, dim = (14, 32, 24, 1024) if vision == 1280 else (32, 12, 12, 512)
     sizes = {"layers": layers, "width": vision, "patch_size": patch}

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from indexer.store.writer_lock import LOCK, LOCK_HOLDER, acquire_lock
+from indexer.store.writer import LOCK, LOCK_HOLDER, acquire_lock
 from service.cli import main
 from service.doctor import index_checks, machine_checks
 from service.doctor.checks import Check, Context, examine, failed, line_of
