@@ -47,13 +47,17 @@ class DecodedSegment:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OpenedVideo:
-    """What the first task of a video finds: its facts, the windows that it is cut into, and the first of them."""
+    """What the first task of a video finds: its facts, the windows that it is cut into, and the first of them.
+
+    ``notes`` are what a person should know of how it was read.
+    """
 
     duration_seconds: float
     width: int
     height: int
     windows: list[tuple[float, float]]
     first: DecodedSegment
+    notes: tuple[str, ...] = ()
 
 
 def windows_of(duration_seconds: float, segment_seconds: float) -> list[tuple[float, float]]:
@@ -78,6 +82,7 @@ def open_video(location: Location, settings: DecodeSettings) -> OpenedVideo:
         height=info.height,
         windows=windows,
         first=first,
+        notes=info.notes,
     )
 
 

@@ -100,7 +100,7 @@ class _Assembly:
         return len(self.done) + len(self.unreadable) == len(self.opened.windows)
 
     def finish(self) -> EncodedVideo:
-        notes = list(self.unreadable)
+        notes = [*self.opened.notes, *self.unreadable]
         if self.skipped_packets:
             notes.append(f"{self.skipped_packets} damaged packets were skipped")
         return EncodedVideo(

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.store.shards import Place
+from model.video.types import CLOCK_NOTE
 
 VideoState = Literal["pending", "indexed", "failed"]
 """``pending``: found and hashed, not yet encoded. ``failed``: could not be read; the reason is recorded."""
@@ -68,6 +69,11 @@ class Video:
     reason: str | None
     segments: tuple[Segment, ...]
     captions: tuple[Caption, ...]
+
+    @property
+    def has_broken_clock(self) -> bool:
+        """Whether its times were made continuous when it was indexed; others need not be looked at again for that."""
+        return CLOCK_NOTE in (self.reason or "")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,21 +6,26 @@ Timestamps are integers in the stream's time base; ``OpenVideo.seconds`` turns t
 from __future__ import annotations
 
 import io
+import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 
-from model.video.types import DecodeLimits, NoFrames, NotAVideo, NoVideoStream, Source
+from model.video.clock import ClockMemory, Retimer, find_clock
+from model.video.types import CLOCK_NOTE, DecodeLimits, NoFrames, NotAVideo, NoVideoStream, Source
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.packet import Packet
+    from av.stream import Stream
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
+
+    from model.video.clock import Clock
 
 # The demuxers that may read an input. Every other one that FFmpeg has is refused, above all those that make it open
 # other files or addresses (HLS and DASH playlists, concat scripts, SDP, image sequences).
@@ -33,6 +38,7 @@ READ_BUFFER_BYTES = 256 * 1024
 REORDER_PACKETS = 64
 # Unreadable places in a row after which the rest of a file is given up.
 MAX_READ_ERRORS = 100
+_CLOCKS = ClockMemory()
 
 
 @contextmanager
@@ -41,7 +47,7 @@ def open_video(source: Source, limits: DecodeLimits, threads: int = 1) -> Iterat
     a path that cannot be read. Never opens anything but that one file: a path is a path even if it looks like a URL.
     """
     with _open_file(source, limits) as file:
-        video = OpenVideo(file, _label(source), limits, threads)
+        video = OpenVideo(file, _label(source), limits, threads, _identity(source, file))
         try:
             yield video
         finally:
@@ -64,6 +70,14 @@ def _open_file(source: Source, limits: DecodeLimits) -> Iterator[BinaryIO]:
         yield file
 
 
+def _identity(source: Source, file: BinaryIO) -> tuple[object, ...]:
+    """Equal only for files with the same content, as far as the file system says."""
+    if isinstance(source, bytes):
+        return (len(source), hash(source))
+    status = os.fstat(file.fileno())
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
 def _label(source: Source) -> str:
     """How messages call the input: without its folder, because they may reach people who should not know it."""
     return "the input" if isinstance(source, bytes) else Path(source).name or str(source)
@@ -76,13 +90,20 @@ class OpenVideo:
     that could not be read or decoded. ``reordered_avi``: AVI stores no presentation times, so with B-frames they are
     known only from the order in which the codec gives frames out. Such a frame's time is the decoding time of the
     packet that made it come out; ``delay_packets`` are those that go in before the first one does.
+
+    ``clock`` says how times are made continuous where the clock of the file restarts or jumps; None where it does not.
+    Timestamps of packets are continuous everywhere.
     """
 
-    def __init__(self, file: BinaryIO, label: str, limits: DecodeLimits, threads: int) -> None:
+    def __init__(
+        self, file: BinaryIO, label: str, limits: DecodeLimits, threads: int, identity: tuple[object, ...]
+    ) -> None:
         self.label, self.limits = label, limits
         self._file, self._threads = file, threads
         self.skipped_packets = 0
+        self.clock: Clock | None = None
         self._open()
+        self.clock = self._find_clock(identity)
         self.reordered_avi = self.container.format.name == "avi" and self.stream.codec_context.has_b_frames
         self.delay_packets = 0
         self.origin = self._first_output_time() if self.reordered_avi else self._first_time()
@@ -114,6 +135,32 @@ class OpenVideo:
             if stream.index != self.stream.index:
                 stream.discard = av.stream.Discard.all
 
+    def _find_clock(self, identity: tuple[object, ...]) -> Clock | None:
+        import av
+
+        restarts = av.format.Flags.ts_discont in av.format.Flags(self.container.format.flags)
+        if not (self.limits.check_clock and restarts):
+            return None
+        known, clock = _CLOCKS.get(identity)
+        if not known:
+            clock = find_clock(self.packets(), tick_seconds=self.tick_seconds, ticks_per_frame=self.ticks_per_frame)
+            _CLOCKS.put(identity, clock)
+            self.skipped_packets = 0
+            self.rewind(None)
+        return clock
+
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know about how this file is read."""
+        found = []
+        if self.clock is not None:
+            times = "once" if self.clock.breaks == 1 else f"{self.clock.breaks} times"
+            found.append(f"{CLOCK_NOTE} {times}, as in joined files; its parts follow each other without a gap")
+        others = len(self._moving_streams()) - 1
+        if others > 0:
+            what = "1 more video stream in it is" if others == 1 else f"{others} more video streams in it are"
+            found.append(f"{what} not read")
+        return tuple(found)
+
     def _what_it_is(self, error: str | None) -> str:
         self._file.seek(0)
         head = self._file.read(512)
@@ -128,11 +175,14 @@ class OpenVideo:
             "MPEG, FLV, Ogg, ASF or GIF; convert it to one of these"
         )
 
-    def _pick_stream(self) -> VideoStream:
+    def _moving_streams(self) -> list[VideoStream]:
         import av
 
         still = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
-        moving = [stream for stream in self.container.streams.video if not stream.disposition & still]
+        return [stream for stream in self.container.streams.video if not stream.disposition & still]
+
+    def _pick_stream(self) -> VideoStream:
+        moving = self._moving_streams()
         readable = [stream for stream in moving if stream.codec_context is not None]
         if not readable:
             kinds = ", ".join(sorted({stream.type for stream in self.container.streams})) or "no streams"
@@ -181,13 +231,23 @@ class OpenVideo:
 
     def packets(self) -> Iterator[Packet[VideoStream]]:
         """The stream's packets from the current position, unreadable places skipped; the last may be empty."""
+        for packet in self.packets_of(self.stream):
+            yield cast("Packet[VideoStream]", packet)
+
+    def packets_of(self, *streams: Stream) -> Iterator[Packet[Stream]]:
+        """The same of several streams."""
         import av
 
+        retimer = None if self.clock is None else Retimer(self.clock)
         errors_in_a_row = 0
         while errors_in_a_row < MAX_READ_ERRORS:
             try:
-                for packet in self.container.demux(self.stream):
+                for packet in self.container.demux(*streams):
                     errors_in_a_row = 0
+                    if retimer is not None and packet.stream_index == self.stream.index:
+                        retimer.video(cast("Packet[VideoStream]", packet))
+                    elif retimer is not None:
+                        retimer.other(packet, self.tick_seconds)
                     yield packet
                 return
             except av.FFmpegError:
@@ -200,7 +260,13 @@ class OpenVideo:
         """Go to about the last key frame at or before ``seek_to``; where that fails, and for ``None``, to the start."""
         import av
 
-        if seek_to is not None:
+        if seek_to is not None and self.clock is not None:
+            position = self.clock.key_before(seek_to)
+            if position is not None:
+                with suppress(av.FFmpegError):
+                    self.container.seek(position, stream=self.stream, unsupported_byte_offset=True)
+                    return
+        elif seek_to is not None:
             with suppress(av.FFmpegError):
                 self.container.seek(seek_to, stream=self.stream, backward=True)
                 return

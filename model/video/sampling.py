@@ -94,6 +94,7 @@ def probe(source: Source, limits: DecodeLimits = NO_LIMITS) -> VideoInfo:
             codec=video.codec,
             frame_rate=video.frame_rate,
             rotation_degrees=pyav.rotation_degrees(matrix),
+            notes=video.notes(),
         )
 
 

@@ -23,6 +23,10 @@ Source: TypeAlias = "str | os.PathLike[str] | bytes"
 Backend: TypeAlias = Literal["auto", "pyav", "decord"]
 
 
+CLOCK_NOTE = "its clock restarts or jumps"
+"""What begins the note about a video whose times were made continuous."""
+
+
 class VideoError(ValueError):
     """Base of everything that can be wrong with a video; the message says what, and what to do next."""
 
@@ -53,11 +57,15 @@ class DecodeLimits:
 
     ``max_pixels`` is width times height of one frame. Limits are checked on the header's claims before anything is
     decoded, and again on what comes out, because headers can be wrong. Each check raises ``OverLimit``.
+
+    ``check_clock`` False trusts the clock of containers without an index (MPEG-TS, MPEG-PS, Ogg). Otherwise such a file
+    is read as a whole once, to find where its clock restarts or jumps (``model.video.clock``).
     """
 
     max_bytes: int | None = None
     max_seconds: float | None = None
     max_pixels: int | None = None
+    check_clock: bool = True
 
     def __post_init__(self) -> None:
         for name in ("max_bytes", "max_seconds", "max_pixels"):
@@ -96,6 +104,7 @@ class VideoInfo:
     recordings and cut files often claim something else). ``width`` and ``height`` are those of the upright frames;
     ``rotation_degrees`` is the clockwise turn (0, 90, 180 or 270) that made them upright. ``codec`` is FFmpeg's name
     (``h264``, ``hevc``, ``vp9``, ``av1``, …), ``frame_rate`` the average number of frames per second (0 if unknown).
+    ``notes`` say what a person should know: where times were made continuous, and streams that are not read.
     """
 
     duration_seconds: float
@@ -104,6 +113,7 @@ class VideoInfo:
     codec: str
     frame_rate: float
     rotation_degrees: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -97,17 +97,12 @@ class _Part:
 
     def packets(self) -> Iterator[Packet[Stream]]:
         """From the last key frame at or before the start until both streams have passed the end."""
-        import av
-
         self.video.rewind(self._seek_to())
         self.sound = _sound_of(self.video)  # the container may have been opened again
         streams: list[Stream] = [self.video.stream, *([self.sound] if self.sound is not None else [])]
         open_streams = {stream.index for stream in streams}
-        packets = self.video.container.demux(*streams)
-        while open_streams:
-            try:
-                packet = next(packets)
-            except (StopIteration, av.FFmpegError):
+        for packet in self.video.packets_of(*streams):
+            if not open_streams:
                 return
             time = packet.dts if packet.dts is not None else packet.pts
             if time is None or packet.time_base is None or not packet.size:
@@ -148,6 +143,7 @@ class _Copy(_Part):
     def write(self, target: IO[bytes]) -> None:
         import av
 
+        self._latest: dict[int, int] = {}
         with av.open(target, "w", format="mp4", container_options={"avoid_negative_ts": "disabled"}) as out:
             copies: dict[int, Stream] = {self.video.stream.index: out.add_stream_from_template(self.video.stream)}
             if self.sound is not None:
@@ -165,6 +161,8 @@ class _Copy(_Part):
                     continue  # sound needs no key frame: it begins with the moment
                 shown = shown or picture
                 self._shift(packet)
+                if self.video.clock is not None and not self._goes_on(packet):
+                    continue  # the sound of joined parts may overlap
                 packet.stream = copies[packet.stream_index]
                 if picture and waiting:
                     out.mux(waiting)
@@ -175,6 +173,15 @@ class _Copy(_Part):
                     waiting.append(packet)
             if not shown:
                 raise self.no_frames()
+
+    def _goes_on(self, packet: Packet[Stream]) -> bool:
+        """Whether a packet follows those of its stream before it."""
+        time = packet.dts if packet.dts is not None else packet.pts
+        assert time is not None
+        if time <= self._latest.get(packet.stream_index, time - 1):
+            return False
+        self._latest[packet.stream_index] = time
+        return True
 
     def _seconds(self, packet: Packet[Stream]) -> float:
         time = packet.pts if packet.pts is not None else packet.dts
@@ -305,9 +312,14 @@ class _SoundEncoder:
             format="fltp", layout=layout, rate=self._rate, frame_size=_AAC_FRAME
         )
         self._waiting: list[Packet[AudioStream]] = []
+        self._end = 0
 
     def add(self, seconds: float, frame: AudioFrame) -> None:
-        frame.pts, frame.time_base = round(seconds * self._rate), Fraction(1, self._rate)
+        begin = round(seconds * self._rate)
+        if begin < self._end - frame.samples // 2:
+            return  # joined and damaged files say the same time twice
+        self._end = begin + frame.samples
+        frame.pts, frame.time_base = begin, Fraction(1, self._rate)
         for piece in self._resampler.resample(frame):
             self._waiting += self._stream.encode(piece)
 

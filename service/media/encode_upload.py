@@ -44,13 +44,14 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WindowBatch:
-    """A few of the ``total`` windows of a video, with its facts."""
+    """A few of the ``total`` windows of a video, with its facts and ``notes`` on how it is read."""
 
     duration_seconds: float
     width: int
     height: int
     total: int
     windows: list[Window]
+    notes: tuple[str, ...]
 
 
 def decode_windows(
@@ -83,6 +84,7 @@ def _decode(
         height=size[1],
         total=int(header["windows"]),
         windows=windows,
+        notes=tuple(str(note)[:500] for note in header["notes"][:10]),
     )
 
 
@@ -172,6 +174,7 @@ def encode_video(
         progress(done, batch.total)
     if skipped:
         notes.append(f"{skipped} damaged packets were skipped")
+    notes = [*batch.notes, *notes]
     return EncodedVideo(
         video_id=video_id,
         name=video_id[:12],

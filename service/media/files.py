@@ -97,11 +97,12 @@ def _within(part: str, size_bytes: int) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """A picture that is wanted: ``milliseconds`` from the first frame."""
+    """A picture that is wanted: ``milliseconds`` from the first frame; ``check_clock`` as in ``DecodeLimits``."""
 
     video_id: str
     path: Path
     milliseconds: int
+    check_clock: bool = True
 
 
 class Thumbnails:
@@ -161,7 +162,9 @@ class Thumbnails:
         seconds = moment.milliseconds / 1000
         try:
             with moment.path.open("rb") as file:
-                return self._sandbox.picture(file, at_seconds=seconds, width=self._width)
+                return self._sandbox.picture(
+                    file, at_seconds=seconds, width=self._width, check_clock=moment.check_clock
+                )
         except (OSError, ServiceError) as error:
             raise Unprocessable(
                 f"no picture can be made at {seconds:g} s: {error}",

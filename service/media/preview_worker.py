@@ -49,7 +49,8 @@ def main(job: dict[str, Any]) -> int:
             if job["clip"] is None:
                 write_preview(path, target, job["side"], _limits(job))
             else:
-                write_clip(path, target, Clip(**job["clip"]), DecodeLimits(max_pixels=job["max_pixels"]))
+                limits = DecodeLimits(max_pixels=job["max_pixels"], check_clock=job["check_clock"])
+                write_clip(path, target, Clip(**job["clip"]), limits)
     except Exception as error:  # whatever a stranger's file provokes is reported, by type
         json.dump({"error": type(error).__name__, "message": str(error)[:1000]}, complaint)
         complaint.flush()
@@ -58,7 +59,7 @@ def main(job: dict[str, Any]) -> int:
 
 
 def _limits(job: dict[str, Any]) -> DecodeLimits:
-    return DecodeLimits(max_seconds=job["max_seconds"], max_pixels=job["max_pixels"])
+    return DecodeLimits(max_seconds=job["max_seconds"], max_pixels=job["max_pixels"], check_clock=job["check_clock"])
 
 
 def write_preview(source: Path, target: IO[bytes], side: int, limits: DecodeLimits) -> None:

@@ -53,11 +53,15 @@ class PreviewLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """A video of which a preview is wanted, or a clip: its id, and where its file is."""
+    """A video of which a preview is wanted, or a clip: its id, and where its file is.
+
+    ``check_clock`` as in ``DecodeLimits``.
+    """
 
     video_id: str
     path: Path
     clip: Clip | None = None
+    check_clock: bool = True
 
     @property
     def name(self) -> str:
@@ -146,7 +150,7 @@ class Previews:
             torn = Path(part.name)
             try:
                 with wanted.path.open("rb") as source:
-                    code, complaint = self._run(source.fileno(), part.fileno(), wanted.clip)
+                    code, complaint = self._run(source.fileno(), part.fileno(), wanted)
                 self._check(code, complaint)
                 self._make_room(torn.stat().st_size)
                 torn.replace(place)
@@ -155,12 +159,13 @@ class Previews:
         self.made += 1
         return place
 
-    def _run(self, source: int, target: int, clip: Clip | None) -> tuple[int, str]:
+    def _run(self, source: int, target: int, wanted: Wanted) -> tuple[int, str]:
         """Run the process: its exit code (negative: the signal it died of) and what it complained of."""
         limits = self.limits
         job = {
             "side": SIDE,
-            "clip": None if clip is None else asdict(clip),
+            "clip": None if wanted.clip is None else asdict(wanted.clip),
+            "check_clock": wanted.check_clock,
             "cpu_seconds": max(1, round(limits.seconds)),
             "memory_bytes": limits.memory_bytes,
             "max_bytes": limits.cache_bytes,

@@ -167,12 +167,12 @@ class Sandbox:
         job = self.job(sampling, preprocess)
         return self._parse(self.answer(job, file, kill_switch, arrays=1), sampling, preprocess)
 
-    def picture(self, file: IO[bytes], *, at_seconds: float, width: int) -> bytes:
-        """A JPEG of a moment, see ``service.media.pictures``.
+    def picture(self, file: IO[bytes], *, at_seconds: float, width: int, check_clock: bool = True) -> bytes:
+        """A JPEG of a moment, see ``service.media.pictures``; ``check_clock`` as in ``DecodeLimits``.
 
         Raises as ``decode`` does; is not counted in ``outcomes``.
         """
-        job = {"picture": {"at_seconds": at_seconds, "width": width}, **self._limits()}
+        job = {"picture": {"at_seconds": at_seconds, "width": width}, **self._limits(), "check_clock": check_clock}
         head, _, picture = self._answer(job, file, KillSwitch(), _HEADER_BYTES + 12 * width * width).partition(b"\n")
         header = json.loads(head)
         if "error" in header:
@@ -200,7 +200,12 @@ class Sandbox:
 
     def job(self, sampling: SamplingConfig, preprocess: Preprocess) -> dict[str, Any]:
         """The job of the decoding process: how to sample, what pictures to make, and the limits."""
-        return {"sampling": sampling.model_dump(), "preprocess": asdict(preprocess), **self._limits()}
+        return {
+            "sampling": sampling.model_dump(),
+            "preprocess": asdict(preprocess),
+            **self._limits(),
+            "check_clock": True,
+        }
 
     def _limits(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self.limits).items() if name != "wall_seconds"}

@@ -93,13 +93,18 @@ def _answer_windows(job: dict[str, Any], video: bytes, answer: IO[bytes]) -> Non
         segments.append({"number": number, "skipped_packets": batch.skipped_packets})
         np.save(arrays, Preprocess(**job["preprocess"])(batch.frames), allow_pickle=False)
         np.save(arrays, np.asarray(batch.timestamps_seconds, dtype=np.float64), allow_pickle=False)
-    size = {"duration_seconds": info.duration_seconds, "width": info.width, "height": info.height}
+    size = {"duration_seconds": info.duration_seconds, "width": info.width, "height": info.height, "notes": info.notes}
     _write_header(answer, {**size, "windows": len(windows), "segments": segments})
     answer.write(arrays.getbuffer())
 
 
 def _limits(job: dict[str, Any]) -> DecodeLimits:
-    return DecodeLimits(max_bytes=job["max_bytes"], max_seconds=job["max_seconds"], max_pixels=job["max_pixels"])
+    return DecodeLimits(
+        max_bytes=job["max_bytes"],
+        max_seconds=job["max_seconds"],
+        max_pixels=job["max_pixels"],
+        check_clock=job["check_clock"],
+    )
 
 
 def _write_header(answer: IO[bytes], header: dict[str, Any]) -> None:

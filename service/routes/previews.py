@@ -40,7 +40,8 @@ async def get_preview(
 
     def find() -> Wanted:
         with services.engine.live.lease() as generation:
-            return Wanted(video_id=video_id, path=find_file(generation.video(video_id)))
+            video = generation.video(video_id)
+            return Wanted(video_id=video_id, path=find_file(video), check_clock=video.has_broken_clock)
 
     wanted = await asyncio.to_thread(find)
     path = await unless_gone(request, services.previews.file(wanted))
@@ -78,7 +79,8 @@ async def get_clip(
             video = generation.video(video_id)
         _check_span(start, end, video.duration_seconds, services.settings.clip_max_seconds)
         clip = Clip(start=start, end=end, encode=encode)
-        return Wanted(video_id=video_id, path=find_file(video), clip=clip), video.title
+        path = find_file(video)
+        return Wanted(video_id=video_id, path=path, clip=clip, check_clock=video.has_broken_clock), video.title
 
     wanted, title = await asyncio.to_thread(find)
     path = await unless_gone(request, services.previews.file(wanted))

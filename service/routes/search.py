@@ -124,20 +124,20 @@ def _title_of(video_id: str, services: Services) -> str:
 async def _listed(hit: Hit, asked: ExportRequest, base: str, services: Services) -> ListedMoment:
     """A hit as an entry of a list. A video that was removed since, or whose file is gone, keeps its title alone."""
 
-    def find() -> tuple[str, Path | None]:
+    def find() -> tuple[str, Path | None, bool]:
         with services.engine.live.lease() as generation:
             try:
                 video = generation.video(hit.video_id)
                 path = find_file(video)
             except (NotFound, Gone):
-                return hit.title, None
-        return f"{hit.title}{path.suffix}", path
+                return hit.title, None, False
+        return f"{hit.title}{path.suffix}", path, video.has_broken_clock
 
-    name, path = await asyncio.to_thread(find)
+    name, path, check_clock = await asyncio.to_thread(find)
     seconds = hit.frames.moment_seconds
     picture = None
     if asked.format == "html" and path is not None:
-        moment = Moment(video_id=hit.video_id, path=path, milliseconds=round(seconds * 1000))
+        moment = Moment(video_id=hit.video_id, path=path, milliseconds=round(seconds * 1000), check_clock=check_clock)
         try:
             picture = await services.thumbnails.picture(moment)
         except Unprocessable:

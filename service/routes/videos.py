@@ -177,7 +177,9 @@ async def get_thumbnail(
     video = await asyncio.to_thread(_find, services, video_id)
     path = await asyncio.to_thread(find_file, video)
     seconds = (video.duration_seconds or 0.0) / 2 if t is None else t
-    moment = Moment(video_id=video_id, path=path, milliseconds=round(seconds * 1000))
+    moment = Moment(
+        video_id=video_id, path=path, milliseconds=round(seconds * 1000), check_clock=video.has_broken_clock
+    )
     etag = f'"{video_id}-{moment.milliseconds}-{services.settings.thumbnail_width}"'
     if is_unmodified(request, etag):
         return not_modified(etag, {"Cache-Control": _A_DAY})
