@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from model.cli_options import flag_of, from_models
-from model.study.options import OF_FORM, CalibrateOptions, SweepOptions
+from model.options import (
+    OF_FORM,
+    CalibrateOptions,
+    EvaluateOptions,
+    ExportOptions,
+    ImportOptions,
+    ReportOptions,
+    SweepOptions,
+    ZeroShotOptions,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -356,20 +365,8 @@ def sweep(
 
 
 @study_app.command()
-def report(
-    data: Data,
-    model: Model,
-    output: Annotated[Path, typer.Option(help="The HTML file to write.")],
-    pretrained: Pretrained = None,
-    split: Split = "val",
-    allow_missing: AllowMissing = False,
-    run: Annotated[
-        Path | None, typer.Option(help="Folder of the training, whose log shows the bases over the steps.")
-    ] = None,
-    beta: Annotated[float | None, typer.Option(min=0, help="Show this strength instead of the checkpoint's.")] = None,
-    seed: Seed = 0,
-    device: Device = "auto",
-) -> None:
+@from_models
+def report(options: ReportOptions) -> None:
     """Show what EMCL does: modality gap, subspaces, ranked results, bases; one HTML file that needs nothing else."""
     from model.config import EMCLConfig
     from model.data.registry import open_for_evaluation
@@ -378,16 +375,17 @@ def report(
     from model.study.page import ReportFacts, build_report
     from model.study.per_video_ranks import variant
 
-    chosen = open_for_evaluation(data, split, allow_missing=allow_missing)
-    encoder = load_encoder(model, pretrained=pretrained, device=device, emcl="configured")
-    if beta is not None:
-        encoder = variant(encoder, EMCLConfig.model_validate({**encoder.config.emcl.model_dump(), "beta": beta}))
+    chosen = open_for_evaluation(options.data, options.split, allow_missing=options.allow_missing)
+    encoder = load_encoder(options.model, pretrained=options.pretrained, device=options.device, emcl="configured")
+    if options.beta is not None:
+        own = encoder.config.emcl.model_dump()
+        encoder = variant(encoder, EMCLConfig.model_validate({**own, "beta": options.beta}))
     corpus = encode_corpus(encoder, chosen.clips)
-    facts = ReportFacts(data=chosen.name, split=split, videos_lost=chosen.videos_lost, seed=seed)
-    page = build_report(encoder, chosen.clips, corpus, facts, run=run)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page, encoding="utf-8")
-    typer.echo(f"written: {output} ({len(page.encode()) / 1e6:.1f} MB)")
+    facts = ReportFacts(data=chosen.name, split=options.split, videos_lost=chosen.videos_lost, seed=options.seed)
+    page = build_report(encoder, chosen.clips, corpus, facts, run=options.run)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(page, encoding="utf-8")
+    typer.echo(f"written: {options.output} ({len(page.encode()) / 1e6:.1f} MB)")
 
 
 app = typer.Typer(help="Train and evaluate models.", no_args_is_help=True)
@@ -423,158 +421,23 @@ def train(
 
 
 @app.command()
-def evaluate(
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            help="JSON lines of {video, captions}, a folder with such a captions.jsonl, or the configuration of a data "
-            "set (YAML or JSON, see configs/msrvtt.yaml)."
-        ),
-    ] = None,
-    features: Annotated[
-        Path | None,
-        typer.Option(
-            help="Instead of --data: features that any baseline computed, .npz or .safetensors (see docs/heads.md)."
-        ),
-    ] = None,
-    head: Annotated[
-        Literal["pooled", "frames", "tokens", "experts", "mixture"] | None,
-        typer.Option(help="With --features: the kind of a file that does not state it."),
-    ] = None,
-    split: Split = "test",
-    allow_missing: Annotated[
-        bool, typer.Option(help="Evaluate although videos are missing; the report counts them.")
-    ] = False,
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model", "--checkpoint", help="'demo', a checkpoint's path, or an open_clip name with --pretrained."
-        ),
-    ] = "demo",
-    pretrained: Pretrained = None,
-    protocol: Annotated[
-        Literal["per-query", "reference", "frozen", "blocks", "whole"],
-        typer.Option(
-            help="per-query ranks as the service does; reference runs the EM pass over blocks of 32 texts and 32 "
-            "videos, as the released code does; frozen is stage 1 alone. With --features also blocks of --block-size, "
-            "and whole, one pass over everything."
-        ),
-    ] = "per-query",
-    block_size: Annotated[int, typer.Option(min=1, help="Texts and videos of a block (--protocol blocks).")] = 32,
-    aligned: Annotated[
-        bool,
-        typer.Option(
-            "--aligned", help="Blocks of matching pairs, as MMT's released evaluation; it leaks who belongs together."
-        ),
-    ] = False,
-    metric_rules: Annotated[
-        Literal["corrected", "reference"],
-        typer.Option(
-            help="reference counts ties, medians and MSVD's cut points as the released code does, errors included."
-        ),
-    ] = "corrected",
-    candidates: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Candidates passed from stage 1 to reranking (protocol per-query).",
-            show_default="the checkpoint's, 100 unless calibrated",
-        ),
-    ] = None,
-    query_bank: Annotated[
-        str | None,
-        typer.Option(
-            help="Also measure QB-Norm with a bank of the captions in this file (JSON lines, or .txt), or 'train' "
-            "for its training captions. With --features: a features file, whose videos are the bank for texts."
-        ),
-    ] = None,
-    video_bank: Annotated[
-        Path | None,
-        typer.Option(
-            help="With --data and --query-bank: features of training videos by the same model (`emcl features "
-            "export`), the bank by which captions are ranked."
-        ),
-    ] = None,
-    query_bank_size: Annotated[
-        int, typer.Option(min=1, help="Maximum number of captions in the bank, drawn at random.")
-    ] = 5000,
-    query_bank_seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
-    query_bank_beta: Annotated[float, typer.Option(min=0.01, help="QB-Norm's inverse temperature.")] = 20.0,
-    query_bank_top: Annotated[int, typer.Option(min=1, help="Videos that each bank query marks as hubs.")] = 1,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
-    markdown_file: Annotated[
-        Path | None, typer.Option("--markdown", help="Also write a report with published figures next to ours.")
-    ] = None,
-    device: Device = "auto",
-    runtime: Annotated[
-        Literal["auto", "torch", "torch-compiled", "onnx", "onnx-int8"],
-        typer.Option(help="Runtime of the encoder (see `emcl export`); use torch for figures to compare with others."),
-    ] = "torch",
-    precision: Annotated[
-        Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="Precision of the encoder; auto is fp32 for torch.")
-    ] = "auto",
-    exports: Annotated[
-        Path | None, typer.Option(help="Folder of `emcl export`. Default: beside the checkpoint, or var/exports.")
-    ] = None,
-) -> None:
+@from_models
+def evaluate(options: EvaluateOptions) -> None:
     """Measure retrieval in both directions under a protocol, with and without EMCL."""
-    if video_bank is not None and (query_bank is None or data is None):
+    if options.video_bank is not None and (options.query_bank is None or options.data is None):
         raise ValueError("--video-bank goes with --data and --query-bank; a bank of features has videos of its own")
-    if (data is None) == (features is None):
+    if (options.data is None) == (options.features is None):
         raise typer.BadParameter("give either --data or --features")
-    if features is not None:
-        from model.evaluate.features import FeaturesRequest
+    if options.features is not None:
         from model.evaluate.features import run as run_features
 
-        asked = FeaturesRequest(
-            features=features,
-            head=head,
-            protocol=protocol,
-            block=block_size,
-            aligned=aligned,
-            candidates=candidates,
-            rules=metric_rules,
-            bank=None if query_bank is None else Path(query_bank),
-            bank_beta=query_bank_beta,
-            bank_top=query_bank_top,
-            json_file=json_file,
-            markdown_file=markdown_file,
-        )
-        typer.echo(run_features(asked))
+        typer.echo(run_features(options))
         return
-    if protocol in ("blocks", "whole") or head is not None or aligned or block_size != 32:
+    if options.changed(("head", "aligned", "block_size")) or options.protocol in ("blocks", "whole"):
         raise ValueError("--protocol blocks or whole, --head, --block-size and --aligned need --features")
-    assert data is not None
-    from model.evaluate.run import BankOptions, EvaluateRequest, run
+    from model.evaluate.run import run
 
-    bank = None
-    if query_bank is not None:
-        bank = BankOptions(
-            source=query_bank,
-            videos=video_bank,
-            size=query_bank_size,
-            seed=query_bank_seed,
-            beta=query_bank_beta,
-            top=query_bank_top,
-        )
-    request = EvaluateRequest(
-        data=data,
-        split=split,
-        allow_missing=allow_missing,
-        model=model,
-        pretrained=pretrained,
-        device=device,
-        runtime=runtime,
-        precision=precision,
-        exports=exports,
-        protocol=protocol,  # type: ignore[arg-type]
-        candidates=candidates,
-        rules=metric_rules,
-        bank=bank,
-        json_file=json_file,
-        markdown_file=markdown_file,
-    )
-    typer.echo(run(request))
+    typer.echo(run(options))
 
 
 @app.command("classify")
@@ -653,23 +516,12 @@ def comparators(
 
 
 @tables_app.command("zero-shot")
-def zero_shot(
-    features: Annotated[Path, typer.Option(help="Features of the videos (`emcl features export`).")],
-    classes: Annotated[
-        Path, typer.Option(help="ActivityNet's annotation file, or a JSON mapping of video ids to labels.")
-    ],
-    model: Annotated[str, typer.Option(help="The model that the features are of, for the prompts.")] = "demo",
-    pretrained: Annotated[str | None, typer.Option(help="Tag or weights file of an open_clip model.")] = None,
-    prompt: Annotated[str, typer.Option(help="The text that a class is put into.")] = "human action of {}",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda[:N].")] = "auto",
-) -> None:
+@from_models
+def zero_shot(options: ZeroShotOptions) -> None:
     """Zero-shot classification of videos by prompts, without and with EMCL, beside the published pair."""
-    from model.study.zero_shot import Request, run
+    from model.study.zero_shot import run
 
-    request = Request(
-        features=features, classes=classes, model=model, pretrained=pretrained, prompt=prompt, device=device
-    )
-    typer.echo(run(request))
+    typer.echo(run(options))
 
 
 features_app = typer.Typer(help="Features as files: of this program's models, for others' tools.", no_args_is_help=True)
@@ -677,33 +529,12 @@ app.add_typer(features_app, name="features")
 
 
 @features_app.command("export")
-def export_features(
-    data: Annotated[Path, typer.Option(help="As for `emcl evaluate`.")],
-    output: Annotated[Path, typer.Option(help="The file to write: .npz or .safetensors.")],
-    split: Split = "test",
-    head: Annotated[
-        Literal["frames", "pooled"],
-        typer.Option(help="frames: what reranking sees, for the same figures; pooled: stage 1's vectors."),
-    ] = "frames",
-    model: Annotated[str, typer.Option(help="'demo', a checkpoint's path, or an open_clip name.")] = "demo",
-    pretrained: Annotated[str | None, typer.Option(help="Tag or weights file of an open_clip model.")] = None,
-    allow_missing: Annotated[bool, typer.Option(help="Export although videos are missing.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda[:N].")] = "auto",
-) -> None:
+@from_models
+def export_features(options: ExportOptions) -> None:
     """Encode a data set and write its features, which `emcl evaluate --features` measures without the videos."""
-    from model.evaluate.features import ExportRequest, export
+    from model.evaluate.features import export
 
-    request = ExportRequest(
-        data=data,
-        output=output,
-        split=split,
-        head=head,
-        model=model,
-        pretrained=pretrained,
-        allow_missing=allow_missing,
-        device=device,
-    )
-    typer.echo(export(request))
+    typer.echo(export(options))
 
 
 @app.command()
@@ -723,49 +554,15 @@ def synthesize(
 
 
 @app.command("import-checkpoint")
+@from_models
 def import_others(
     source: Annotated[Path, typer.Argument(help="File of EMCL-Net, CLIP4Clip or CLIP (see docs/importing.md).")],
     output: Annotated[Path, typer.Option(help="Checkpoint to write: NAME.safetensors, with NAME.json beside it.")],
-    kind: Annotated[
-        Literal["auto", "emcl-net", "clip4clip", "clip"],
-        typer.Option(help="What wrote the file; auto fails if the names of its tensors leave it open."),
-    ] = "auto",
-    max_words: Annotated[
-        int, typer.Option(min=3, max=1024, help="Tokens per text; the paper has 64 for ActivityNet.")
-    ] = 32,
-    max_frames: Annotated[
-        int, typer.Option(min=1, max=512, help="Frames per video; the paper has 64 for ActivityNet.")
-    ] = 12,
-    emcl: Annotated[
-        Literal["auto", "reference", "channel"],
-        typer.Option(help="EMCL's mode and the rules that go with it; auto is reference for emcl-net, else channel."),
-    ] = "auto",
-    activation: Annotated[
-        Literal["quick-gelu", "gelu"], typer.Option(help="quick-gelu is OpenAI's; LAION's CLIPs need gelu.")
-    ] = "quick-gelu",
-    vision_head_width: Annotated[
-        int | None, typer.Option(min=1, help="Channels per head of the image tower.", show_default="CLIP's, mostly 64")
-    ] = None,
-    text_head_width: Annotated[
-        int | None, typer.Option(min=1, help="Channels per head of the text tower.", show_default="64")
-    ] = None,
-    allow_unmatched: Annotated[
-        bool, typer.Option("--allow-unmatched", help="List what does not fit instead of refusing the file.")
-    ] = False,
+    options: ImportOptions,
 ) -> None:
     """Convert a checkpoint of EMCL-Net, CLIP4Clip or CLIP. The file's code is not run; nothing is dropped silently."""
-    from model.importing.convert import ImportOptions, import_checkpoint
+    from model.importing.convert import import_checkpoint
 
-    options = ImportOptions(
-        kind=kind,
-        max_words=max_words,
-        max_frames=max_frames,
-        emcl=emcl,
-        activation=activation,
-        vision_head_width=vision_head_width,
-        text_head_width=text_head_width,
-        allow_unmatched=allow_unmatched,
-    )
     typer.echo(import_checkpoint(source, output, options).text())
 
 

@@ -6,7 +6,8 @@ A command names the models that it wants as parameters, and ``from_models`` give
     @from_models
     def rebuild(store: Store, encoder: Annotated[EncoderOptions, Only("model", "device")], wishes: Wishes) -> None: ...
 
-Called from Python, such a command takes the options as keyword arguments. Imports nothing heavy.
+Called from Python, such a command takes the options as keyword arguments. A parameter ``Annotated[dict[str, Any],
+Given(Model, …)]`` gets what was given instead of a model, to complete it from elsewhere. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -30,11 +31,14 @@ from model.config import Config
 class Shown:
     """Metadata of a field: what typer is to do otherwise than the field says.
 
-    ``flag`` is another name than the field's, and a flag has no --no- form then; ``metavar`` stands for the value;
+    ``flag`` is another name than the field's, and a flag has no --no- form then; ``also`` is a second name; ``metavar``
+    stands for the value; ``default`` is what --help shows as the default, where the field has none;
     ``exists`` and ``dir_okay`` are checks of files before anything is loaded.
     """
 
     flag: str | None = None
+    also: str | None = None
+    default: str | None = None
     metavar: str | None = None
     exists: bool = False
     dir_okay: bool = True
@@ -70,17 +74,35 @@ class Only:
         self.described = described
 
 
+class Given:
+    """As metadata of a dictionary: these fields of ``model`` (all, if none are named) are options without a default.
+
+    The command gets the values that were given, as they were given: the model checks them when they are complete, after
+    the environment was read. ``default_text`` says what ``--help`` shows as the default of a field.
+    """
+
+    def __init__(self, model: type[BaseModel], *names: str, default_text: Callable[[str], str]) -> None:
+        self.model = model
+        self.names = names or tuple(model.model_fields)
+        self.default_text = default_text
+
+
 def from_models(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace each parameter of ``command`` that is a pydantic model by one option for each of its fields.
+    """Replace each parameter of ``command`` that is a pydantic model, or ``Given``, by one option for each field.
 
     The command gets the model with the values that were given or are the defaults; fields outside of ``Only`` stay
     unset. A value that a model refuses is a usage error (exit code 2) that names its option.
     """
     signature = inspect.signature(command, eval_str=True)
     groups: dict[str, tuple[type[BaseModel], list[str]]] = {}
+    unchecked: dict[str, Given] = {}
     parameters = []
     for parameter in signature.parameters.values():
         model, only = _model_of(parameter.annotation)
+        if isinstance(only, Given):
+            unchecked[parameter.name] = only
+            parameters += [_given_option(name, only) for name in only.names]
+            continue
         if model is None:
             parameters.append(parameter)
             continue
@@ -96,6 +118,9 @@ def from_models(command: Callable[..., None]) -> Callable[..., None]:
         values = dict(bound.arguments)
         for parameter, (model, names) in groups.items():
             values[parameter] = _make(model, {name: values.pop(name) for name in names})
+        for parameter, given in unchecked.items():
+            found = {name: values.pop(name) for name in given.names}
+            values[parameter] = {name: value for name, value in found.items() if value is not None}
         command(**values)
 
     # Called from Python, options may be left out; those without a default come first, as Python wants it.
@@ -105,8 +130,10 @@ def from_models(command: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-def _model_of(annotation: Any) -> tuple[type[BaseModel] | None, Only | None]:
+def _model_of(annotation: Any) -> tuple[type[BaseModel] | None, Only | Given | None]:
     kind, *metadata = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
+    if given := next((item for item in metadata if isinstance(item, Given)), None):
+        return given.model, given
     if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
         return None, None
     return kind, next((item for item in metadata if isinstance(item, Only)), None)
@@ -145,7 +172,8 @@ def _option(name: str, field: FieldInfo, described: str | None) -> inspect.Param
             least, most = getattr(item, "ge", None), getattr(item, "le", None)
             bounds.update({name: bound for name, bound in (("min", least), ("max", most)) if bound is not None})
     option: Any = typer.Option(
-        *([shown.flag] if shown.flag else []),
+        *(name for name in (shown.flag, shown.also) if name),
+        show_default=shown.default or True,
         help=described or field.description,
         metavar=shown.metavar,
         exists=shown.exists,
@@ -159,6 +187,15 @@ def _option(name: str, field: FieldInfo, described: str | None) -> inspect.Param
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
         default=inspect.Parameter.empty if is_required else default,
         annotation=Annotated[kind if is_required or default is not None else kind | None, option],
+    )
+
+
+def _given_option(name: str, given: Given) -> inspect.Parameter:
+    field = given.model.model_fields[name]
+    option: Any = typer.Option(help=field.description, show_default=given.default_text(name) or False)
+    kind = _kind(field.annotation)
+    return inspect.Parameter(
+        name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=Annotated[kind | None, option]
     )
 
 

@@ -32,13 +32,13 @@ from indexer.cli import store_app
 from indexer.cli_engine import app as engine_app
 from indexer.store.confidence import LINE
 from model.cli import app as model_app
+from model.cli_options import from_models
 from service.cli_jobs import app as jobs_app
 from service.cli_jobs import worker
-from service.cli_options import takes_settings
 from service.doctor.cli import doctor
 from service.schemas.search import CaptionOut, HitOut
 from service.search.playlists import MOST_PICTURES, SUFFIXES, ListedMoment, ListFormat, clock
-from service.settings import Settings, load_settings
+from service.settings import Settings, given, load_settings
 
 if TYPE_CHECKING:
     from service.access.keys import Key, KeyStore
@@ -49,11 +49,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("service.cli")  # not "__main__", which it is when run with -m
 
+KeysFile = Annotated[dict[str, Any], given("keys_file")]
+
 keys_app = typer.Typer(help="API keys: make, list, revoke.", no_args_is_help=True)
 
 
 @keys_app.command()
-@takes_settings("keys_file")
+@from_models
 def create(
     name: Annotated[str, typer.Option(help="Whose key it is: shown in lists and logs.")],
     scope: Annotated[
@@ -61,7 +63,8 @@ def create(
         typer.Option(help="search: find and watch. write: also change videos, captions, tags. admin: also run jobs."),
     ],
     expires: Annotated[float | None, typer.Option(help="Days until it stops working.", show_default="never")] = None,
-    **options: Any,
+    *,
+    options: KeysFile,
 ) -> None:
     """Make a key and print it: this once, for only its hash is kept."""
     key_store = _key_store(options)
@@ -71,10 +74,11 @@ def create(
 
 
 @keys_app.command("list")
-@takes_settings("keys_file")
+@from_models
 def list_keys(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    **options: Any,
+    *,
+    options: KeysFile,
 ) -> None:
     """Show all keys with their scope and state; hashes are not shown."""
     now = time.time()
@@ -88,8 +92,8 @@ def list_keys(
 
 
 @keys_app.command()
-@takes_settings("keys_file")
-def revoke(key: Annotated[str, typer.Argument(help="Its id or its name.")], **options: Any) -> None:
+@from_models
+def revoke(key: Annotated[str, typer.Argument(help="Its id or its name.")], *, options: KeysFile) -> None:
     """Make a key worthless from now on; its sessions end too."""
     revoked = _key_store(options).revoke(key)
     typer.echo(f"key {revoked.key_id} ({revoked.name}) is revoked")
@@ -207,8 +211,8 @@ def _options(
 
 
 @app.command(rich_help_panel=FIND)
-@takes_settings()
-def serve(**options: Any) -> None:
+@from_models
+def serve(options: Annotated[dict[str, Any], given()]) -> None:
     """Serve an index over HTTP: the page at /, the API at /v1, its description at /docs."""
     run_server(load_settings(options))
 
@@ -295,14 +299,15 @@ def mcp_command(
 
 
 @app.command(rich_help_panel=FIND)
-@takes_settings(*(name for name in Settings.model_fields if name not in _DEMO_DECIDES))
+@from_models
 def demo(
     folder: Annotated[Path, typer.Option(help="Where clips and index are kept; a second call uses them.")] = Path(
         "var/demo"
     ),
     count: Annotated[int, typer.Option(min=10, help="Number of clips.")] = 300,
     prepare_only: Annotated[bool, typer.Option(help="Make clips and index, but do not serve.")] = False,
-    **options: Any,
+    *,
+    options: Annotated[dict[str, Any], given(*(name for name in Settings.model_fields if name not in _DEMO_DECIDES))],
 ) -> None:
     """Serve a generated corpus: clips of moving shapes that the shipped model never saw. Needs no network."""
     from service.demo import examples, prepare
@@ -314,7 +319,7 @@ def demo(
 
 
 @app.command(rich_help_panel=FIND)
-@takes_settings(*_MODEL_SETTINGS)
+@from_models
 def search(
     text: Annotated[str | None, typer.Argument(help="What to look for.")] = None,
     video: Annotated[Path | None, typer.Option(help="A video to find captions and similar videos for.")] = None,
@@ -353,7 +358,8 @@ def search(
     open_best: Annotated[
         bool, typer.Option("--open", help="Open the best hit in the program that this system uses for videos.")
     ] = False,
-    **options: Any,
+    *,
+    options: Annotated[dict[str, Any], given(*_MODEL_SETTINGS)],
 ) -> None:
     """Search an index with words, or with a video."""
     from service.schemas.search import SearchAnswer

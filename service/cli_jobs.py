@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from service.cli_options import takes_settings
-from service.settings import load_settings
+from model.cli_options import from_models
+from service.settings import given, load_settings
 
 if TYPE_CHECKING:
     from service.jobs.record import Job
@@ -19,20 +19,25 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Jobs of the service: list, show, follow, cancel, resume.", no_args_is_help=True)
 
-_WORKER_SETTINGS = (
-    *("jobs_folder", "worker_concurrency", "job_timeout_seconds", "job_attempts", "job_grace_seconds"),
-    *("job_memory_bytes", "job_nice", "store", "model", "pretrained", "log_level", "log_format"),
-)
+WorkerSettings = Annotated[
+    dict[str, Any],
+    given(
+        *("jobs_folder", "worker_concurrency", "job_timeout_seconds", "job_attempts", "job_grace_seconds"),
+        *("job_memory_bytes", "job_nice", "store", "model", "pretrained", "log_level", "log_format"),
+    ),
+]
+JobsFolder = Annotated[dict[str, Any], given("jobs_folder")]
 _FOLLOW_SECONDS = 0.5
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-@takes_settings(*_WORKER_SETTINGS)
+@from_models
 def worker(
     embedded: Annotated[bool, typer.Option("--embedded", hidden=True, help="End when standard input ends.")] = False,
-    **options: Any,
+    *,
+    options: WorkerSettings,
 ) -> None:
     """Run the jobs that the service accepts, each as a process of its own. Needs the service's jobs folder."""
     from service.jobs.worker import Worker, stop_with_stdin
@@ -49,7 +54,7 @@ def worker(
 
 
 @app.command("list")
-@takes_settings("jobs_folder")
+@from_models
 def list_jobs(
     state: Annotated[
         Literal["queued", "running", "succeeded", "failed", "cancelled", "lost"] | None,
@@ -57,7 +62,8 @@ def list_jobs(
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Most jobs.")] = 50,
     as_json: Json = False,
-    **options: Any,
+    *,
+    options: JobsFolder,
 ) -> None:
     """List jobs, newest first."""
     job_store = _job_store(options)
@@ -71,18 +77,19 @@ def list_jobs(
 
 
 @app.command()
-@takes_settings("jobs_folder")
-def show(job: JobId, **options: Any) -> None:
+@from_models
+def show(job: JobId, *, options: JobsFolder) -> None:
     """Show a job as JSON: what was asked for, its state, result or error."""
     typer.echo(json.dumps(_shape(_job_store(options).get(job)), indent=2))
 
 
 @app.command()
-@takes_settings("jobs_folder")
+@from_models
 def log(
     job: JobId,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
-    **options: Any,
+    *,
+    options: JobsFolder,
 ) -> None:
     """Print the log of a job."""
     job_store = _job_store(options)
@@ -101,16 +108,16 @@ def log(
 
 
 @app.command()
-@takes_settings("jobs_folder")
-def cancel(job: JobId, **options: Any) -> None:
+@from_models
+def cancel(job: JobId, *, options: JobsFolder) -> None:
     """Cancel a job that waits or runs."""
     cancelled = _job_store(options).cancel(job)
     typer.echo(f"job {job} is {'being stopped' if cancelled.stopping else cancelled.state}")
 
 
 @app.command()
-@takes_settings("jobs_folder")
-def resume(job: JobId, **options: Any) -> None:
+@from_models
+def resume(job: JobId, *, options: JobsFolder) -> None:
     """Queue a job again that failed, was cancelled or lost; a running worker takes it up."""
     typer.echo(f"job {job} is {_job_store(options).resume(job).state}")
 

@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 from pydantic import ByteSize, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from model.cli_options import Given
+
 MEBIBYTE = 1024**2
 _SECRET_PREFIX = "whsec_"  # noqa: S105 - what secrets of Standard Webhooks begin with
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
@@ -433,6 +435,11 @@ def default_text(field: str) -> str:
     if default is None or default == ():
         return ""
     return str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def given(*names: str) -> Given:
+    """Metadata of a command's dictionary: these settings (all, if none are named) are its options."""
+    return Given(Settings, *names, default_text=default_text)
 
 
 def settings_table() -> str:

@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.config import EMCLConfig, ModelConfig, PoolingConfig, SearchConfig
-from model.data.dataset import Split
 from model.data.registry import open_for_evaluation
 from model.emcl.em import EMCL
 from model.encoder import Encoder, Scorer, load_encoder
@@ -48,6 +47,7 @@ from model.heads.mixture import MixtureHead
 from model.heads.pooled import PooledHead
 from model.heads.tokens import TokensHead
 from model.net import ScoringNet
+from model.options import EvaluateOptions, ExportOptions
 from model.runtime.choose import RuntimeChoice
 
 FeatureProtocol = Literal["per-query", "reference", "frozen", "blocks", "whole"]
@@ -288,71 +288,60 @@ def _floored(scores_QN: NDArray[Any]) -> NDArray[Any]:
     return np.where(finite_QN, scores_QN, lowest_Q1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class FeaturesRequest:
-    """The options of ``emcl evaluate --features``."""
-
-    features: Path
-    head: HeadKind | None = None
-    protocol: FeatureProtocol = "per-query"
-    block: int = 32
-    aligned: bool = False
-    candidates: int | None = None
-    rules: Literal["corrected", "reference"] = "corrected"
-    bank: Path | None = None
-    bank_beta: float = QB_NORM_BETA
-    bank_top: int = QB_NORM_TOP
-    json_file: Path | None = None
-    markdown_file: Path | None = None
-
-
-def run(request: FeaturesRequest) -> str:
-    """Evaluate a features file, write the files that are asked for, and return what the terminal shows."""
-    _refuse_unread(request)
-    features = read_features(request.features, kind=request.head)
-    rules: MetricRules = request.rules
+def run(options: EvaluateOptions) -> str:
+    """Evaluate ``options.features``, write the files that are asked for, and return what the terminal shows."""
+    assert options.features is not None
+    _refuse_unread(options)
+    features = read_features(options.features, kind=options.head)
+    rules: MetricRules = options.metric_rules
     if rules == "reference" and features.settings.get("data") == "msvd":
         rules = "reference-msvd"
-    if features.kind == "frames" and request.protocol in ("per-query", "reference", "frozen"):
-        rows, facts = _as_our_own(features, request, rules)
+    if features.kind == "frames" and options.protocol in ("per-query", "reference", "frozen"):
+        rows, facts = _as_our_own(features, options, rules)
     else:
-        rows, facts = _by_head(features, request, rules)
+        rows, facts = _by_head(features, options, rules)
     data, split = str(features.settings.get("data", "")), str(features.settings.get("split", ""))
     official = features.settings.get("official_videos")
     published = paper_results_for(data, split=split, official_videos=official if isinstance(official, int) else None)
-    if request.json_file is not None:
+    if options.json_file is not None:
         text = json.dumps(report(rows, published, **facts.as_dict()), indent=2)
-        request.json_file.write_text(text + "\n", encoding="utf-8")
-    if request.markdown_file is not None:
-        request.markdown_file.write_text(markdown(rows, published, facts), encoding="utf-8")
+        options.json_file.write_text(text + "\n", encoding="utf-8")
+    if options.markdown_file is not None:
+        options.markdown_file.write_text(markdown(rows, published, facts), encoding="utf-8")
     lines = [*conditions(facts), "", table(rows, published)]
-    if request.aligned:
+    if options.aligned:
         lines.append("aligned blocks leak: each pass saw which texts and videos belong together")
     return "\n".join(lines)
 
 
-def _refuse_unread(request: FeaturesRequest) -> None:
-    if request.candidates is not None and request.protocol != "per-query":
-        raise ValueError(f"--candidates has no effect under protocol {request.protocol}; leave it out")
-    if request.protocol != "blocks" and (request.aligned or request.block != 32):
-        raise ValueError(f"--block-size and --aligned belong to --protocol blocks, not to {request.protocol}")
+def _refuse_unread(options: EvaluateOptions) -> None:
+    if options.candidates is not None and options.protocol != "per-query":
+        raise ValueError(f"--candidates has no effect under protocol {options.protocol}; leave it out")
+    if options.protocol != "blocks" and (options.aligned or options.block_size != 32):
+        raise ValueError(f"--block-size and --aligned belong to --protocol blocks, not to {options.protocol}")
 
 
-def _by_head(features: FeatureSet, request: FeaturesRequest, rules: MetricRules) -> tuple[list[Row], Facts]:
-    if request.protocol == "reference":
+def _by_head(features: FeatureSet, options: EvaluateOptions, rules: MetricRules) -> tuple[list[Row], Facts]:
+    if options.protocol == "reference":
         raise ValueError(
             "protocol reference is EMCL-Net's, for features of kind frames; use --protocol blocks --block-size 64 for "
             "CLIP2Video's released evaluation, or --block-size 32 --aligned for MMT's"
         )
-    candidates = request.candidates or 100
-    how = SharedPass(protocol=request.protocol, block=request.block, aligned=request.aligned, candidates=candidates)
-    bank = None if request.bank is None else read_features(request.bank, kind=features.kind)
+    assert options.features is not None
+    candidates = options.candidates or 100
+    how = SharedPass(
+        protocol=options.protocol, block=options.block_size, aligned=options.aligned, candidates=candidates
+    )
+    bank_file = None if options.query_bank is None else Path(options.query_bank)
+    bank = None if bank_file is None else read_features(bank_file, kind=features.kind)
     rows = list(
-        rows_of_features(features, how, rules=rules, bank=bank, bank_beta=request.bank_beta, bank_top=request.bank_top)
+        rows_of_features(
+            features, how, rules=rules, bank=bank, bank_beta=options.query_bank_beta, bank_top=options.query_bank_top
+        )
     )
     settings = features.settings
     facts = Facts(
-        data=str(settings.get("data", request.features.name)),
+        data=str(settings.get("data", options.features.name)),
         split=str(settings.get("split", "unnamed")),
         videos=len(features.arrays["video"]),
         videos_lost=int(settings.get("videos_lost", 0)),
@@ -366,14 +355,14 @@ def _by_head(features: FeatureSet, request: FeaturesRequest, rules: MetricRules)
         candidates=candidates if how.protocol == "per-query" else None,
         deviations=[f"head {features.kind} on exported features; EMCL as an inference module"],
         query_bank=None
-        if bank is None or request.bank is None
+        if bank is None or bank_file is None
         else {
-            "source": request.bank.name,
+            "source": bank_file.name,
             "queries": len(bank.video_of_text_T),
             "available": len(bank.video_of_text_T),
             "seed": 0,
-            "beta": request.bank_beta,
-            "top": request.bank_top,
+            "beta": options.query_bank_beta,
+            "top": options.query_bank_top,
             "shared": len(set(bank.texts) & set(features.texts)),
             "videos": len(bank.arrays["video"]),
         },
@@ -381,23 +370,24 @@ def _by_head(features: FeatureSet, request: FeaturesRequest, rules: MetricRules)
     return rows, facts
 
 
-def _as_our_own(features: FeatureSet, request: FeaturesRequest, rules: MetricRules) -> tuple[list[Row], Facts]:
+def _as_our_own(features: FeatureSet, options: EvaluateOptions, rules: MetricRules) -> tuple[list[Row], Facts]:
     """What ``emcl evaluate --data`` measures, on the features that it would have computed."""
-    if request.bank is not None:
+    if options.query_bank is not None:
         raise ValueError(
-            f"--query-bank of features goes with --protocol blocks or whole for kind frames, not {request.protocol}"
+            f"--query-bank of features goes with --protocol blocks or whole for kind frames, not {options.protocol}"
         )
+    assert options.features is not None
     scorer, corpus = scorer_of(features), _corpus(features)
     own = scorer.config.search.candidates
     settings = EvaluationSettings(
-        protocol=request.protocol,  # type: ignore[arg-type]
-        candidates=own if request.candidates is None else request.candidates,
+        protocol=options.protocol,  # type: ignore[arg-type]
+        candidates=own if options.candidates is None else options.candidates,
         rules=rules,
     )
     rows = list(evaluate_rows(scorer, corpus, settings))
     lost = int(features.settings.get("videos_lost", 0))
     facts = Facts(
-        data=str(features.settings.get("data", request.features.name)),
+        data=str(features.settings.get("data", options.features.name)),
         split=str(features.settings.get("split", "unnamed")),
         videos=len(corpus.features_VFD),
         videos_lost=lost,
@@ -444,29 +434,15 @@ def _corpus(features: FeatureSet) -> Corpus:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExportRequest:
-    """The options of ``emcl features export``."""
-
-    data: Path
-    output: Path
-    split: Split = "test"
-    head: Literal["frames", "pooled"] = "frames"
-    model: str = "demo"
-    pretrained: str | None = None
-    allow_missing: bool = False
-    device: str = "auto"
-
-
-def export(request: ExportRequest) -> str:
+def export(options: ExportOptions) -> str:
     """Encode a set and write its features; returns what the terminal shows."""
-    if request.output.suffix not in (".npz", ".safetensors"):
-        raise ValueError(f"--output {request.output} must end in .npz or .safetensors")
-    chosen = open_for_evaluation(request.data, request.split, allow_missing=request.allow_missing)
+    if options.output.suffix not in (".npz", ".safetensors"):
+        raise ValueError(f"--output {options.output} must end in .npz or .safetensors")
+    chosen = open_for_evaluation(options.data, options.split, allow_missing=options.allow_missing)
     encoder = load_encoder(
-        request.model,
-        pretrained=request.pretrained,
-        device=request.device,
+        options.model,
+        pretrained=options.pretrained,
+        device=options.device,
         runtime="torch",
         precision="auto",
         emcl="configured",
@@ -479,9 +455,9 @@ def export(request: ExportRequest) -> str:
         "official_videos": chosen.official_videos,
     }
     names = [clip.name for clip in chosen.clips]
-    features = features_of(encoder, corpus, request.head, facts=facts, video_ids=names, texts=chosen.captions)
-    write_features(request.output, features)
-    return f"{len(names)} videos, {len(corpus.text_TD)} texts, kind {request.head}: {request.output}"
+    features = features_of(encoder, corpus, options.head, facts=facts, video_ids=names, texts=chosen.captions)
+    write_features(options.output, features)
+    return f"{len(names)} videos, {len(corpus.text_TD)} texts, kind {options.head}: {options.output}"
 
 
 def features_of(

@@ -11,21 +11,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from model.config import EMCLConfig, ModelConfig
-from model.data.dataset import Split, VideoTextSet
+from model.data.dataset import VideoTextSet
 from model.data.registry import open_for_evaluation
 from model.emcl.correction import Correction, CorrectionSettings, Side
 from model.emcl.em import FrozenMap
 from model.encoder import Encoder, Scorer, load_encoder
 from model.evaluate.corpus import Corpus, Floats, emcl_variants, encode_corpus, with_emcl
-from model.evaluate.hubness import QB_NORM_BETA, QB_NORM_TOP
 from model.evaluate.measure import BankRows, MetricRules, Row, measure, rows_of
 from model.evaluate.paper_results import PaperResult, paper_results_for
 from model.evaluate.protocols import PROTOCOLS, Protocol, ways_of
-from model.evaluate.query_bank import DEFAULT_SIZE, QueryBank, open_bank
+from model.evaluate.query_bank import QueryBank, open_bank
 from model.evaluate.rank import (
     REFERENCE_BLOCK,
     Ranked,
@@ -41,7 +39,7 @@ from model.evaluate.rank import (
 )
 from model.evaluate.table import Facts, conditions, markdown, report, table
 from model.heads.features import FeatureSet, read_features
-from model.runtime.choose import PrecisionWish, RuntimeWish
+from model.options import EvaluateOptions
 
 __all__ = [
     "CANDIDATES",
@@ -217,101 +215,77 @@ def _of_rules(rules: MetricRules, multi_sentence: bool) -> list[str]:
     return found
 
 
-@dataclass(frozen=True, kw_only=True)
-class BankOptions:
-    """Where QB-Norm's bank comes from (``train``, or a file), and its settings.
-
-    ``videos`` is a features file of kind frames, by the same model: its videos are the bank for captions.
-    """
-
-    source: str
-    videos: Path | None = None
-    size: int = DEFAULT_SIZE
-    seed: int = 0
-    beta: float = QB_NORM_BETA
-    top: int = QB_NORM_TOP
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateRequest:
-    """The options of ``emcl evaluate``. ``candidates=None`` uses the checkpoint's."""
-
-    data: Path
-    split: Split = "test"
-    allow_missing: bool = False
-    model: str = "demo"
-    pretrained: str | None = None
-    device: str = "auto"
-    runtime: RuntimeWish = "torch"
-    precision: PrecisionWish = "auto"
-    exports: Path | None = None
-    protocol: Protocol = "per-query"
-    candidates: int | None = None
-    rules: Literal["corrected", "reference"] = "corrected"
-    bank: BankOptions | None = None
-    json_file: Path | None = None
-    markdown_file: Path | None = None
-
-
-def run(request: EvaluateRequest) -> str:
-    """Evaluate, write the files that are asked for, and return what the terminal shows.
+def run(options: EvaluateOptions) -> str:
+    """Evaluate ``options.data``, write the files that are asked for, and return what the terminal shows.
 
     Raises ``ValueError`` for options that contradict each other, before anything is decoded.
     """
-    if request.candidates is not None and request.protocol != "per-query":
+    if options.candidates is not None and options.protocol != "per-query":
         raise ValueError(
-            f"--candidates {request.candidates} has no effect under protocol {request.protocol}, which scores every "
+            f"--candidates {options.candidates} has no effect under protocol {options.protocol}, which scores every "
             "pair; leave it out"
         )
-    chosen = open_for_evaluation(request.data, request.split, allow_missing=request.allow_missing)
-    bank = _bank(request)
+    assert options.data is not None
+    chosen = open_for_evaluation(options.data, options.split, allow_missing=options.allow_missing)
+    bank = _bank(options)
     encoder = load_encoder(
-        request.model,
-        pretrained=request.pretrained,
-        device=request.device,
-        runtime=request.runtime,
-        precision=request.precision,
-        exports=request.exports,
+        options.model,
+        pretrained=options.pretrained,
+        device=options.device,
+        runtime=options.runtime,
+        precision=options.precision,
+        exports=options.exports,
         emcl="configured",
     )
     corpus = encode_corpus(encoder, chosen.clips)
-    settings = replace(_settings(request, encoder, chosen, bank), video_bank=_video_bank(request, encoder))
+    settings = replace(_settings(options, encoder, chosen, bank), video_bank=_video_bank(options, encoder))
     rows = list(evaluate_rows(encoder, corpus, settings))
     published = paper_results_for(chosen.name, split=chosen.split, official_videos=chosen.official_videos)
     facts = _facts(encoder, corpus, chosen, settings)
-    _write(request, rows, published, facts)
+    _write(options, rows, published, facts)
     return "\n".join([*conditions(facts), "", table(rows, published), *_warnings(facts)])
 
 
-def _bank(request: EvaluateRequest) -> QueryBank | None:
-    if request.bank is None:
+def _bank(options: EvaluateOptions) -> QueryBank | None:
+    if options.query_bank is None:
         return None
-    asked = request.bank
-    return open_bank(asked.source, request.data, size=asked.size, seed=asked.seed, beta=asked.beta, top=asked.top)
+    return open_bank(
+        options.query_bank,
+        options.data,
+        size=options.query_bank_size,
+        seed=options.query_bank_seed,
+        beta=options.query_bank_beta,
+        top=options.query_bank_top,
+    )
 
 
-def _video_bank(request: EvaluateRequest, encoder: Encoder) -> FeatureSet | None:
-    if request.bank is None or request.bank.videos is None:
+def _video_bank(options: EvaluateOptions, encoder: Encoder) -> FeatureSet | None:
+    if options.video_bank is None:
         return None
-    videos = read_features(request.bank.videos, kind="frames")
+    videos = read_features(options.video_bank, kind="frames")
     made_by = videos.settings.get("fingerprint")
     if made_by != encoder.fingerprint:
         raise ValueError(
-            f"{request.bank.videos} was exported from model {str(made_by)[:12]}, --model is "
+            f"{options.video_bank} was exported from model {str(made_by)[:12]}, --model is "
             f"{encoder.fingerprint[:12]}; export the bank's videos with this model"
         )
     return videos
 
 
 def _settings(
-    request: EvaluateRequest, encoder: Encoder, chosen: VideoTextSet, bank: QueryBank | None
+    options: EvaluateOptions, encoder: Encoder, chosen: VideoTextSet, bank: QueryBank | None
 ) -> EvaluationSettings:
-    rules: MetricRules = request.rules
+    rules: MetricRules = options.metric_rules
     if rules == "reference" and chosen.name == "msvd":
         rules = "reference-msvd"
     own = encoder.config.search.candidates
-    candidates = own if request.candidates is None else request.candidates
-    return EvaluationSettings(protocol=request.protocol, candidates=candidates, rules=rules, bank=bank)
+    candidates = own if options.candidates is None else options.candidates
+    return EvaluationSettings(
+        protocol=options.protocol,  # type: ignore[arg-type] # others need --features
+        candidates=candidates,
+        rules=rules,
+        bank=bank,
+    )
 
 
 def _facts(encoder: Encoder, corpus: Corpus, chosen: VideoTextSet, settings: EvaluationSettings) -> Facts:
@@ -344,12 +318,12 @@ def _bank_facts(settings: EvaluationSettings, chosen: VideoTextSet) -> dict[str,
     return {**facts, **counts, "videos": 0 if videos is None else len(videos.arrays["video"])}
 
 
-def _write(request: EvaluateRequest, rows: Sequence[Row], published: Sequence[PaperResult], facts: Facts) -> None:
-    if request.json_file is not None:
+def _write(options: EvaluateOptions, rows: Sequence[Row], published: Sequence[PaperResult], facts: Facts) -> None:
+    if options.json_file is not None:
         text = json.dumps(report(rows, published, **facts.as_dict()), indent=2)
-        request.json_file.write_text(text + "\n", encoding="utf-8")
-    if request.markdown_file is not None:
-        request.markdown_file.write_text(markdown(rows, published, facts), encoding="utf-8")
+        options.json_file.write_text(text + "\n", encoding="utf-8")
+    if options.markdown_file is not None:
+        options.markdown_file.write_text(markdown(rows, published, facts), encoding="utf-8")
 
 
 def _warnings(facts: Facts) -> list[str]:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from model.checkpoint import fingerprint, save_checkpoint
@@ -28,7 +27,6 @@ from model.clip.towers import build_clip
 from model.clip.weights import WeightsError, load_strictly, read_weights
 from model.config import (
     ClipConfig,
-    Config,
     EMCLConfig,
     ModelConfig,
     PoolingConfig,
@@ -37,6 +35,7 @@ from model.config import (
     TokenizerConfig,
 )
 from model.net import EMCLNet
+from model.options import ImportOptions
 
 Kind = Literal["emcl-net", "clip4clip", "clip"]
 CLIP_VOCABULARY = 49408
@@ -109,19 +108,6 @@ def _temporal_text(temporal: TemporalConfig) -> str:
 
 class ImportingError(WeightsError):
     """The file cannot be imported, or something in it would be lost; the message says what."""
-
-
-class ImportOptions(Config):
-    """What the file does not say. Defaults are those of the papers; ``auto`` is the kind that the names imply."""
-
-    kind: Literal["auto"] | Kind = "auto"
-    max_words: int = Field(32, ge=3, le=1024)
-    max_frames: int = Field(12, ge=1, le=512)
-    emcl: Literal["auto", "reference", "channel"] = "auto"
-    activation: Literal["quick-gelu", "gelu"] = "quick-gelu"
-    vision_head_width: int | None = Field(None, ge=1)
-    text_head_width: int | None = Field(None, ge=1)
-    allow_unmatched: bool = False
 
 
 def import_checkpoint(source: Path, output: Path, options: ImportOptions | None = None) -> ImportReport:

@@ -38,8 +38,8 @@ from model.evaluate.corpus import Corpus, Floats
 from model.evaluate.query_bank import open_bank
 from model.evaluate.rank import rank_corrected
 from model.evaluate.run import encode_corpus
+from model.options import CalibrateOptions
 from model.study.calibrate import Comparison, compare_video_ranks
-from model.study.options import CalibrateOptions
 from model.study.per_video_ranks import VideoRanks, ranks_of
 from model.study.significance import folds_of
 

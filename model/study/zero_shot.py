@@ -27,24 +27,13 @@ from model.emcl.em import EMCL
 from model.emcl.pooling import unit_mean_pool
 from model.encoder import Encoder, load_encoder
 from model.evaluate.features import INFERENCE_SETTINGS
-from model.evaluate.labels import ACTIVITYNET_PROMPT, prompts_of
+from model.evaluate.labels import prompts_of
 from model.evaluate.paper_results import OTHER_TASKS
 from model.evaluate.zero_shot import accuracy, similarity
 from model.heads.features import FeaturesError, FeatureSet, read_features
+from model.options import ZeroShotOptions
 
 _ACTIVITYNET_PREFIX = "v_"  # of ActivityNet's file names, absent from its annotations
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """The options of ``emcl study zero-shot``."""
-
-    features: Path
-    classes: Path
-    model: str
-    pretrained: str | None = None
-    prompt: str = ACTIVITYNET_PROMPT
-    device: str = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,12 +110,12 @@ def _line(name: str, similarity_VN: Tensor, targets_V: Tensor) -> Line:
     return Line(name=name, top1=accuracy(similarity_VN, targets_V), top5=accuracy(similarity_VN, targets_V, top=5))
 
 
-def run(request: Request) -> str:
+def run(options: ZeroShotOptions) -> str:
     """Classify, and return the table."""
-    classes = read_classes(request.classes)
-    features = read_features(request.features)
-    encoder = load_encoder(request.model, pretrained=request.pretrained, device=request.device)
-    lines, videos = study(features, classes, encoder, request.prompt)
+    classes = read_classes(options.classes)
+    features = read_features(options.features)
+    encoder = load_encoder(options.model, pretrained=options.pretrained, device=options.device)
+    lines, videos = study(features, classes, encoder, options.prompt)
     published = next(row for row in OTHER_TASKS if row.base == "CLIP4Clip")
     rows = ["| way | top-1 | top-5 |", "|---|---|---|"]
     where = f"published: {published.base}, {published.data_set}"
@@ -136,7 +125,7 @@ def run(request: Request) -> str:
     count, left_out = len(set(classes.values())), len(features.video_ids) - videos
     rows += [
         "",
-        f"{videos} videos, {left_out} without a class left out; {count} classes; prompt: {request.prompt!r}; ± is the "
+        f"{videos} videos, {left_out} without a class left out; {count} classes; prompt: {options.prompt!r}; ± is the "
         "standard error over videos. The published pair states no settings, no seeds and no error.",
     ]
     return "\n".join(rows)

@@ -8,24 +8,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.cli_options import takes_settings
-from service.settings import load_settings
+from model.cli_options import from_models
+from service.settings import given, load_settings
 
 if TYPE_CHECKING:
     from service.doctor.checks import Examination
 
-_DOCTOR_SETTINGS = (
-    *("store", "model", "pretrained", "device", "runtime", "precision", "exports", "threads", "faiss_threads"),
-    *("host", "require_keys"),
-    *("faiss_device", "index_mmap"),
-    *("keys_file", "redis_url", "upload_folder", "upload_slots", "upload_max_bytes", "jobs_folder"),
-)
+DoctorSettings = Annotated[
+    dict[str, Any],
+    given(
+        *("store", "model", "pretrained", "device", "runtime", "precision", "exports", "threads", "faiss_threads"),
+        *("host", "require_keys"),
+        *("faiss_device", "index_mmap"),
+        *("keys_file", "redis_url", "upload_folder", "upload_slots", "upload_max_bytes", "jobs_folder"),
+    ),
+]
 
 
-@takes_settings(*_DOCTOR_SETTINGS)
+@from_models
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    **options: Any,
+    *,
+    options: DoctorSettings,
 ) -> None:
     """Check the installation, the machine, the index and its model, and say what to do. Exit code 1 on a problem.
 

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from model.checkpoint import load_checkpoint
-from model.importing.convert import ImportOptions, import_checkpoint
+from model.importing.convert import import_checkpoint
+from model.options import ImportOptions
 
 FITTING = {"max_words": 8, "max_frames": 6}
 

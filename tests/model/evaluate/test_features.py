@@ -12,7 +12,6 @@ from model.cli import app
 from model.config import EMCLConfig
 from model.emcl.em import EMCL
 from model.evaluate.features import (
-    FeaturesRequest,
     SharedPass,
     combine,
     emcl_of,
@@ -26,6 +25,7 @@ from model.evaluate.hubness import BankNorm
 from model.evaluate.run import EvaluationSettings, evaluate_rows
 from model.evaluate.table import table
 from model.heads.features import FeaturesError, FeatureSet, read_features, write_features
+from model.options import EvaluateOptions
 
 T, V, D = 9, 9, 16
 
@@ -241,6 +241,6 @@ def test_options_that_would_be_ignored_are_refused(tmp_path):
         ({"head": "tokens"}, "kind pooled, not tokens"),
     ):
         with pytest.raises(ValueError, match=message):
-            run(FeaturesRequest(features=path, **changes))
+            run(EvaluateOptions(features=path, **changes))
     result = CliRunner().invoke(app, ["evaluate", "--data", "x", "--aligned"])
     assert "need --features" in str(result.exception)

@@ -8,7 +8,8 @@ from conversion_support import FITTING, convert
 from import_support import PlainClip4Clip, make_clip4clip, save
 
 from model.clip.weights import WeightsError
-from model.importing.convert import ImportingError, ImportOptions, import_checkpoint
+from model.importing.convert import ImportingError, import_checkpoint
+from model.options import ImportOptions
 
 
 @pytest.fixture(params=["meanP", "seqLSTM", "seqTransf"])
