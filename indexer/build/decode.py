@@ -19,6 +19,7 @@ from indexer.errors import SourceError
 from indexer.locations import Location
 from model.clip.preprocess import Preprocess
 from model.config import SamplingConfig
+from model.video.types import ROUNDING_SECONDS, DecodeLimits, VideoInfo
 
 SHORTEST_TAIL = 0.25
 """A last piece shorter than this share of a segment joins the one before it: it is often just a fade-out."""
@@ -31,6 +32,16 @@ class DecodeSettings:
     sampling: SamplingConfig
     segment_seconds: float
     preprocess: Preprocess
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """A part of a video that becomes a segment; the one that reaches to the video's end ``is_last``."""
+
+    number: int
+    start_seconds: float
+    end_seconds: float
+    is_last: bool
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,17 +66,39 @@ class OpenedVideo:
     duration_seconds: float
     width: int
     height: int
-    windows: list[tuple[float, float]]
+    windows: list[Window]
     first: DecodedSegment
     notes: tuple[str, ...] = ()
 
 
-def windows_of(duration_seconds: float, segment_seconds: float) -> list[tuple[float, float]]:
-    """Cut ``[0, duration)`` into segments; the last is the rest, joined to its predecessor if that is short."""
+def windows_of(duration_seconds: float, segment_seconds: float, times: npt.NDArray[np.float64]) -> list[Window]:
+    """Cut ``[0, duration)`` into segments; the last is the rest, joined to its predecessor if that is short.
+
+    Only windows in which a frame begins are among them, and the first: ``times`` ``(N,)`` are those of all frames. A
+    picture that stands still for a year is one segment, whatever duration the file claims.
+    """
     whole, rest = divmod(duration_seconds, segment_seconds)
-    count = max(1, int(whole) + (rest >= SHORTEST_TAIL * segment_seconds))
-    starts = [number * segment_seconds for number in range(count)]
-    return list(zip(starts, [*starts[1:], duration_seconds], strict=True))
+    last = max(1, int(whole) + (rest >= SHORTEST_TAIL * segment_seconds)) - 1
+    with_frames = np.floor((times + ROUNDING_SECONDS) / segment_seconds).astype(np.int64)
+    numbers = np.unique(np.clip(np.append(with_frames, 0), 0, last))
+    return [
+        Window(
+            number=int(number),
+            start_seconds=int(number) * segment_seconds,
+            end_seconds=duration_seconds if number == last else (int(number) + 1) * segment_seconds,
+            is_last=bool(number == last),
+        )
+        for number in numbers
+    ]
+
+
+def cut(source: str | bytes, info: VideoInfo, segment_seconds: float, limits: DecodeLimits) -> list[Window]:
+    """The windows of a video; its packets are read only if it is longer than one. Raises ``VideoError``."""
+    from model.video.sampling import frame_times
+
+    if len(windows_of(info.duration_seconds, segment_seconds, np.array([info.duration_seconds]))) == 1:
+        return windows_of(info.duration_seconds, segment_seconds, np.zeros(1))
+    return windows_of(info.duration_seconds, segment_seconds, frame_times(source, limits))
 
 
 def open_video(location: Location, settings: DecodeSettings) -> OpenedVideo:
@@ -73,9 +106,10 @@ def open_video(location: Location, settings: DecodeSettings) -> OpenedVideo:
     from model.video.sampling import probe
 
     check_unchanged(location)
-    info = probe(location.file or location.path)
-    windows = windows_of(info.duration_seconds, settings.segment_seconds)
-    first = decode_segment(location, settings, 0, windows)
+    source = location.file or location.path
+    info = probe(source)
+    windows = cut(source, info, settings.segment_seconds, DecodeLimits())
+    first = decode_segment(location, settings, windows[0])
     return OpenedVideo(
         duration_seconds=info.duration_seconds,
         width=info.width,
@@ -86,21 +120,21 @@ def open_video(location: Location, settings: DecodeSettings) -> OpenedVideo:
     )
 
 
-def decode_segment(
-    location: Location, settings: DecodeSettings, number: int, windows: list[tuple[float, float]]
-) -> DecodedSegment:
+def decode_segment(location: Location, settings: DecodeSettings, window: Window) -> DecodedSegment:
     """Decode one window; the last reaches to wherever the frames end. Raises ``SourceError`` or ``VideoError``."""
     from model.video.sampling import decode
 
     check_unchanged(location)
-    start, end = windows[number]
-    end_seconds = None if number == len(windows) - 1 else end
-    source = location.file or location.path
-    batch = decode(source, sampling=settings.sampling, start_seconds=start, end_seconds=end_seconds)
+    batch = decode(
+        location.file or location.path,
+        sampling=settings.sampling,
+        start_seconds=window.start_seconds,
+        end_seconds=None if window.is_last else window.end_seconds,
+    )
     return DecodedSegment(
-        number=number,
-        start_seconds=start,
-        end_seconds=end,
+        number=window.number,
+        start_seconds=window.start_seconds,
+        end_seconds=window.end_seconds,
         timestamps_seconds=batch.timestamps_seconds,
         frames_FHWC=settings.preprocess(batch.frames),
         skipped_packets=batch.skipped_packets,

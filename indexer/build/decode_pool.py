@@ -19,7 +19,15 @@ from typing import Final
 
 from pebble import ProcessExpired, ProcessPool
 
-from indexer.build.decode import DecodedSegment, DecodeSettings, OpenedVideo, decode_segment, open_video, start_worker
+from indexer.build.decode import (
+    DecodedSegment,
+    DecodeSettings,
+    OpenedVideo,
+    Window,
+    decode_segment,
+    open_video,
+    start_worker,
+)
 from indexer.build.options import DECODE_TIMEOUT_SECONDS
 from indexer.locations import Location
 
@@ -37,13 +45,13 @@ class ReaderSettings:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReadResult:
-    """One finished task: window ``number`` of a video. ``opened`` is None if the video cannot be read at all.
+    """One finished task: a window of a video, None for the first; ``opened`` is None if nothing of it can be read.
 
     Either ``segment`` or ``reason`` is set.
     """
 
     location: Location
-    number: int
+    window: Window | None
     opened: OpenedVideo | None
     segment: DecodedSegment | None
     reason: str | None
@@ -52,7 +60,7 @@ class ReadResult:
 @dataclass(frozen=True, eq=False)
 class _Task:
     location: Location
-    number: int
+    window: Window | None
     opened: OpenedVideo | None
 
 
@@ -95,9 +103,8 @@ class Reader:
     def collect(self, future: Future[object]) -> ReadResult:
         """The result of a task of ``running`` that is done. Errors of single videos are results, never exceptions."""
         result = self._result(self.running.pop(future), future)
-        if result.number == 0 and result.opened is not None:
-            windows = range(1, len(result.opened.windows))
-            self._further += [_Task(result.location, number, result.opened) for number in windows]
+        if result.window is None and result.opened is not None:
+            self._further += [_Task(result.location, window, result.opened) for window in result.opened.windows[1:]]
         return result
 
     def read(self, locations: Iterable[Location]) -> Iterator[ReadResult]:
@@ -111,10 +118,10 @@ class Reader:
                 yield self.collect(future)
 
     def _submit(self, task: _Task) -> Future[object]:
-        work: Callable[..., object] = open_video if task.opened is None else decode_segment
+        work: Callable[..., object] = open_video if task.window is None else decode_segment
         arguments: tuple[object, ...] = (task.location, self._settings.decode)
-        if task.opened is not None:
-            arguments += (task.number, task.opened.windows)
+        if task.window is not None:
+            arguments += (task.window,)
         future: Future[object] = self._pool.schedule(work, args=arguments, timeout=self._settings.timeout_seconds)
         return future
 
@@ -133,8 +140,8 @@ class Reader:
             reason = f"the decoder crashed on it (exit code {error.exitcode})"
         except Exception as error:  # whatever a damaged file provokes in a worker must not end the run
             reason = _named(str(error) or type(error).__name__, task.location)
-            logger.debug("%s, segment %d", task.location.path, task.number, exc_info=error)
-        return ReadResult(location=task.location, number=task.number, opened=opened, segment=segment, reason=reason)
+            logger.debug("%s, %s", task.location.path, task.window, exc_info=error)
+        return ReadResult(location=task.location, window=task.window, opened=opened, segment=segment, reason=reason)
 
 
 def _named(reason: str, location: Location) -> str:
@@ -147,7 +154,7 @@ def _named(reason: str, location: Location) -> str:
 
 
 def _first_task(location: Location | None) -> _Task | None:
-    return None if location is None else _Task(location, 0, None)
+    return None if location is None else _Task(location, None, None)
 
 
 class Feed:

@@ -172,8 +172,8 @@ class VideoEncoding:
             video.skipped_packets += result.segment.skipped_packets
             self._decoded.append((video, result.segment))
             return
-        start, end = result.opened.windows[result.number]
-        video.unreadable.append(f"{start:g}-{end:g} s: {result.reason}")
+        window = result.window or result.opened.windows[0]
+        video.unreadable.append(f"{window.start_seconds:g}-{window.end_seconds:g} s: {result.reason}")
         self._commit([video])
 
     def _hand_over(self, thread: ThreadPoolExecutor) -> None:

@@ -28,8 +28,9 @@ from tqdm import tqdm
 from model.data.dataset import VIDEO_SUFFIXES
 from model.video.container import OpenVideo, open_video
 from model.video.pyav import IDENTITY, Decoder, display_matrix, make_upright
-from model.video.sampling import NO_LIMITS, ROUNDING_SECONDS, VideoError, probe
+from model.video.sampling import NO_LIMITS, VideoError, probe
 from model.video.timeline import measure_end
+from model.video.types import ROUNDING_SECONDS
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame

@@ -39,6 +39,7 @@ from model.video import decord, pyav
 from model.video.container import OpenVideo, open_video
 from model.video.timeline import PacketTable, measure_end, scan
 from model.video.types import (
+    ROUNDING_SECONDS,
     Backend,
     BackendUnavailable,
     DecodeLimits,
@@ -71,12 +72,11 @@ __all__ = [
     "VideoInfo",
     "decode",
     "decode_frame",
+    "frame_times",
     "probe",
 ]
 
 NO_LIMITS = DecodeLimits()
-# Matroska, WebM and FLV store whole milliseconds: a frame may be marked up to half of one too late.
-ROUNDING_SECONDS = 0.0006
 
 
 def probe(source: Source, limits: DecodeLimits = NO_LIMITS) -> VideoInfo:
@@ -96,6 +96,17 @@ def probe(source: Source, limits: DecodeLimits = NO_LIMITS) -> VideoInfo:
             rotation_degrees=pyav.rotation_degrees(matrix),
             notes=video.notes(),
         )
+
+
+def frame_times(source: Source, limits: DecodeLimits = NO_LIMITS) -> NDArray[np.float64]:
+    """When each frame is shown, ``(N,)`` ascending seconds from the first, by reading all packets and decoding none.
+
+    Raises the errors of ``model.video.types``.
+    """
+    with open_video(source, limits) as video:
+        times = scan(video, video.origin, None).times
+        ticks = times[times >= video.origin] - video.origin
+        return np.asarray(ticks * video.tick_seconds, np.float64)
 
 
 def decode(

@@ -23,6 +23,9 @@ Source: TypeAlias = "str | os.PathLike[str] | bytes"
 Backend: TypeAlias = Literal["auto", "pyav", "decord"]
 
 
+ROUNDING_SECONDS = 0.0006
+"""Matroska, WebM and FLV store whole milliseconds: a frame may be marked up to half of one too late."""
+
 CLOCK_NOTE = "its clock restarts or jumps"
 """What begins the note about a video whose times were made continuous."""
 

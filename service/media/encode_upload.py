@@ -12,13 +12,13 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.build.decode import DecodeSettings, windows_of
+from indexer.build.decode import DecodeSettings
 from indexer.build.encode import padded
 from indexer.store.writer import EncodedSegment, EncodedVideo
 from service.media.sandbox import KillSwitch, Sandbox
@@ -36,6 +36,8 @@ class Window:
     """One window: ``frames_FHWC`` uint8 RGB and the time of each, or the ``reason`` why it could not be read."""
 
     number: int
+    start_seconds: float
+    end_seconds: float
     frames_FHWC: NDArray[np.uint8] | None = None
     timestamps_seconds: NDArray[np.float64] | None = None
     skipped_packets: int = 0
@@ -89,9 +91,13 @@ def _decode(
 
 
 def _window(facts: dict[str, object], arrays: IO[bytes], plan: DecodeSettings) -> Window:
-    number = int(str(facts["number"]))
+    place = Window(
+        number=int(str(facts["number"])),
+        start_seconds=float(str(facts["start_seconds"])),
+        end_seconds=float(str(facts["end_seconds"])),
+    )
     if "reason" in facts:
-        return Window(number=number, reason=str(facts["reason"]))
+        return replace(place, reason=str(facts["reason"]))
     frames, times = np.load(arrays, allow_pickle=False), np.load(arrays, allow_pickle=False)
     if (
         frames.dtype != np.uint8
@@ -101,8 +107,8 @@ def _window(facts: dict[str, object], arrays: IO[bytes], plan: DecodeSettings) -
         or times.shape != frames.shape[:1]
     ):
         raise ValueError(f"the decoding process returned frames of shape {frames.shape} and times of {times.shape}")
-    return Window(
-        number=number,
+    return replace(
+        place,
         frames_FHWC=frames,
         timestamps_seconds=times,
         skipped_packets=int(str(facts["skipped_packets"])),
@@ -160,13 +166,12 @@ def encode_video(
     skipped = done = 0
     progress(0, 0)
     for batch in decode_windows(sandbox, file, plan, kill_switch):
-        edges = windows_of(batch.duration_seconds, manifest.segment_seconds)
         good = [window for window in batch.windows if window.frames_FHWC is not None]
         if good:
-            segments += _encode(good, edges, encoder)
+            segments += _encode(good, encoder)
         skipped += sum(window.skipped_packets for window in good)
         notes += [
-            f"{edges[window.number][0]:g}-{edges[window.number][1]:g} s: {window.reason}"
+            f"{window.start_seconds:g}-{window.end_seconds:g} s: {window.reason}"
             for window in batch.windows
             if window.frames_FHWC is None
         ]
@@ -186,17 +191,15 @@ def encode_video(
     )
 
 
-def _encode(
-    windows: Sequence[Window], edges: Sequence[tuple[float, float]], encoder: QueuedEncoder
-) -> list[EncodedSegment]:
+def _encode(windows: Sequence[Window], encoder: QueuedEncoder) -> list[EncodedSegment]:
     frames_BFHWC, mask_BF = padded([window.frames_FHWC for window in windows if window.frames_FHWC is not None])
     features_BFD = encoder.encode_videos(frames_BFHWC, mask_BF)
     pooled_BD = encoder.pool(features_BFD, mask_BF)
     return [
         EncodedSegment(
             number=window.number,
-            start_seconds=edges[window.number][0],
-            end_seconds=edges[window.number][1],
+            start_seconds=window.start_seconds,
+            end_seconds=window.end_seconds,
             timestamps_seconds=np.asarray(window.timestamps_seconds),
             features_FD=features_BFD[row, mask_BF[row]],
             pooled_D=pooled_BD[row],

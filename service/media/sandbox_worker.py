@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from indexer.build.decode import windows_of
+from indexer.build.decode import cut
 from model.clip.preprocess import Preprocess
 from model.config import SamplingConfig
 from model.video.sampling import DecodeLimits, OverLimit, VideoError, decode, probe
@@ -72,25 +72,25 @@ def _answer_windows(job: dict[str, Any], video: bytes, answer: IO[bytes]) -> Non
     """Some of the windows that the video is cut into when it is indexed: ``count`` from number ``first`` on."""
     asked, limits = job["windows"], _limits(job)
     info = probe(video, limits=limits)
-    windows = windows_of(info.duration_seconds, asked["segment_seconds"])
+    windows = cut(video, info, asked["segment_seconds"], limits)
     segments: list[dict[str, Any]] = []
     arrays = io.BytesIO()
-    for number in range(asked["first"], min(asked["first"] + asked["count"], len(windows))):
-        start, end = windows[number]
+    for window in windows[asked["first"] : asked["first"] + asked["count"]]:
+        facts = {"number": window.number, "start_seconds": window.start_seconds, "end_seconds": window.end_seconds}
         try:
             batch = decode(
                 video,
                 sampling=SamplingConfig(**job["sampling"]),
                 limits=limits,
-                start_seconds=start,
-                end_seconds=None if number == len(windows) - 1 else end,
+                start_seconds=window.start_seconds,
+                end_seconds=None if window.is_last else window.end_seconds,
             )
         except VideoError as error:
-            if number == 0 or isinstance(error, OverLimit):
+            if window.number == 0 or isinstance(error, OverLimit):
                 raise  # as in indexing: a video whose beginning cannot be read is refused
-            segments.append({"number": number, "reason": str(error)[:500]})
+            segments.append({**facts, "reason": str(error)[:500]})
             continue
-        segments.append({"number": number, "skipped_packets": batch.skipped_packets})
+        segments.append({**facts, "skipped_packets": batch.skipped_packets})
         np.save(arrays, Preprocess(**job["preprocess"])(batch.frames), allow_pickle=False)
         np.save(arrays, np.asarray(batch.timestamps_seconds, dtype=np.float64), allow_pickle=False)
     size = {"duration_seconds": info.duration_seconds, "width": info.width, "height": info.height, "notes": info.notes}

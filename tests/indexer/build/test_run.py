@@ -42,7 +42,23 @@ from indexer.store.writer import StoreWriter
     ],
 )
 def test_segments_cover_the_video_and_a_short_tail_joins(duration: float, expected: list[tuple[float, float]]) -> None:
-    assert windows_of(duration, 30.0) == expected
+    windows = windows_of(duration, 30.0, np.arange(0.0, max(duration, 1.0), 0.5))
+    assert [(window.start_seconds, window.end_seconds) for window in windows] == expected
+    assert [window.is_last for window in windows] == [False] * (len(windows) - 1) + [True]
+
+
+@pytest.mark.parametrize(
+    ("duration", "times", "expected"),
+    [
+        (31_536_000.04, [0.0, 31_536_000.0], [0, 1_051_199]),  # two frames a year apart; the tail joins
+        (24 * 3600.0, [3600.0 * hour for hour in range(24)], [120 * hour for hour in range(24)]),
+        (120.0, [0.0, 59.9996], [0, 2]),  # rounded to milliseconds, it is the frame at 60
+        (120.0, [0.0, 0.1], [0]),
+        (1e12, [0.0], [0]),
+    ],
+)
+def test_a_window_without_a_new_frame_is_no_segment(duration, times, expected):
+    assert [window.number for window in windows_of(duration, 30.0, np.array(times))] == expected
 
 
 def test_a_folder_is_indexed_and_a_long_video_becomes_segments(folder: Path, tmp_path: Path) -> None:
@@ -62,6 +78,27 @@ def test_a_folder_is_indexed_and_a_long_video_becomes_segments(folder: Path, tmp
             assert (segment.timestamps_seconds < segment.end_seconds).all()
             assert len(segment.timestamps_seconds) == (4 if segment.number < 3 else 2)
     assert verify(tmp_path / "s").problems == []
+
+
+def test_a_picture_that_stands_still_for_a_year_is_two_segments(tmp_path: Path) -> None:
+    import av
+
+    year, path = 365 * 86_400, tmp_path / "clips" / "year.mkv"
+    path.parent.mkdir()
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("mpeg4", rate=8)
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        for grey, seconds in ((20, 0), (200, year)):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), grey, np.uint8), format="rgb24")
+            frame.pts = 8 * seconds
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    report = index(tmp_path / "s", path.parent)
+    assert report.complete
+    with StoreReader.open(tmp_path / "s") as reader:
+        [video] = reader.list_videos()
+    assert [segment.timestamps_seconds.tolist() for segment in video.segments] == [[0.0], [year - 1.0, year]]
 
 
 def test_a_known_file_is_not_read_again_unless_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,9 +150,9 @@ def test_the_command_indexes_what_comes_and_ends_on_sigterm(clips, tiny_checkpoi
     command = [*base, "watch", folder, "--store", store, "--settle-seconds", "0.5", "--workers", "1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
-            (folder / "one.mp4").write_bytes(clips[0])
+            (folder / "one.mp4").write_bytes((clips / "0.mp4").read_bytes())
             wait_until(lambda: videos() == 1, "the first video", 120)
-            (folder / "two.mp4").write_bytes(clips[1])
+            (folder / "two.mp4").write_bytes((clips / "long.mp4").read_bytes())
             wait_until(lambda: videos() == 2, "the second video", 120)
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) == 0
