@@ -68,6 +68,8 @@ def print_report(report: BuildReport) -> None:
         f"{report.found} files found, {report.indexed} videos indexed, "
         f"{report.captions} captions added{removed}{failed}"
     )
+    if passed_over := report.passed_over_text():
+        typer.echo(f"passed over, because their names are not those of videos: {passed_over}", err=True)
     if report.manifest is None:
         typer.echo("nothing to search yet, so nothing was published", err=True)
         return
@@ -584,6 +586,12 @@ def _run(
     print_correction(store)
     if not report.complete:
         raise typer.Exit(INCOMPLETE)
+    if report.found == 0 and request.paths and not request.captions and not report.indexed and not report.removed:
+        from indexer.errors import SourceError
+        from model.video import formats
+
+        endings = " ".join(sorted(formats.SUFFIXES))
+        raise SourceError(f"no videos in {', '.join(request.paths)}; looked for files that end in {endings}")
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from indexer.store.config import Manifest
 
 _SECONDS_BETWEEN_LINES = 0.5
+_SHOWN_SUFFIXES = 8
 
 
 class Bar(Protocol):
@@ -125,7 +126,8 @@ class BuildReport:
     """Counts of one run, filled in by its phases, and what its user should know.
 
     ``failed`` are files, shards or places in shards that could not be read, with the reason; ``unmatched`` are rows of
-    captions without a video. ``manifest`` is that of the current generation; None if there is nothing to search yet.
+    captions without a video; ``passed_over`` counts files in the folders that are not videos by their names, by suffix.
+    ``manifest`` is that of the current generation; None if there is nothing to search yet.
     """
 
     found: int = 0
@@ -135,9 +137,17 @@ class BuildReport:
     failed: list[tuple[str, str]] = field(default_factory=list)
     unmatched: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    passed_over: dict[str, int] = field(default_factory=dict)
     manifest: Manifest | None = None
 
     @property
     def complete(self) -> bool:
         """Whether everything that was given could be used."""
         return not self.failed and not self.unmatched
+
+    def passed_over_text(self) -> str:
+        """``3 .mod, 1 .xyz, 2 without a suffix``, the most first; empty if nothing was passed over."""
+        ordered = sorted(self.passed_over.items(), key=lambda item: (-item[1], item[0]))
+        shown = [f"{count} {suffix or 'without a suffix'}" for suffix, count in ordered[:_SHOWN_SUFFIXES]]
+        rest = sum(count for _, count in ordered[_SHOWN_SUFFIXES:])
+        return ", ".join([*shown, *([f"{rest} others"] if rest else [])])

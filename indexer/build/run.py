@@ -54,7 +54,9 @@ def build(writer: StoreWriter, encoder: FeatureEncoder, request: BuildRequest, p
             settled = [found for found in discovery.files if found.path not in request.unsettled]
             discovery = replace(discovery, files=settled)
         mine, others = split(discovery, request.partition)
-        report = BuildReport(found=len(mine.files), failed=list(mine.unreadable))
+        report = BuildReport(
+            found=len(mine.files), failed=list(mine.unreadable), passed_over=dict(discovery.passed_over)
+        )
         before = writer.catalogue.locations()
         found = _hash(writer, mine, before, request, report, progress)
         gone = _reconcile(writer, before, found, mine, request, report)

@@ -1,8 +1,8 @@
 """From the paths on the command line to video files, each known by the SHA-256 of its bytes.
 
 Folders are searched recursively (hidden files and folders are skipped, links to folders are not followed) for the
-suffixes of ``VIDEO_SUFFIXES``; a file that is named itself, or matched by a glob, is taken whatever its suffix. Whether
-something really is a video is found out when it is decoded.
+suffixes of ``model.video.formats``; other files there are counted. A file that is named itself, or matched by a glob,
+is taken whatever its suffix. Whether something really is a video is found out when it is decoded.
 
 A tar shard (``.tar``, named or matched) and a URL are not files to decode but something to read videos from: they are
 found here as ``PackedSource`` and read by ``indexer.sources.download_buffer``. Names may hold braces, as in
@@ -15,24 +15,17 @@ import glob
 import itertools
 import os
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from indexer.errors import SourceError
 from indexer.locations import TAR_SUFFIX, Location, inode_of, leads_out, protocol_of, shard_of
 from indexer.sources.url import RemoteFiles
 from model.durable import sha256_of_file
-
-VIDEO_SUFFIXES = frozenset(
-    f".{name}"
-    for name in (
-        *("3g2", "3gp", "asf", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg"),
-        *("mpg", "mts", "mxf", "ogv", "vob", "webm", "wmv", "y4m"),
-    )
-)
-"""Suffixes that mean a video. Not ``.ts`` (mostly TypeScript) nor ``.gif`` (mostly pictures): name such files."""
+from model.video.formats import SUFFIXES
 
 MOST_BRACED = 1_000_000
 """Names that one pattern with braces may stand for."""
@@ -73,12 +66,15 @@ class Discovery:
     """What the given paths led to.
 
     Files in order of path, the folders searched, shards and URLs in order of name, and places that could not be read.
+    ``passed_over`` counts other files of the folders by suffix, but for those with the stem of a video beside them,
+    which may belong to it (captions, subtitles).
     """
 
     files: list[FoundFile]
     folders: list[Path]
     packed: list[PackedSource]
     unreadable: list[tuple[str, str]]
+    passed_over: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +103,7 @@ def discover(
     folders: list[Path] = []
     packed: dict[str, PackedSource] = {}
     unreadable: list[tuple[str, str]] = []
+    passed_over: Counter[str] = Counter()
     skipped = None if exclude is None else _absolute(exclude)
     for path in _expand(paths):
         if isinstance(path, str):
@@ -119,7 +116,7 @@ def discover(
             packed |= {url: PackedSource(name=url, key=url) for url in found if url == path or _is_source(url)}
         elif path.is_dir():
             folders.append(path)
-            for file in _walk(path, skipped, unreadable):
+            for file in _walk(path, skipped, unreadable, passed_over):
                 files.setdefault(file, FoundFile(path=file, root=path))
         elif path.suffix.lower() == TAR_SUFFIX:
             packed[str(path)] = PackedSource(name=str(path), key=path.name)
@@ -139,6 +136,7 @@ def discover(
         folders=folders,
         packed=[packed[name] for name in sorted(packed)],
         unreadable=unreadable,
+        passed_over=passed_over,
     )
 
 
@@ -246,19 +244,29 @@ def _remote(remote: RemoteFiles | None, url: str) -> RemoteFiles:
 
 def _is_source(url: str) -> bool:
     suffix = Path(url.partition("?")[0]).suffix.lower()
-    return suffix in VIDEO_SUFFIXES or suffix == TAR_SUFFIX
+    return suffix in SUFFIXES or suffix == TAR_SUFFIX
 
 
-def _walk(folder: Path, skipped: Path | None, unreadable: list[tuple[str, str]]) -> Iterator[Path]:
+def _walk(
+    folder: Path, skipped: Path | None, unreadable: list[tuple[str, str]], passed_over: Counter[str]
+) -> Iterator[Path]:
     def failed(error: OSError) -> None:
         unreadable.append((str(error.filename), _reason(error)))
 
     for name, folders, files in os.walk(folder, onerror=failed):
         here = Path(name)
         folders[:] = sorted(f for f in folders if not f.startswith(".") and here / f != skipped)
-        for file in files:
-            if not file.startswith(".") and Path(file).suffix.lower() in VIDEO_SUFFIXES:
-                yield here / file
+        shown = [Path(file) for file in files if not file.startswith(".")]
+        videos = [file for file in shown if _suffix(file) in SUFFIXES]
+        yield from (here / file for file in videos)
+        stems = {file.stem for file in videos}
+        others = [_suffix(file) for file in shown if _suffix(file) not in SUFFIXES and file.stem not in stems]
+        passed_over.update(others)
+
+
+def _suffix(file: Path) -> str:
+    """In lower case, without blanks that copying between systems leaves behind it."""
+    return file.suffix.rstrip().lower()
 
 
 def _locate(path: Path, known: Mapping[str, Location]) -> Location:

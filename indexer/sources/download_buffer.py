@@ -23,10 +23,11 @@ from typing import IO
 
 from indexer.errors import SourceError, StoreError
 from indexer.locations import Location, SourceRow, member_path, possible_sources, shard_of
-from indexer.sources.discover import VIDEO_SUFFIXES, PackedSource
+from indexer.sources.discover import PackedSource
 from indexer.sources.tar import LARGEST_TEXT_BYTES, Labels, Readable, TarMember, key_of, read_members
 from indexer.sources.url import UNKNOWN, RemoteFiles, RemoteInfo, version_number
 from model.durable import open_regular
+from model.video.formats import SUFFIXES
 
 BUFFER_FILES = 256
 """Most copies at a time: far more than are decoded, few enough to be read again after a kill."""
@@ -255,7 +256,7 @@ class DownloadBuffer:
             suffix = PurePosixPath(member.name).suffix.lower()
             if suffix in _TEXT_SUFFIXES:
                 self._label(shard, member, result)
-            elif suffix in VIDEO_SUFFIXES:
+            elif suffix in SUFFIXES:
                 path = member_path(shard, member.name)
                 try:
                     self._take(path, member.name, member.size_bytes, info.version, member.file, result)

@@ -25,8 +25,8 @@ from filelock import FileLock, Timeout
 from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
-from model.data.dataset import VIDEO_SUFFIXES
 from model.video.container import OpenVideo, open_video
+from model.video.formats import ALL_SUFFIXES
 from model.video.pyav import IDENTITY, Decoder, display_matrix, make_upright
 from model.video.sampling import NO_LIMITS, VideoError, probe
 from model.video.timeline import measure_end
@@ -101,7 +101,7 @@ def _plan(source: Path, destination: Path) -> tuple[dict[str, tuple[Path, Path]]
     tasks: dict[str, tuple[Path, Path]] = {}
     clashes = []
     taken: dict[Path, str] = {}
-    for path in sorted(path for path in source.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()):
+    for path in sorted(path for path in source.rglob("*") if path.suffix.lower() in ALL_SUFFIXES and path.is_file()):
         relative = path.relative_to(source)
         if any(part.startswith(".") for part in relative.parts):
             continue

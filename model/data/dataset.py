@@ -25,16 +25,12 @@ from numpy.typing import NDArray
 
 from model.config import Config
 from model.data.clips import Clip
+from model.video.formats import ALL_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
 Split: TypeAlias = Literal["train", "val", "test"]
 ALL_SPLITS: tuple[Split, ...] = ("train", "val", "test")
-# In order of preference if a video has files in several formats.
-VIDEO_SUFFIXES = (
-    *(".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".asf"),
-    *(".flv", ".3gp", ".3g2", ".ogv", ".ogg", ".mts", ".m2ts", ".ts", ".mp2", ".gif"),
-)
 # How many of the validation videos are cut from the training videos of a set that has no validation split.
 HELD_OUT_VIDEOS = 500
 NAMED_IN_ERRORS = 10
@@ -146,7 +142,7 @@ class VideoFolder:
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for file in sorted(files):
                 path = Path(folder, file)
-                if path.suffix.lower() in VIDEO_SUFFIXES and not file.startswith("."):
+                if path.suffix.lower() in ALL_SUFFIXES and not file.startswith("."):
                     self._by_name.setdefault(path.stem, []).append(path)
 
     def find(self, names: Iterable[str]) -> Path | None:
@@ -156,7 +152,7 @@ class VideoFolder:
         """
         for name in names:
             named = Path(name)
-            stem = named.stem if named.suffix.lower() in VIDEO_SUFFIXES else name
+            stem = named.stem if named.suffix.lower() in ALL_SUFFIXES else name
             found = [path for path in self._by_name.get(stem, ()) if path.name == name]
             found = found or self._by_name.get(stem) or self._by_name.get(name) or []
             if found:
@@ -165,7 +161,7 @@ class VideoFolder:
 
 
 def _best_of(found: Sequence[Path]) -> Path:
-    ranks = [VIDEO_SUFFIXES.index(path.suffix.lower()) for path in found]
+    ranks = [ALL_SUFFIXES.index(path.suffix.lower()) for path in found]
     best = [path for path, rank in zip(found, ranks, strict=True) if rank == min(ranks)]
     if len(best) > 1:
         raise DatasetError(

@@ -56,6 +56,11 @@ class Clock:
         """What to add to the timestamps of a packet of the video stream."""
         return self.offsets[max(0, bisect_right(self.positions, position) - 1)]
 
+    def key_at(self, position: int) -> int | None:
+        """The time of the key frame at a byte; None if there is none."""
+        found = np.flatnonzero(self.key_positions == position)
+        return int(self.keys[found[0]]) if len(found) else None
+
     def key_before(self, time: int) -> int | None:
         """The byte at which the last key frame not after a continuous time begins; None if there is none."""
         found = int(np.searchsorted(self.keys, time, side="right")) - 1
@@ -92,11 +97,40 @@ class Retimer:
         _move(packet, min((round(offset * ratio) for offset in near), key=lambda offset: abs(time + offset - here)))
 
 
+class Counter(Retimer):
+    """Gives packets of a raw stream, which has no clock, their number as time."""
+
+    def __init__(self, clock: Clock, ticks_per_frame: int) -> None:
+        super().__init__(clock)
+        self._ticks = ticks_per_frame
+        self._next: int | None = None
+
+    def video(self, packet: Packet[VideoStream]) -> None:
+        """Number a packet; the first is a key frame, or that of the file."""
+        if not packet.size:
+            return
+        if self._next is None:
+            self._next = self._clock.key_at(packet.pos or 0) or 0
+        packet.dts, packet.pts = self._next, None
+        self._next += self._ticks
+
+
 def _move(packet: Packet[Stream] | Packet[VideoStream], offset: int) -> None:
     if packet.pts is not None:
         packet.pts += offset
     if packet.dts is not None:
         packet.dts += offset
+
+
+def count_packets(packets: Iterable[Packet[VideoStream]], ticks_per_frame: int) -> Clock:
+    """The key frames of a raw stream by number and position, read from the beginning."""
+    keys = [
+        (number * ticks_per_frame, packet.pos or 0)
+        for number, packet in enumerate(packet for packet in packets if packet.size)
+        if packet.is_keyframe
+    ]
+    times, positions = zip(*keys, strict=True) if keys else ((), ())
+    return Clock((0,), (0,), np.array(times, np.int64), np.array(positions, np.int64))
 
 
 def find_clock(packets: Iterable[Packet[VideoStream]], *, tick_seconds: float, ticks_per_frame: int) -> Clock | None:

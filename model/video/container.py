@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 
-from model.video.clock import ClockMemory, Retimer, find_clock
+from model.video import formats
+from model.video.clock import ClockMemory, Counter, Retimer, count_packets, find_clock
 from model.video.types import CLOCK_NOTE, DecodeLimits, NoFrames, NotAVideo, NoVideoStream, Source
 
 if TYPE_CHECKING:
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
 
     from model.video.clock import Clock
 
-# The demuxers that may read an input. Every other one that FFmpeg has is refused, above all those that make it open
-# other files or addresses (HLS and DASH playlists, concat scripts, SDP, image sequences).
-VIDEO_FORMATS = ("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "ogg", "asf", "gif")
 # Opened only to be able to say "this is an audio file".
 AUDIO_FORMATS = ("mp3", "wav", "flac", "aac", "aiff", "ac3", "amr", "caf")
 
@@ -87,9 +85,9 @@ class OpenVideo:
     """A video that is open for reading; made by ``open_video``. Not thread-safe.
 
     ``origin`` is the timestamp of the first frame that is shown, ``skipped_packets`` the running count of packets
-    that could not be read or decoded. ``reordered_avi``: AVI stores no presentation times, so with B-frames they are
-    known only from the order in which the codec gives frames out. Such a frame's time is the decoding time of the
-    packet that made it come out; ``delay_packets`` are those that go in before the first one does.
+    that could not be read or decoded. ``reordered``: AVI and raw streams store no presentation times, so with B-frames
+    they are known only from the order in which the codec gives frames out. Such a frame's time is the decoding time of
+    the packet that made it come out; ``delay_packets`` are those that go in before the first one does.
 
     ``clock`` says how times are made continuous where the clock of the file restarts or jumps; None where it does not.
     Timestamps of packets are continuous everywhere.
@@ -104,9 +102,10 @@ class OpenVideo:
         self.clock: Clock | None = None
         self._open()
         self.clock = self._find_clock(identity)
-        self.reordered_avi = self.container.format.name == "avi" and self.stream.codec_context.has_b_frames
+        unordered = self._is_counted or self.container.format.name == "avi"
+        self.reordered = unordered and self.stream.codec_context.has_b_frames
         self.delay_packets = 0
-        self.origin = self._first_output_time() if self.reordered_avi else self._first_time()
+        self.origin = self._first_output_time() if self.reordered else self._first_time()
 
     def _open(self) -> None:
         import av
@@ -118,7 +117,7 @@ class OpenVideo:
                 _Nameless(self._file),
                 mode="r",
                 options=options,
-                container_options={"format_whitelist": ",".join(VIDEO_FORMATS + AUDIO_FORMATS)},
+                container_options={"format_whitelist": ",".join(formats.DEMUXERS + AUDIO_FORMATS)},
                 metadata_errors="replace",
                 buffer_size=READ_BUFFER_BYTES,
                 io_open=_refuse_to_open,
@@ -138,6 +137,11 @@ class OpenVideo:
     def _find_clock(self, identity: tuple[object, ...]) -> Clock | None:
         import av
 
+        if self._is_counted:
+            counted = count_packets(self.packets(), self.ticks_per_frame)
+            self.skipped_packets = 0
+            self.rewind(None)
+            return counted
         restarts = av.format.Flags.ts_discont in av.format.Flags(self.container.format.flags)
         if not (self.limits.check_clock and restarts):
             return None
@@ -149,10 +153,14 @@ class OpenVideo:
             self.rewind(None)
         return clock
 
+    @property
+    def _is_counted(self) -> bool:
+        return self.container.format.name in formats.COUNTED
+
     def notes(self) -> tuple[str, ...]:
         """What a person should know about how this file is read."""
         found = []
-        if self.clock is not None:
+        if self.clock is not None and self.clock.breaks:
             times = "once" if self.clock.breaks == 1 else f"{self.clock.breaks} times"
             found.append(f"{CLOCK_NOTE} {times}, as in joined files; its parts follow each other without a gap")
         others = len(self._moving_streams()) - 1
@@ -169,11 +177,11 @@ class OpenVideo:
                 f"{self.label} starts like an MP4, but its index (moov) cannot be read ({error}): it was cut off or "
                 "damaged; expected a complete file, copy or upload it again"
             )
-        kind = "text" if head.isascii() and b"\0" not in head else "data of an unknown kind"
-        return (
-            f"{self.label} is not a video: it holds {kind} ({error}), expected MP4, MOV, Matroska, WebM, AVI, "
-            "MPEG, FLV, Ogg, ASF or GIF; convert it to one of these"
-        )
+        if head.isascii() and b"\0" not in head:
+            found = "is not a video: it holds text"
+        else:
+            found = "is in a format that is not read here, or is not a video"
+        return f"{self.label} {found} ({error}); expected one of {formats.names()}; convert it to MP4"
 
     def _moving_streams(self) -> list[VideoStream]:
         import av
@@ -238,7 +246,9 @@ class OpenVideo:
         """The same of several streams."""
         import av
 
-        retimer = None if self.clock is None else Retimer(self.clock)
+        retimer: Retimer | None = None
+        if self.clock is not None:
+            retimer = Counter(self.clock, self.ticks_per_frame) if self._is_counted else Retimer(self.clock)
         errors_in_a_row = 0
         while errors_in_a_row < MAX_READ_ERRORS:
             try:
@@ -267,7 +277,7 @@ class OpenVideo:
                     self.container.seek(position, stream=self.stream, unsupported_byte_offset=True)
                     return
         elif seek_to is not None:
-            with suppress(av.FFmpegError):
+            with suppress(av.FFmpegError, OSError):  # YUV4MPEG seeks to where its arithmetic leads
                 self.container.seek(seek_to, stream=self.stream, backward=True)
                 return
         self.container.close()
@@ -277,11 +287,11 @@ class OpenVideo:
         """The timestamp of a packet's frame; ``None`` if it has none that is shown."""
         if packet.is_discard or not packet.size:
             return None
-        return packet.dts if packet.pts is None or self.reordered_avi else packet.pts
+        return packet.dts if packet.pts is None or self.reordered else packet.pts
 
     def frame_time(self, frame: VideoFrame, previous: int) -> int:
         """The timestamp of a decoded frame that comes out after the one at ``previous``."""
-        time = frame.dts if frame.pts is None or self.reordered_avi else frame.pts
+        time = frame.dts if frame.pts is None or self.reordered else frame.pts
         return previous + 1 if time is None else time
 
     def _first_time(self) -> int:

@@ -44,7 +44,7 @@ def fetch(video: OpenVideo, table: PacketTable, wanted: list[int], end: int | No
     frame with too many pixels.
     """
     taken = RgbFrames(video, len(wanted))
-    if not video.reordered_avi:
+    if not video.reordered:
         video.skipped_packets = 0
         video.rewind(table.seek_to)
         _fetch_directly(video, taken, _runs(table.keys, wanted), frozenset(wanted))

@@ -149,6 +149,21 @@ def test_failures_are_listed_and_the_exit_code_says_so(built: Path, folder: Path
     assert "1 segments, 1 captions" in table
 
 
+def test_other_files_are_counted_and_a_folder_without_videos_is_an_error(
+    built: Path, tmp_path: Path, checkpoint: Path, folder: Path
+) -> None:
+    for name in ("x.xyz", "y.xyz", "notes"):
+        (folder / name).write_bytes(b"x")
+    assert (
+        "passed over, because their names are not those of videos: 2 .xyz, 1 without a suffix"
+        in emcl("add", folder, "--store", built).stderr
+    )
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "1.xyz").write_bytes(b"x")
+    with pytest.raises(SourceError, match=r"no videos in .*empty; looked for files that end in .*\.mp4"):
+        emcl("build", tmp_path / "empty", "--store", tmp_path / "s", "--model", checkpoint)
+
+
 def test_verify_says_what_it_checked_and_fails_on_damage(built: Path) -> None:
     result = emcl("verify", "--store", built)
     assert result.exit_code == 0

@@ -40,6 +40,15 @@ def test_a_named_file_is_taken_whatever_its_suffix(tmp_path: Path) -> None:
     assert found.folders == []
 
 
+def test_what_is_passed_over_is_counted_by_suffix(tmp_path: Path) -> None:
+    videos = ["a.mp4", "b.MOD", "c.lrv", "g.mp4 "]
+    for name in [*videos, "a.txt", "a.jpg", "d.xyz", "e.XYZ", "f.ts", "README", ".hidden.xyz"]:
+        touch(tmp_path / "deep" / name)
+    found = discover([str(tmp_path)])
+    assert names(found, tmp_path / "deep") == videos
+    assert dict(found.passed_over) == {".xyz": 2, ".ts": 1, "": 1}
+
+
 def test_globs_match_files_and_folders(tmp_path: Path) -> None:
     for name in ("one/a.mp4", "two/b.mp4", "two/c.avi"):
         touch(tmp_path / name)
