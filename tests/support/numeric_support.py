@@ -53,6 +53,21 @@ def assert_equal_towers(found: Any, expected: Any, *, width: int, blocks: int, d
     np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=0, atol=most)
 
 
+def assert_within_rounding(found: Any, expected: Any, in_double: Callable[[], Tensor]) -> None:
+    """Both were computed in float32, by other code or in another order; ``in_double`` computes them in float64."""
+    assert found.shape == expected.shape
+    most = 2 * rounding_spread(in_double)
+    np.testing.assert_allclose(torch.as_tensor(found).detach(), torch.as_tensor(expected), rtol=0, atol=most)
+
+
+def score_tolerance(dim: int, products: int = 1, condition: float = 1.0) -> float:
+    """How far two computed cosines of ``dim`` channels may differ, after ``products`` products of that length in a row.
+
+    ``condition`` is what multiplies the error on its way: a logit scale, 1/sigma squared of a kernel, kappa of hubs.
+    """
+    return 2 * products * tolerance(np.float32, dim, condition)
+
+
 def rounding_spread(compute: Callable[[], Tensor], dtype: torch.dtype = torch.float32, samples: int = 5) -> float:
     """How far rounding in ``dtype`` may move ``compute()``, which computes in float64; the largest over its elements.
 

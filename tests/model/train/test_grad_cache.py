@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from numeric_support import score_tolerance
 from torch import nn
 from training_support import tiny, with_model
 
@@ -28,9 +29,11 @@ def gradients(config, tmp_path, prepare=lambda net: None):
 
 def require_equal(found, expected):
     assert found.keys() == expected.keys()
+    # There and back through three blocks of width 32, of which no channel has more than the norm of all gradients.
     norm = float(torch.stack([gradient.norm() for gradient in expected.values()]).norm())
+    most = score_tolerance(32, products=2 * 4 * 3, condition=max(1.0, norm))
     for name, gradient in expected.items():
-        assert (found[name] - gradient).abs().max() <= 1e-6 * max(1.0, norm), name
+        assert (found[name] - gradient).abs().max() <= most, name
 
 
 @pytest.mark.parametrize("emcl", [{"num_bases": 4, "iterations": 2, "beta": 0.3}, REFERENCE])

@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from numeric_support import tolerance
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import nn
@@ -44,16 +45,21 @@ def golden_optimiser(arrays: dict[str, np.ndarray]) -> tuple[dict[str, nn.Parame
 def test_bert_adam_equals_the_golden_traces(golden, variant):
     arrays = golden("optimizer")
     parameters, optimiser = golden_optimiser(arrays)
+    close = tolerance(np.float32, sum(parameter.numel() for parameter in parameters.values()))
     for step in range(10):
         for name, parameter in parameters.items():
             parameter.grad = torch.from_numpy(arrays[f"grad_raw/{name}"][step].copy())
         if variant == "global_then_inner":
             norm = nn.utils.clip_grad_norm_(parameters.values(), float(arrays["max_grad_norm"]))
-            assert float(norm) == pytest.approx(arrays["global_then_inner/global_norm_before_clip"][step], rel=1e-5)
+            assert float(norm) == pytest.approx(
+                arrays["global_then_inner/global_norm_before_clip"][step], rel=2 * close
+            )
         optimiser.step()
         for name, parameter in parameters.items():
             expected = arrays[f"{variant}/param_trace/{name}"][step]
-            np.testing.assert_allclose(parameter.detach(), expected, rtol=0, atol=1e-5, err_msg=f"{name}, step {step}")
+            # Some ten roundings a step: two moments, their quotient, the decay, the schedule, the sum.
+            most = 2 * tolerance(np.float32, 10 * (step + 1), condition=float(np.abs(expected).max()))
+            np.testing.assert_allclose(parameter.detach(), expected, rtol=0, atol=most, err_msg=f"{name}, step {step}")
     assert np.abs(arrays[f"{variant}/param_trace/new_w"][9] - arrays["param0/new_w"]).max() > 1e-2  # it did move
 
 
