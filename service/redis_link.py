@@ -46,7 +46,7 @@ class RedisLink:
         self._url = url
         self._timeout_seconds = timeout_seconds
         self._retry_seconds = retry_seconds
-        self._client: Redis | None = None
+        self.client: Redis | None = None
         self._slots = asyncio.Semaphore(_MAX_CONNECTIONS)
         self._in_a_row = 0
         self._last_failure = ""
@@ -61,7 +61,7 @@ class RedisLink:
     @property
     def available(self) -> bool:
         """Whether calls are worth making now."""
-        return self._client is not None and self._probe is None
+        return self.client is not None and self._probe is None
 
     @property
     def status(self) -> Status:
@@ -73,7 +73,7 @@ class RedisLink:
     def start(self) -> None:
         """Make the client, which is in use from the moment when Redis answers its first ping."""
         if self._url is not None:
-            self._client = _client(self._url, self._timeout_seconds)
+            self.client = client_of(self._url, self._timeout_seconds)
             self._ask_in_background(at_once=True)
 
     async def close(self) -> None:
@@ -81,19 +81,19 @@ class RedisLink:
         if self._probe is not None:
             self._probe.cancel()
             await asyncio.gather(self._probe, return_exceptions=True)
-        if self._client is not None:
-            await self._client.aclose()
-            self._client = None
+        if self.client is not None:
+            await self.client.aclose()
+            self.client = None
 
     async def call(self, use: Callable[[Redis], Awaitable[T]]) -> T | None:
         """What ``use`` gets from Redis within the timeout, connecting included, or ``None``. Raises nothing."""
-        if self._client is None or self._probe is not None:
+        if self.client is None or self._probe is not None:
             self.skipped += 1
             return None
         self.calls += 1
         try:
             async with asyncio.timeout(self._timeout_seconds), self._slots:
-                answer = await use(self._client)
+                answer = await use(self.client)
         except (RedisConnectionError, RedisTimeoutError, OSError) as error:  # TimeoutError is an OSError
             self._failed(error)
             return None
@@ -126,9 +126,9 @@ class RedisLink:
             self._probe = asyncio.get_running_loop().create_task(asking, name="redis probe")
 
     async def _ask_until_answered(self, at_once: bool) -> None:
-        assert self._client is not None
+        assert self.client is not None
         logged = False
-        while not (at_once and await self._answers(self._client)):
+        while not (at_once and await self._answers(self.client)):
             if not logged:
                 logged = True
                 logger.warning("redis at %s is unavailable (%s); going on without it", self.where, self._last_failure)
@@ -139,9 +139,9 @@ class RedisLink:
         self._in_a_row, self._refusal_told, self._probe = 0, False, None
 
     async def _drop_connections(self) -> None:
-        assert self._client is not None
+        assert self.client is not None
         try:
-            await self._client.connection_pool.disconnect(inuse_connections=False)  # they may be half dead
+            await self.client.connection_pool.disconnect(inuse_connections=False)  # they may be half dead
         except Exception as error:  # whose text may quote the URL
             raise RuntimeError(f"closing the connections failed ({type(error).__name__})") from None
 
@@ -164,7 +164,8 @@ def build_redis_link(settings: Settings) -> RedisLink:
     )
 
 
-def _client(url: str, timeout_seconds: float) -> Redis:
+def client_of(url: str, timeout_seconds: float) -> Redis:
+    """A client whose every wait is bounded."""
     pool = ConnectionPool.from_url(
         url,
         max_connections=_MAX_CONNECTIONS,

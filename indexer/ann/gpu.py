@@ -83,7 +83,7 @@ def on_device(index: Index, device: Device) -> Index:
             )
         return index
     try:
-        searcher = GpuSearcher(_cloned(index.inner, cards), searcher_of(index.inner))
+        searcher = GpuSearcher(cloned(index.inner, cards), searcher_of(index.inner))
     except RuntimeError as error:
         if device == "gpu":
             raise StoreError(
@@ -139,7 +139,8 @@ def build_cagra(dim: int, blocks: Iterable[Floats]) -> Any:
     return on_cpu
 
 
-def _cloned(index: Any, cards: int) -> Any:
+def cloned(index: Any, cards: int) -> Any:
+    """A copy of an index on all cards, in shares if one card cannot hold it. Raises ``RuntimeError``."""
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexHNSWCagra):
         if not has_cagra():

@@ -69,7 +69,7 @@ class Reader:
 
     def __init__(self, settings: ReaderSettings) -> None:
         self._settings = settings
-        self._pool = ProcessPool(
+        self.pool = ProcessPool(
             max_workers=settings.workers,
             # A fresh interpreter for each worker: forking a process that runs torch's threads can deadlock.
             context=multiprocessing.get_context("spawn"),
@@ -83,8 +83,8 @@ class Reader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.stop()
-        self._pool.join()
+        self.pool.stop()
+        self.pool.join()
 
     @property
     def full(self) -> bool:
@@ -98,7 +98,7 @@ class Reader:
             task = self._further.popleft() if self._further else _first_task(take())
             if task is None:
                 return
-            self.running[self._submit(task)] = task
+            self.running[self.submit(task)] = task
 
     def collect(self, future: Future[object]) -> ReadResult:
         """The result of a task of ``running`` that is done. Errors of single videos are results, never exceptions."""
@@ -117,12 +117,13 @@ class Reader:
             for future in wait(self.running, return_when=FIRST_COMPLETED).done:
                 yield self.collect(future)
 
-    def _submit(self, task: _Task) -> Future[object]:
+    def submit(self, task: _Task) -> Future[object]:
+        """Start a task in a worker process."""
         work: Callable[..., object] = open_video if task.window is None else decode_segment
         arguments: tuple[object, ...] = (task.location, self._settings.decode)
         if task.window is not None:
             arguments += (task.window,)
-        future: Future[object] = self._pool.schedule(work, args=arguments, timeout=self._settings.timeout_seconds)
+        future: Future[object] = self.pool.schedule(work, args=arguments, timeout=self._settings.timeout_seconds)
         return future
 
     def _result(self, task: _Task, future: Future[object]) -> ReadResult:

@@ -200,7 +200,7 @@ def _fill_first(store: Path, engine: VectorEngine, state: EngineState, name: str
             ids_N = ids_N[ids_N > getattr(state.of(name), done)]
             for start in range(0, len(ids_N), BATCH_ROWS):
                 part_N = ids_N[start : start + BATCH_ROWS]
-                engine.upsert(collection, _rows(view, side, part_N))
+                engine.upsert(collection, rows_of(view, side, part_N))
                 state = state.changed(name, **{done: int(part_N[-1])}).write(store)
                 on_rows(len(part_N))
             engine.settle(collection)
@@ -243,11 +243,12 @@ def _apply(store: Path, engine: VectorEngine, name: str, on_rows: OnRows) -> App
 
 def _upsert(engine: VectorEngine, view: StoreReader, side: Side, collection: str, ids_N: IdArray) -> int:
     for start in range(0, len(ids_N), BATCH_ROWS):
-        engine.upsert(collection, _rows(view, side, ids_N[start : start + BATCH_ROWS]))
+        engine.upsert(collection, rows_of(view, side, ids_N[start : start + BATCH_ROWS]))
     return len(ids_N)
 
 
-def _rows(view: StoreReader, side: Side, ids_N: IdArray) -> Sequence[EngineRow]:
+def rows_of(view: StoreReader, side: Side, ids_N: IdArray) -> Sequence[EngineRow]:
+    """Rows of a view as the engine stores them: mapped vectors with what filters need."""
     rows_NM = view.mapped_rows(side, ids_N)
     if side == "videos":
         fields = view.filter_fields(ids_N)

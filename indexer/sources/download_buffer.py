@@ -313,7 +313,7 @@ class DownloadBuffer:
                 written += len(block)
                 if written > most_bytes:
                     raise _TooLargeError(f"it has more than {most_bytes} bytes")
-                _append(copy, block)
+                append(copy, block)
         return digest.hexdigest(), written
 
     def _info(self, source: PackedSource) -> RemoteInfo:
@@ -336,19 +336,21 @@ def _created(file: Path) -> IO[bytes]:
     except FileNotFoundError as error:
         raise RunEnded from error  # the folder went, because the run has ended
     except OSError as error:
-        raise _no_copy(error) from error
+        raise no_copy(error) from error
 
 
-def _append(copy: IO[bytes], block: bytes) -> None:
+def append(copy: IO[bytes], block: bytes) -> None:
+    """Write a block at the end of a copy. Raises ``StoreError`` where there is no space for it."""
     view = memoryview(block)
     try:
         while view:
             view = view[copy.write(view) :]
     except OSError as error:
-        raise _no_copy(error) from error
+        raise no_copy(error) from error
 
 
-def _no_copy(error: OSError) -> StoreError:
+def no_copy(error: OSError) -> StoreError:
+    """The error of a copy that cannot be written."""
     return StoreError(
         f"the copy of a video cannot be written beside the store ({error.strerror}); what was done is kept: make room "
         "and run the same command again"

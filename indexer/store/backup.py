@@ -102,7 +102,7 @@ def restore(backup: Path, store: Path, on_bytes: OnBytes = lambda count: None) -
             if not source.is_file():
                 raise Damaged(f"{source} is missing; restore another backup")
             copy.parent.mkdir(parents=True, exist_ok=True)
-            _copy_file(source, copy, on_bytes)
+            copy_file(source, copy, on_bytes)
             if (found := _facts(copy)) != expected:
                 raise Damaged(
                     f"{source} has {found.size_bytes} bytes and SHA-256 {found.sha256[:12]}…, expected "
@@ -168,7 +168,7 @@ def _copy(store: Path, work: Path, on_bytes: OnBytes) -> BackupListing:
         copied = work / generation.GENERATIONS / name
         copied.mkdir(parents=True)
         for file in sorted(folder.iterdir()):
-            _copy_file(file, copied / file.name, on_bytes)
+            copy_file(file, copied / file.name, on_bytes)
         (work / generation.CURRENT).write_text(f"{name}\n", encoding="utf-8")
         for kind in SHARD_KINDS:
             needed[kind.name] = dict(generation.shards_of_kind(manifest, kind))
@@ -189,7 +189,7 @@ def _copy(store: Path, work: Path, on_bytes: OnBytes) -> BackupListing:
     _copy_media(store, work, own, on_bytes)
     for path in sorted(store.iterdir()):
         if path.is_file() and path.name not in _NOT_COPIED and not path.name.endswith(_OF_A_PROCESS):
-            _copy_file(path, work / path.name, on_bytes)
+            copy_file(path, work / path.name, on_bytes)
     for name_of in (generation.GENERATIONS, generation.FEATURES):
         (work / name_of).mkdir(exist_ok=True)
     counts = _open_once(work, name)
@@ -229,7 +229,7 @@ def _copy_media(store: Path, work: Path, own: set[str], on_bytes: OnBytes) -> No
         if not path.is_file():
             continue
         try:
-            _copy_file(path, work / MEDIA / path.name, on_bytes)
+            copy_file(path, work / MEDIA / path.name, on_bytes)
         except FileNotFoundError:
             if path.name in own:
                 raise
@@ -240,7 +240,8 @@ def _is_own(location: Location) -> bool:
     return place.parent.name == media.FOLDER and media.video_of(place.name) == location.video_id
 
 
-def _copy_file(source: Path, target: Path, on_bytes: OnBytes) -> None:
+def copy_file(source: Path, target: Path, on_bytes: OnBytes) -> None:
+    """Copy a file and make the copy durable; ``on_bytes`` hears of every block."""
     with source.open("rb") as reading, target.open("wb") as writing:
         while block := reading.read(_BLOCK_BYTES):
             writing.write(block)

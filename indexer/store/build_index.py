@@ -64,15 +64,15 @@ def write_index(
     Raises ``IndexFactoryError`` if a kind that was asked for by name cannot be built. ``auto`` always can.
     """
     if len(own) == 0:
-        return _written(path, _build(own, _exact(own.dim)), _exact(own.dim), None, settings)
+        return _written(path, build(own, _exact(own.dim)), _exact(own.dim), None, settings)
     if settings.factory != AUTO:
         given = _given(settings)
-        index = _build(own, given)
+        index = build(own, given)
         asked = None if given.is_exact else ask(own, other, names=names)
         return _written(path, index, given, asked, settings, None if asked is None else _measured(index, asked, own))
     asked = None
     for candidate in candidates(len(own), own.dim, memory_bytes, bounds):
-        index = _build(own, candidate)
+        index = build(own, candidate)
         if candidate.is_exact:
             return _written(path, index, candidate, None, settings)
         asked = asked or ask(own, other, names=names)
@@ -93,7 +93,8 @@ def _exact(dim: int) -> Candidate:
     return Candidate(factory="Flat", bytes_per_vector=4.0 * dim, mapped=False)
 
 
-def _build(own: MappedSide, candidate: Candidate) -> ann.FaissIndex:
+def build(own: MappedSide, candidate: Candidate) -> ann.FaissIndex:
+    """Train and fill an index of one kind."""
     dim = own.dim
     train = np.zeros((0, dim), dtype=np.float32)
     if candidate.factory != CAGRA and len(own) and not ann.make(candidate, dim).is_trained:

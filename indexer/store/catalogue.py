@@ -285,14 +285,14 @@ class Catalogue(CatalogueReader):
         self.connection.execute("BEGIN IMMEDIATE")
         try:
             yield
-            self._refresh_words()
+            self.refresh_words()
             self._set_meta("revision", str(self.revision + 1))
         except BaseException:
             self.connection.execute("ROLLBACK")
             raise
         self.connection.execute("COMMIT")
 
-    def _refresh_words(self) -> None:
+    def refresh_words(self) -> None:
         """Let the documents of the videos that this transaction touched say what the catalogue now says."""
         query = "SELECT video_id FROM changed_videos WHERE revision = ?"
         words.refresh(self.connection, [row[0] for row in self.connection.execute(query, (self.revision + 1,))])

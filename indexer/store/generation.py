@@ -193,7 +193,7 @@ def _build(
     names = [*FILES, *_write_segment_hubs(work / SEGMENT_HUBS, correction, segments, frames)]
     names += _write_confidence(store, work, mapper, correction, videos_side)
     indexes = _write_indexes(work, videos_side, captions_side, correction, settings, progress)
-    files = {name: _check_of(work / name) for name in names}
+    files = {name: check_of(work / name) for name in names}
     manifest = Manifest(
         generation=_next_name(store, files),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -349,7 +349,8 @@ def _write_indexes(
     return reports
 
 
-def _check_of(path: Path) -> FileCheck:
+def check_of(path: Path) -> FileCheck:
+    """Size and checksum of a file."""
     return FileCheck(size_bytes=path.stat().st_size, sha256=sha256_of_file(path))
 
 

@@ -117,7 +117,7 @@ def derive(catalogue: Path, base: Path, base_revision: int, known: int | None = 
             if known is not None and _revision(alone, "main") == known:
                 return None
         with closing(sqlite3.connect("file::memory:", uri=True, isolation_level=None)) as database:
-            _attach(database, uri, base)
+            attach(database, uri, base)
             return _derive(database, base_revision, catalogue)
     except sqlite3.DatabaseError as error:
         raise Damaged(
@@ -142,7 +142,8 @@ def changed_by_comparison(database: sqlite3.Connection, version: int) -> None:
             database.execute(sql.insert("changed_captions", captions, ignore=True))
 
 
-def _attach(database: sqlite3.Connection, catalogue_uri: str, base: Path) -> None:
+def attach(database: sqlite3.Connection, catalogue_uri: str, base: Path) -> None:
+    """Make the tables of a catalogue, empty, and attach the catalogue as ``store``, a generation's copy as ``base``."""
     migrate(database)
     for (trigger,) in database.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall():
         database.execute(f"DROP TRIGGER {trigger}")

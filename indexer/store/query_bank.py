@@ -42,8 +42,8 @@ Kind = Literal["frozen", "none", "emcl"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 QUERY_BANK = "query_bank.npz"
-_BLOCK_SCORES = 1 << 24  # scores of all texts and a block of segments: 64 MiB
-_TEXTS_AT_ONCE = 16
+BLOCK_SCORES = 1 << 24  # scores of all texts and a block of segments: 64 MiB
+TEXTS_AT_ONCE = 16
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -176,7 +176,7 @@ def _pooled_blocks(reader: StoreReader, encoder: Encoder, text_BD: Floats, ids_N
 
 
 def _segment_blocks(texts: int, segments: int) -> Iterator[slice]:
-    step = max(1, min(4096, _BLOCK_SCORES // texts))
+    step = max(1, min(4096, BLOCK_SCORES // texts))
     for start in range(0, segments, step):
         yield slice(start, min(start + step, segments))
 
@@ -206,8 +206,8 @@ def _fit_candidates(
     """Statistics of the EM pass: every text's own candidates, as a search has them; the rest at its lowest score."""
     places: list[npt.NDArray[np.intp]] = []
     scores: list[Floats] = []
-    for start in range(0, len(text_BD), _TEXTS_AT_ONCE):
-        text_QD = text_BD[start : start + _TEXTS_AT_ONCE]
+    for start in range(0, len(text_BD), TEXTS_AT_ONCE):
+        text_QD = text_BD[start : start + TEXTS_AT_ONCE]
         _, ids_QC = reader.search_videos(reader.correction.queries(text_QD, "text", "videos", hubs=False), candidates)
         ids_QC = np.sort(ids_QC, axis=1)  # an approximate index may find fewer, and fills up with -1
         features_QCFD, mask_QCF = reader.segment_features(ids_QC)

@@ -127,7 +127,7 @@ class StoreReader:
         self.revision = over.revision
         self.overlay_rows = over.rows
         self.counts = _sum(base.manifest.counts, over.gains)
-        self._base = base
+        self.base = base
         self._shards = {name: reader.grown(over.shard_rows.get(name, {})) for name, reader in base.shards.items()}
         self._segments, self._captions = base.segments, base.captions
         if over.rows:
@@ -179,11 +179,11 @@ class StoreReader:
         ``open`` does.
         """
         if generation.current_name(self.path) != self.manifest.generation:
-            return StoreReader.open(self.path, fingerprint=self.manifest.fingerprint, serving=self._base.serving)
+            return StoreReader.open(self.path, fingerprint=self.manifest.fingerprint, serving=self.base.serving)
         over = overlay.derive(
-            self.path / generation.CATALOGUE, self._base.snapshot, self.manifest.revision, known=self.revision
+            self.path / generation.CATALOGUE, self.base.snapshot, self.manifest.revision, known=self.revision
         )
-        return None if over is None else StoreReader(self.path, self._base, over)
+        return None if over is None else StoreReader(self.path, self.base, over)
 
     @property
     def version(self) -> str:
@@ -430,7 +430,7 @@ class StoreReader:
 
         0 for an id of -1. Only of a generation whose correction has hub bases of texts.
         """
-        base_N, base_ids_N = self._base.hub_numbers_N, self._base.segments.ids
+        base_N, base_ids_N = self.base.hub_numbers_N, self.base.segments.ids
         assert base_N is not None, "the generation has no hub bases of texts"
         flat = np.asarray(ids, dtype=np.int64).ravel()
         places = np.minimum(np.searchsorted(base_ids_N, flat), max(0, len(base_ids_N) - 1))
@@ -438,7 +438,7 @@ class StoreReader:
         numbers = np.zeros(len(flat), np.float32)
         numbers[known] = base_N[places[known]]
         for place in np.flatnonzero(~known & (flat >= 0)):
-            numbers[place] = self._base.new_hub_numbers[int(flat[place])]
+            numbers[place] = self.base.new_hub_numbers[int(flat[place])]
         return numbers.reshape(np.shape(ids))
 
     @property
@@ -458,16 +458,16 @@ class StoreReader:
 
     def _number_new(self, places: npt.NDArray[np.void]) -> None:
         """Give segments that came after the generation their numbers: one E-step each, kept for the next views."""
-        known = self._base.new_hub_numbers
+        known = self.base.new_hub_numbers
         fresh = [place for place, number in enumerate(places["id"]) if int(number) not in known]
-        if self._base.hub_numbers_N is None or not fresh:
+        if self.base.hub_numbers_N is None or not fresh:
             return
         numbers = generation.segment_numbers(self.correction, places[fresh], self._reader(FRAMES.name))
         known.update(zip((int(number) for number in places["id"][fresh]), map(float, numbers), strict=True))
 
     def _compare_new(self, ids_N: IdArray, items_NM: FloatArray) -> None:
         """Compare unrelated texts with segments that came after the generation, once for all next views."""
-        base = self._base
+        base = self.base
         if base.confidence is None:
             return
         fresh = [place for place, number in enumerate(ids_N.tolist()) if number not in base.compared_segments]

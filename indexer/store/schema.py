@@ -201,7 +201,7 @@ def migrate(connection: sqlite3.Connection) -> None:
     Raises ``StoreError`` where SQLite was built without full-text search.
     """
     version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version < len(MIGRATIONS) and not _has_full_text_search(connection):
+    if version < len(MIGRATIONS) and not has_full_text_search(connection):
         raise StoreError(
             f"this Python's SQLite {sqlite3.sqlite_version} was built without FTS5, which searching by words needs; "
             "use a Python whose SQLite has it, such as that of python.org, Debian or conda"
@@ -214,5 +214,6 @@ def migrate(connection: sqlite3.Connection) -> None:
         )
 
 
-def _has_full_text_search(connection: sqlite3.Connection) -> bool:
+def has_full_text_search(connection: sqlite3.Connection) -> bool:
+    """Whether this SQLite was built with FTS5."""
     return bool(connection.execute("SELECT sqlite_compileoption_used('ENABLE_FTS5')").fetchone()[0])

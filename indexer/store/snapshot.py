@@ -355,7 +355,7 @@ def _contains(wanted: str, title: str | None, path: str | None) -> bool:
     return wanted in title_of(title, path, "").casefold()
 
 
-def _title_key(title: str | None, path: str | None, video_id: str) -> str:
+def order_of_title(title: str | None, path: str | None, video_id: str) -> str:
     """Sorts titles as people do: whatever their case, and numbers in them by value (to 20 digits)."""
     name = title_of(title, path, video_id).casefold()
     return re.sub(r"[0-9]+", lambda digits: digits[0].lstrip("0").rjust(20, "0"), name)
@@ -364,7 +364,7 @@ def _title_key(title: str | None, path: str | None, video_id: str) -> str:
 def _prepare(connection: sqlite3.Connection, overlay: bytes | None) -> None:
     """Make every table readable under its own name: through a view where an overlay covers it."""
     connection.create_function("contains", 3, _contains, deterministic=True)
-    connection.create_function("title_key", 3, _title_key, deterministic=True)
+    connection.create_function("title_key", 3, order_of_title, deterministic=True)
     tables = {row[0] for row in connection.execute("SELECT name FROM main.sqlite_schema")}
     if overlay is None:
         if "titles" not in tables:

@@ -28,7 +28,7 @@ Interpolation = Literal["bicubic", "bilinear"]
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _SUPPORT = {"bicubic": 2.0, "bilinear": 1.0}  # of Pillow's kernels, in pixels of the smaller picture
 _PRECISION_BITS = 22  # of Pillow's weights for 8-bit pixels: 32 - 8 - 2
-_LONG = 4  # a resized frame that is this many times as long as its crop is resized only where it is kept
+LONG = 4  # a resized frame that is this many times as long as its crop is resized only where it is kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ class Preprocess:
         if self.resize_mode == "longest":
             return np.asarray(self._padded(self._resize(Image.fromarray(frame), size)))
         top, left = round((height - self.height) / 2), round((width - self.width) / 2)
-        if height > _LONG * self.height or width > _LONG * self.width:
+        if height > LONG * self.height or width > LONG * self.width:
             rows, columns = range(top, top + self.height), range(left, left + self.width)
             return _resize_part(frame, size, rows, columns, self._filter)
         image = self._resize(Image.fromarray(frame), size)

@@ -37,7 +37,7 @@ _BYTE_PIECES = 512  # 256 bytes, each inside a word and at its end
 
 _CACHED_TEXTS = 1 << 14  # one training set's captions or a day's popular queries; about 5 MB
 
-_CACHED_WORDS = 1 << 16  # open_clip never forgets a word, so its cache is emptied at this size
+CACHED_WORDS = 1 << 16  # open_clip never forgets a word, so its cache is emptied at this size
 BUCKET_TOKENS = 4
 
 
@@ -63,17 +63,17 @@ class ClipTokenizer:
 
     def __init__(self, config: TokenizerConfig, *, clean: str = "lower") -> None:
         self.max_words = config.max_words
-        self._bpe = _load_bpe(config.merges, clean)
-        self._row = lru_cache(maxsize=_CACHED_TEXTS)(self._encode)
+        self.bpe = _load_bpe(config.merges, clean)
+        self.row_of = lru_cache(maxsize=_CACHED_TEXTS)(self._encode)
 
     @property
     def vocab_size(self) -> int:
         """512 byte pieces, the merges, SOT and EOT; the last id is EOT."""
-        return int(self._bpe.vocab_size)
+        return int(self.bpe.vocab_size)
 
     def __call__(self, texts: Sequence[str], *, pad_to: PadTo = "longest") -> tuple[Tensor, Tensor]:
         """Encode texts: ids (B, L) int64 and mask (B, L) bool; L is the longest text's length or ``max_words``."""
-        rows = [self._row(text) for text in _as_list(texts)]
+        rows = [self.row_of(text) for text in _as_list(texts)]
         length = self.max_words if pad_to == "max" else max((len(row) for row in rows), default=0)
         ids_BL = torch.tensor([row + (0,) * (length - len(row)) for row in rows], dtype=torch.int64)
         lengths_B = torch.tensor([len(row) for row in rows], dtype=torch.int64)
@@ -81,23 +81,23 @@ class ClipTokenizer:
 
     def truncates(self, text: str) -> bool:
         """Whether the text has more pieces than fit beside SOT and EOT."""
-        return len(self._bpe.encode(visible(text))) > self.max_words - 2
+        return len(self.bpe.encode(visible(text))) > self.max_words - 2
 
     def unknown_script(self, text: str) -> str | None:
         """The first script other than Latin whose words are spelt out: about a piece for each letter, or more."""
         for script, words in words_by_script(text).items():
             letters = sum(letter.isalpha() for word in words for letter in word)
-            if script != "Latin" and len(self._bpe.encode(" ".join(words))) >= _SPELT_OUT * letters:
+            if script != "Latin" and len(self.bpe.encode(" ".join(words))) >= _SPELT_OUT * letters:
                 return script
         return None
 
     def _encode(self, text: str) -> tuple[int, ...]:
-        pieces = self._bpe.encode(text)[: self.max_words - 2]
-        if self._bpe.eot_token_id in pieces:  # spelt out in the text: CLIP pools at the first, what follows is unseen
-            pieces = pieces[: pieces.index(self._bpe.eot_token_id)]
-        if len(self._bpe.cache) > _CACHED_WORDS:
-            self._bpe.cache = _special_cache()
-        return (self._bpe.sot_token_id, *pieces, self._bpe.eot_token_id)
+        pieces = self.bpe.encode(text)[: self.max_words - 2]
+        if self.bpe.eot_token_id in pieces:  # spelt out in the text: CLIP pools at the first, what follows is unseen
+            pieces = pieces[: pieces.index(self.bpe.eot_token_id)]
+        if len(self.bpe.cache) > CACHED_WORDS:
+            self.bpe.cache = _special_cache()
+        return (self.bpe.sot_token_id, *pieces, self.bpe.eot_token_id)
 
 
 class OwnTokenizer:

@@ -24,7 +24,7 @@ from model.config import ClipConfig
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
-_DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _DEFAULT_CONTEXT = 77  # open_clip's default context length
 
 
@@ -155,7 +155,7 @@ class ClipTowers(nn.Module):
 
     def image_features(self, pixels_NCHW: Tensor) -> Tensor:
         """``encode_image`` by PyTorch, in the towers' precision."""
-        pixels_NCHW = pixels_NCHW.to(_DTYPES[self.precision], memory_format=self._layout)
+        pixels_NCHW = pixels_NCHW.to(DTYPES[self.precision], memory_format=self._layout)
         features: Tensor = self.model.encode_image(pixels_NCHW, normalize=False)
         return features
 
@@ -172,19 +172,21 @@ class ClipTowers(nn.Module):
         The reference also masks padded keys. Padding comes after EOT, where the causal mask hides it already, so
         every real token comes out the same without.
         """
-        states_BLW = self._text_states(ids_BL)
+        states_BLW = self.text_states(ids_BL)
         # Gathered, because indexing by two tensors cannot be exported for any batch.
         last_B1W = (lengths_B - 1)[:, None, None].expand(-1, -1, states_BLW.shape[-1])
-        return self._project(self.model.ln_final(states_BLW.gather(1, last_B1W)[:, 0]))
+        return self.project(self.model.ln_final(states_BLW.gather(1, last_B1W)[:, 0]))
 
-    def _text_states(self, ids_BL: Tensor) -> Tensor:
+    def text_states(self, ids_BL: Tensor) -> Tensor:
+        """States (B, L, W) of all tokens, before the final norm."""
         model, length = self.model, ids_BL.shape[1]
-        dtype = _DTYPES[self.precision]
+        dtype = DTYPES[self.precision]
         states_BLW = model.token_embedding(ids_BL).to(dtype) + model.positional_embedding[:length].to(dtype)
         states: Tensor = model.transformer(states_BLW, attn_mask=model.attn_mask[:length, :length].contiguous())
         return states
 
-    def _project(self, states: Tensor) -> Tensor:
+    def project(self, states: Tensor) -> Tensor:
+        """States to the shared space of texts and images."""
         projection = self.model.text_projection
         if projection is None:
             return states
@@ -207,7 +209,7 @@ class ClipTowers(nn.Module):
         if self.precision != "fp32":
             raise ClipError(f"these towers are {self.precision} already; load them in fp32 to convert to {precision}")
         self.keep_digests()
-        _convert(self.model, _DTYPES[precision])
+        _convert(self.model, DTYPES[precision])
         self.precision = precision
 
 

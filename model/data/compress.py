@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 Outcome = Literal["written", "kept"]
 
 _PARTIAL = ".partial-"
-_LOCK = ".compress.lock"
+LOCK = ".compress.lock"
 # A decoder that hangs on a damaged file must not hold the run up for ever; films of hours are through sooner.
 _SECONDS_PER_VIDEO = 3600.0
 _ROUNDING_ERROR = 1e-6  # of a second: target times are not exact in floating point
@@ -84,7 +84,7 @@ def compress_folder(source: Path, destination: Path, settings: CompressSettings,
         raise ValueError(f"there are no videos below {source}")
     destination.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(destination / _LOCK, timeout=0):
+        with FileLock(destination / LOCK, timeout=0):
             outcomes = list(_run(tasks, settings, workers))
     except Timeout as error:
         raise ValueError(f"another run is writing to {destination}; wait for it or stop it") from error

@@ -62,12 +62,12 @@ def score_all_pairs(
         if pooling.unit_scale is not None:
             norms_vF = torch.linalg.vector_norm(features_vFD, dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
         for chosen in some_texts:
-            scores_vt = _score_block(unit_DT[:, chosen], sharpness_T[chosen], features_vFD, gram_vFF, mask_vF, norms_vF)
+            scores_vt = score_block(unit_DT[:, chosen], sharpness_T[chosen], features_vFD, gram_vFF, mask_vF, norms_vF)
             out[chosen, some_videos] = scores_vt.T.to(out.device, out.dtype)
     return out
 
 
-def _score_block(
+def score_block(
     unit_Dt: Tensor,
     sharpness_t: Tensor,
     features_vFD: Tensor,
@@ -75,6 +75,7 @@ def _score_block(
     mask_vF: Tensor,
     norms_vF: Tensor | None,
 ) -> Tensor:
+    """Cosines (v, t) of one block: unit texts and a softmax sharpness for each; ``norms_vF`` where it sees cosines."""
     videos, frames, dim = features_vFD.shape
     logits_vFt = (features_vFD.view(videos * frames, dim) @ unit_Dt).view(videos, frames, -1)
     weights_vFt = logits_vFt * sharpness_t

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from model.config import PoolingConfig
 
-_BLOCK_ELEMENTS = 1 << 20
+BLOCK_ELEMENTS = 1 << 20
 """Features of one block: 4 MiB in float32. Half and twice as many were as fast; far more no longer fit into caches."""
 
 
@@ -98,7 +98,7 @@ def pool_stored_videos(
         return pool_videos(text_QD, features_QNFD.float(), mask_QNF, config)
     pooled_QND = text_QD.new_empty(queries, candidates, dim)
     weights_QNF = text_QD.new_empty(queries, candidates, frames)
-    step = max(1, _BLOCK_ELEMENTS // (frames * dim))
+    step = max(1, BLOCK_ELEMENTS // (frames * dim))
     is_wide = features_QNFD.dtype == torch.float32
     wide_MFD = text_QD.new_empty(0 if is_wide else min(step, candidates), frames, dim)
     for q in range(queries):

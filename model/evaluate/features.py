@@ -377,7 +377,7 @@ def _as_our_own(features: FeatureSet, options: EvaluateOptions, rules: MetricRul
             f"--query-bank of features goes with --protocol blocks or whole for kind frames, not {options.protocol}"
         )
     assert options.features is not None
-    scorer, corpus = scorer_of(features), _corpus(features)
+    scorer, corpus = scorer_of(features), corpus_of(features)
     own = scorer.config.search.candidates
     settings = EvaluationSettings(
         protocol=options.protocol,  # type: ignore[arg-type]
@@ -425,7 +425,8 @@ def scorer_of(features: FeatureSet, *, device: str = "cpu") -> Scorer:
     return Scorer(net, fingerprint=fingerprint, device=torch.device(device), runtime=runtime)
 
 
-def _corpus(features: FeatureSet) -> Corpus:
+def corpus_of(features: FeatureSet) -> Corpus:
+    """Features of kind frames as a corpus of our own model."""
     return Corpus(
         text_TD=features.arrays["text"],
         features_VFD=features.arrays["video"],

@@ -37,7 +37,7 @@ Owners = NDArray[np.integer[Any]]
 
 RECALL_AT = (1, 5, 10, 50)
 
-_BLOCK_ELEMENTS = 1 << 22  # similarities that are looked at together; bounds what is needed beside the matrix
+BLOCK_ELEMENTS = 1 << 22  # similarities that are looked at together; bounds what is needed beside the matrix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class RetrievalMetrics:
 
 def matrix_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
     """Cut the rows of a matrix into blocks of about four million elements, at least one row each."""
-    return row_blocks(shape, _BLOCK_ELEMENTS)
+    return row_blocks(shape, BLOCK_ELEMENTS)
 
 
 def ranks_of_matches(similarity_QN: Floats, matches_Q: Owners | None = None) -> NDArray[np.float64]:

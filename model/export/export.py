@@ -92,7 +92,7 @@ def write_towers(towers: ClipTowers, folder: Path, kind: ExportKind) -> dict[Tow
     }
     files = {}
     for tower, (module, sample) in modules.items():
-        _check_size(towers, tower)
+        check_size(towers, tower)
         files[tower] = folder / f"{tower}.onnx"
         _trace(towers, module, sample, files[tower], trims=towers.trims_text)
         if kind == "onnx-int8":
@@ -106,7 +106,8 @@ def _sample_text(towers: ClipTowers) -> tuple[Tensor, Tensor]:
     return torch.ones(3, length, dtype=torch.int64), torch.tensor([length, 1, 2])
 
 
-def _check_size(towers: ClipTowers, tower: Tower) -> None:
+def check_size(towers: ClipTowers, tower: Tower) -> None:
+    """Raise ``ExportError`` for a tower that is too large to be exported."""
     visual = towers.model.visual
     in_image = {id(parameter) for parameter in visual.parameters()}
     size = sum(

@@ -207,7 +207,7 @@ def calibrate_bases(
     order = _better_order(corrected)
     held_out = compare_video_ranks(baseline, corrected[order], seed=seed)
     kept = held_out.is_better and not chosen.is_off
-    text_TD, video_TD, _, _ = _fitting_rows(encoder, corpus, material, np.ones(len(fold_V), bool))
+    text_TD, video_TD, _, _ = fitting_rows(encoder, corpus, material, np.ones(len(fold_V), bool))
     final = CorrectionSettings(hub_strength=0.0)
     if kept:
         final = replace(_settings_of(chosen, text_TD, video_TD, source), order=order)
@@ -248,10 +248,10 @@ def _held_out(
         choices.append(chosen.describe())
         inside_V = fold_V == outer
         part = take(corpus, inside_V)
-        _put(baseline, inside_V, _ranked(encoder, part, _neutral(encoder)))
+        _put(baseline, inside_V, ranked_by(encoder, part, _neutral(encoder)))
         correction = _fit(encoder, corpus, material, fold_V != outer, chosen)
         for order in ORDERS:
-            _put(corrected[order], inside_V, _ranked(encoder, part, replace(correction, order=order)))
+            _put(corrected[order], inside_V, ranked_by(encoder, part, replace(correction, order=order)))
     return baseline, corrected, choices
 
 
@@ -273,7 +273,7 @@ def _neutral(encoder: Encoder) -> Correction:
     return Correction(frozen=FrozenMap.neutral(encoder.dim), pooling=encoder.pooling)
 
 
-def _ranked(encoder: Encoder, corpus: Corpus, correction: Correction) -> VideoRanks:
+def ranked_by(encoder: Encoder, corpus: Corpus, correction: Correction) -> VideoRanks:
     """Rank a corpus among itself, all of it candidates."""
     count = max(len(corpus.mask_VF), len(corpus.text_TD))
     assert encoder.config.emcl.beta == 0, "bases are compared with no EMCL: load the model with strength 0"
@@ -291,7 +291,7 @@ def _stage_1(
 ) -> Iterator[VideoRanks]:
     """Stage 1 of some videos among themselves under every setting, fitted on others; each fit is made once."""
     part = take(corpus, rank_V)
-    text_TD, video_TD, bank_ND, videos_ND = _fitting_rows(encoder, corpus, material, fit_V)
+    text_TD, video_TD, bank_ND, videos_ND = fitting_rows(encoder, corpus, material, fit_V)
     statistics = PairStatistics.of(text_TD, video_TD)
     paired: dict[float, PairedBases] = {}
     fitted: dict[tuple[float, float, int], Correction] = {}
@@ -315,10 +315,10 @@ def _stage_1(
             )
         whole = fitted[key]
         hubs = {side: replace(bases, strength=setting.strength) for side, bases in whole.hubs.items()}
-        yield _ranked(encoder, part, replace(whole, hubs=hubs, order="stage1"))
+        yield ranked_by(encoder, part, replace(whole, hubs=hubs, order="stage1"))
 
 
-def _fitting_rows(
+def fitting_rows(
     encoder: Encoder, corpus: Corpus, material: Material, fit_V: NDArray[np.bool_]
 ) -> tuple[Floats, Floats, Floats, Floats]:
     """Texts and videos of the pairs, texts of the bank, and videos of the bank: of the chosen videos and the rest."""
@@ -344,7 +344,7 @@ def _settings_of(setting: Setting, text_TD: Floats, video_TD: Floats, source: st
 def _fit(
     encoder: Encoder, corpus: Corpus, material: Material, fit_V: NDArray[np.bool_], setting: Setting
 ) -> Correction:
-    text_TD, video_TD, bank_ND, videos_ND = _fitting_rows(encoder, corpus, material, fit_V)
+    text_TD, video_TD, bank_ND, videos_ND = fitting_rows(encoder, corpus, material, fit_V)
     return Correction.fit(
         FrozenMap.neutral(encoder.dim),
         _settings_of(setting, text_TD, video_TD, ""),

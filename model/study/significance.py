@@ -20,7 +20,7 @@ Floats = NDArray[np.floating[Any]]
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
-_DRAWS_AT_ONCE = 1 << 22  # bounds the memory of a bootstrap to 32 MiB
+DRAWS_AT_ONCE = 1 << 22  # bounds the memory of a bootstrap to 32 MiB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ def bootstrap(values_U: Floats, *, seed: int = 0, resamples: int = RESAMPLES) ->
     _check(values_U)
     rng = np.random.default_rng(seed)
     means_R = np.empty(resamples)
-    at_once = max(1, _DRAWS_AT_ONCE // len(values_U))
+    at_once = max(1, DRAWS_AT_ONCE // len(values_U))
     for start in range(0, resamples, at_once):
         part = means_R[start : start + at_once]
         part[:] = values_U[rng.integers(len(values_U), size=(len(part), len(values_U)))].mean(axis=1)

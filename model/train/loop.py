@@ -157,14 +157,14 @@ class Trainer:
         coming = batches(self.data, range(start, self.steps), share=self.world.share, workers=self.config.workers)
         with tqdm(total=self.steps, initial=start, desc="train", unit="step", disable=not self.world.is_first) as bar:
             for done, share in enumerate(coming, start=start + 1):
-                result = self._step(done - 1, share, with_diagnostics=self._is_due(self.config.log_every, done))
+                result = self.step(done - 1, share, with_diagnostics=self._is_due(self.config.log_every, done))
                 pace.count(self.config.batch_size)
                 bar.update()
                 bar.set_postfix_str(f"loss {result.loss:.3f}, {pace.clips_per_second:.0f} clips/s", refresh=False)
                 if self._is_due(self.config.checkpoint_every, done) or done % _AGREEMENT_EVERY == 0:
                     self.world.require_agreement(self.net.state_dict().values(), done)
                 if log is not None:
-                    self._after_step(log, done, result, pace)
+                    self.after_step(log, done, result, pace)
         path = self.output / "model.safetensors"
         if log is not None:
             log.close()
@@ -175,17 +175,19 @@ class Trainer:
     def _is_due(self, every: int | str, done: int) -> bool:
         return done % self._in_steps(every) == 0 or done == self.steps
 
-    def _after_step(self, log: RunLog, done: int, result: StepResult, pace: _Pace) -> None:
+    def after_step(self, log: RunLog, done: int, result: StepResult, pace: _Pace) -> None:
+        """Log, validate and save, where step ``done`` is due for it."""
         if result.skipped:
             log.write(done, skipped="fp16 overflow", loss_scale=self.state.scaler.get_scale())
         if self._is_due(self.config.log_every, done):
             self._note(log, done, result, pace)
         if self._is_due(self.config.validate_every, done):
-            self._validate(log, done)
+            self.validate(log, done)
         if self._is_due(self.config.checkpoint_every, done):
             save_state(self.state, self.output, done)
 
-    def _step(self, number: int, share: Batch, *, with_diagnostics: bool = False) -> StepResult:
+    def step(self, number: int, share: Batch, *, with_diagnostics: bool = False) -> StepResult:
+        """Do step ``number`` (from 0) with this process's share of the batch."""
         wanted = with_diagnostics and self.config.joint_emcl and self.world.is_first
         return self.stepper.step(number, share, with_diagnostics=wanted)
 
@@ -203,7 +205,8 @@ class Trainer:
             **({} if result.emcl is None else {"emcl": result.emcl.as_dict()}),
         )
 
-    def _validate(self, log: RunLog, done: int) -> None:
+    def validate(self, log: RunLog, done: int) -> None:
+        """Measure the validation clips with the weights that would be saved, and keep these if they are the best."""
         with self._shipped_weights():
             clips = self.data.validation()
             metrics = self.task.validate(clips, self.world.device, lambda: arithmetic(self.config, self.world.device))

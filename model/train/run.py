@@ -50,10 +50,11 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, device: st
     if config.tensorboard:
         require_tensorboard()
     with join_world(device, timeout_seconds=config.timeout_seconds) as world:
-        return _train(config, output, world)
+        return train_as(config, output, world)
 
 
-def _train(config: TrainConfig, output: Path, world: World) -> Path:
+def train_as(config: TrainConfig, output: Path, world: World) -> Path:
+    """Train as one process of ``world``."""
     trainer = Trainer(config, output, world=world)
     # Nobody writes before everybody has looked at what is there, nor before the configuration has proved buildable.
     checkpoint = newest_checkpoint(output)

@@ -98,7 +98,7 @@ class Stepper:
         self._set_ramp(number)
         # Random layers draw from a function of the step, so that a resumed run draws the same.
         _draw_from(self.config.seed, number, self.world.rank)
-        loss, emcl = self._gradients(number, share, with_diagnostics=with_diagnostics)
+        loss, emcl = self.gradients(number, share, with_diagnostics=with_diagnostics)
         skipped = self._move(number, share)
         if self.state.average is not None and not skipped:
             self.state.average.update(number)
@@ -108,7 +108,8 @@ class Stepper:
         ramp = self.config.emcl_ramp_steps
         self.task.emcl.ramp = min(1.0, number / ramp) if ramp else 1.0
 
-    def _gradients(self, number: int, share: Batch, *, with_diagnostics: bool) -> tuple[float, EMCLDiagnostics | None]:
+    def gradients(self, number: int, share: Batch, *, with_diagnostics: bool) -> tuple[float, EMCLDiagnostics | None]:
+        """Compute the loss of the whole batch and put its gradients on the parameters."""
         header = self.world.exchange([len(share.captions), share.mask_BF.shape[1]])
         share = pad_frames(share, frames_for(self.net.config, max(frames for _, frames in header)))
         encoding = encode_for_loss(self._encode, share, chunk_size=self.config.chunk_size, device=self.world.device)

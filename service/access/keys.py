@@ -178,7 +178,7 @@ class KeyStore:
         seen = (info.st_mtime_ns, info.st_size, info.st_ino)
         with self._lock:
             if seen != self._seen:
-                self._content = _read(self.path)
+                self._content = read_keys(self.path)
                 if stat.S_IMODE(info.st_mode) & 0o077:
                     logger.warning("%s can be read by others on this machine; `chmod 600` it", self.path)
                 self._seen = seen
@@ -197,7 +197,7 @@ class _Writing:
             raise ValueError(f"there is no keys file {self._path}; name it, or make a key with `emcl keys create`")
         self._lock.acquire()
         try:
-            content = _read(self._path) if self._path.exists() else _EMPTY
+            content = read_keys(self._path) if self._path.exists() else _EMPTY
         except BaseException:
             self._lock.release()
             raise
@@ -223,7 +223,8 @@ def _written(keys: dict[str, Key], secret: bytes) -> str:
     return json.dumps(content, indent=1) + "\n"
 
 
-def _read(path: Path) -> _Content:
+def read_keys(path: Path) -> _Content:
+    """The content of a keys file. Raises ``ValueError`` for anything else."""
     try:
         content = json.loads(path.read_bytes())
         if content["format"] != _FORMAT:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from service.redis_link import RedisLink
     from service.settings import Settings
 
-_MAX_BUCKETS = 10_000
+MAX_BUCKETS = 10_000
 # KEYS[1] the bucket; ARGV: tokens a second, burst. Returns the seconds to wait as text, "0" if a token was taken.
 # A bucket that holds nonsense counts as full, one from the future (the clock was set back) as from now.
 _SCRIPT = """
@@ -56,7 +56,7 @@ class TokenBuckets:
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
-        self._buckets: cachetools.LRUCache[str, tuple[float, float]] = cachetools.LRUCache(_MAX_BUCKETS)
+        self._buckets: cachetools.LRUCache[str, tuple[float, float]] = cachetools.LRUCache(MAX_BUCKETS)
 
     def take(self, name: str, rate: Rate) -> float:
         """Take a token: 0, or the seconds until there is one."""

@@ -30,14 +30,14 @@ def check_python(context: Context) -> Check:
 
 def check_packages(context: Context) -> Check:
     """What the service stands on is installed, and torchvision was built for this torch."""
-    missing = [name for name in _TOLD if _version(name) is None]
+    missing = [name for name in _TOLD if version_of(name) is None]
     if missing:
         return problem(f"{', '.join(missing)} not installed", "install the project again: pip install '.[cpu]'")
-    told = ", ".join(f"{name} {_version(name)}" for name in _TOLD)
-    wanted = _torch_wanted_by_torchvision()
-    if wanted is not None and wanted != _plain(_version("torch")):
+    told = ", ".join(f"{name} {version_of(name)}" for name in _TOLD)
+    wanted = torch_wanted_by_torchvision()
+    if wanted is not None and wanted != _plain(version_of("torch")):
         return problem(
-            f"torchvision {_version('torchvision')} was built for torch {wanted}, but torch {_version('torch')} is "
+            f"torchvision {version_of('torchvision')} was built for torch {wanted}, but torch {version_of('torch')} is "
             "installed",
             "install both together, from one index: pip install --upgrade torch torchvision",
         )
@@ -61,7 +61,7 @@ def check_torchvision(context: Context) -> Check:
 
 def check_faiss(context: Context) -> Check:
     """One FAISS, and which."""
-    builds = {name: found for name in ("faiss-cpu", "faiss-gpu") if (found := _version(name))}
+    builds = {name: found for name in ("faiss-cpu", "faiss-gpu") if (found := version_of(name))}
     if len(builds) > 1:
         return problem(
             "faiss-cpu and faiss-gpu are both installed and overwrite each other's files",
@@ -200,7 +200,8 @@ EXAMINATIONS: tuple[tuple[str, Examination], ...] = (
 )
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """The installed version of a package, ``None`` without it."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -212,7 +213,7 @@ def _plain(found: str | None) -> str | None:
     return None if found is None else found.split("+")[0]
 
 
-def _torch_wanted_by_torchvision() -> str | None:
+def torch_wanted_by_torchvision() -> str | None:
     """The one torch that this torchvision says it was built for, if it says so."""
     for requirement in requires("torchvision") or []:
         if match := re.match(r"torch\s*\(?==\s*([0-9.]+)", requirement):

@@ -416,12 +416,12 @@ class JobStore:
         if not self.exists:
             return []
         with self._lock:
-            return self._database().execute(statement, values).fetchall()
+            return self.database().execute(statement, values).fetchall()
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
-            database = self._database()
+            database = self.database()
             database.execute("BEGIN IMMEDIATE")
             try:
                 yield database
@@ -431,7 +431,8 @@ class JobStore:
                     database.execute("ROLLBACK")
                 raise
 
-    def _database(self) -> sqlite3.Connection:
+    def database(self) -> sqlite3.Connection:
+        """The connection, which is opened at the first use. Hold the lock."""
         if self._connection is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._connection = open_database(self.folder / "jobs.db")

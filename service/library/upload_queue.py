@@ -361,9 +361,10 @@ class Additions:
                 self._arrived.wait()
             accepted = next(iter(self._pending.values()), None)
         if accepted is not None and not self._stopping.is_set():
-            self._work_on(accepted)
+            self.work_on(accepted)
 
-    def _work_on(self, accepted: Accepted) -> None:
+    def work_on(self, accepted: Accepted) -> None:
+        """Decode, encode and store one accepted video; a failure that cannot be recorded is tried again."""
         try:
             if self._start_job(accepted):
                 self._add(accepted)

@@ -197,7 +197,7 @@ class Webhooks:
         self._folder, self._store = settings.jobs_folder, settings.store
         self._job_store, self._live = job_store, live
         self._clock = clock
-        self._http = httpx.Client(
+        self.http = httpx.Client(
             timeout=ANSWER_SECONDS, follow_redirects=False, trust_env=False, transport=transport
         )  # an address that redirects could lead anywhere
         self._stop = Event()
@@ -213,7 +213,7 @@ class Webhooks:
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join()
-        self._http.close()
+        self.http.close()
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -272,7 +272,7 @@ class Webhooks:
         """Send one event; why it was not taken, None if it was. Nothing of the answer is read but its status."""
         try:
             headers = signed_headers(event_id, int(time.time()), body, self._key)
-            with self._http.stream("POST", url, content=body, headers=headers) as answer:
+            with self.http.stream("POST", url, content=body, headers=headers) as answer:
                 return None if answer.is_success else f"it answered {answer.status_code}"
         except httpx.HTTPError as error:
             return f"{type(error).__name__}: {error}"

@@ -154,11 +154,12 @@ class Thumbnails:
     def _outcome(self, moment: Moment) -> bytes | Unprocessable:
         """A refusal is returned, not raised: the batcher would make all pictures of a batch with an error again."""
         try:
-            return self._make(moment)
+            return self.make(moment)
         except Unprocessable as error:
             return error
 
-    def _make(self, moment: Moment) -> bytes:
+    def make(self, moment: Moment) -> bytes:
+        """The JPEG of a moment. Raises ``Unprocessable`` where no frame decodes."""
         seconds = moment.milliseconds / 1000
         try:
             with moment.path.open("rb") as file:

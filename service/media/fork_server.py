@@ -34,7 +34,7 @@ from typing import Any, Self
 Worker = Callable[[Any], int | None]
 """Does a job with standard input, output and error; returns the exit code."""
 
-_SERVER = ("-m", "service.media.fork_server")
+SERVER = ("-m", "service.media.fork_server")
 _MESSAGE_BYTES = 65536  # bound of a job and of an answer
 _MAX_OPEN_FILES = 1024  # of the server: four for each child that starts, one for each that runs
 _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
@@ -145,7 +145,7 @@ class ForkServer:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, *_SERVER],
+                [sys.executable, *SERVER],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},

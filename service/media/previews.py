@@ -83,7 +83,7 @@ class Previews:
         self.made = 0
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="previews")
         self.batcher: Batcher[Wanted, Path] = Batcher(
-            lambda wanted: [self._make(one) for one in wanted],
+            lambda wanted: [self.make(one) for one in wanted],
             executor=self._executor,
             max_batch=1,
             max_wait_seconds=0,
@@ -130,7 +130,8 @@ class Previews:
             return None
         return place
 
-    def _make(self, wanted: Wanted) -> Path:
+    def make(self, wanted: Wanted) -> Path:
+        """Make a preview or clip, unless it is there by now; the path of its file."""
         kept = self._kept(wanted)  # made for another request while this one waited
         if kept is not None:
             return kept

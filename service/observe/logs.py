@@ -26,8 +26,8 @@ access_logger = logging.getLogger("service.access")
 """One line for each request, with the attribute ``fields``."""
 
 _TRACEBACK_INDENT = "    | "
-_MOST_WAITING = 10_000
-_CLOSE_SECONDS = 2.0
+MOST_WAITING = 10_000
+CLOSE_SECONDS = 2.0
 
 
 class TextFormatter(logging.Formatter):
@@ -96,7 +96,7 @@ class _FormatAndQueue(QueueHandler):
     """Formats a record where it is logged, which knows the request, and queues the line; full queues drop it."""
 
     def __init__(self, formatter: logging.Formatter) -> None:
-        self.lines: Queue[logging.LogRecord | None] = Queue(_MOST_WAITING)
+        self.lines: Queue[logging.LogRecord | None] = Queue(MOST_WAITING)
         super().__init__(self.lines)
         self.setFormatter(formatter)
         self.dropped = 0
@@ -130,10 +130,10 @@ class _Writer(QueueListener):
         self._source.lines.put(None)
 
     def close(self) -> None:
-        """Write what is queued for at most ``_CLOSE_SECONDS``, then stop."""
+        """Write what is queued for at most ``CLOSE_SECONDS``, then stop."""
         stopping = Thread(target=self.stop, name="stop logging", daemon=True)
         stopping.start()
-        stopping.join(_CLOSE_SECONDS)
+        stopping.join(CLOSE_SECONDS)
 
 
 @contextmanager

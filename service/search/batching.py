@@ -75,7 +75,7 @@ class Batcher(Generic[Item, Result]):
         self._waiting: deque[_Waiting[Item, Result]] = deque()
         self._arrived = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
-        self._expiry: asyncio.TimerHandle | None = None  # when the item that waits longest is to be dropped
+        self.expiry: asyncio.TimerHandle | None = None  # when the item that waits longest is to be dropped
         self._batch_seconds = 0.0  # how long batches took lately, for Retry-After
         self._expected = 1  # how many the last batch was of, and so how many may come together again
         self.batches = 0
@@ -110,8 +110,8 @@ class Batcher(Generic[Item, Result]):
         if self._worker is not None:
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)
-        if self._expiry is not None:
-            self._expiry.cancel()
+        if self.expiry is not None:
+            self.expiry.cancel()
         while self._waiting:
             _settle(self._waiting.popleft().future, error=self._overloaded("the service is shutting down"))
 
@@ -155,11 +155,11 @@ class Batcher(Generic[Item, Result]):
 
     def _watch_deadlines(self) -> None:
         """Wake up when the first has waited too long. All may wait equally long, so it is always the next to expire."""
-        if self._expiry is None and self._waiting and self._timeout_seconds < math.inf:
-            self._expiry = asyncio.get_running_loop().call_at(self._waiting[0].deadline, self._wake_up)
+        if self.expiry is None and self._waiting and self._timeout_seconds < math.inf:
+            self.expiry = asyncio.get_running_loop().call_at(self._waiting[0].deadline, self._wake_up)
 
     def _wake_up(self) -> None:
-        self._expiry = None
+        self.expiry = None
         self._drop_expired()
         self._watch_deadlines()
 

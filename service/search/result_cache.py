@@ -36,7 +36,7 @@ MAX_VALUE_BYTES = 512 * 1024  # a result of 100 hits with 64 frames each is abou
 _MAGIC = b"emcl1"
 _DIGEST_BYTES = 16
 _HEAD_BYTES = len(_MAGIC) + 2 * _DIGEST_BYTES
-_MAX_WRITES = 64  # under way at once; beyond that what was computed is not shared
+MAX_WRITES = 64  # under way at once; beyond that what was computed is not shared
 _RESULT: TypeAdapter[SearchResult] = TypeAdapter(SearchResult)
 
 
@@ -79,7 +79,7 @@ class SharedCache:
     async def look_up(self, queries: Sequence[SearchQuery]) -> list[SearchResult | None]:
         """Results that are known for the present version of the index; fills the engine's cache of embeddings."""
         digests = self._result_digests(queries)
-        found = [self._local(digest) for digest in digests]
+        found = [self.local(digest) for digest in digests]
         unknown = [place for place, result in enumerate(found) if result is None]
         if unknown:
             texts = [text for place in unknown if (text := queries[place].text) is not None]
@@ -105,11 +105,11 @@ class SharedCache:
         values: dict[str, bytes] = {}
         if self.results.capacity > 0:
             for query, result in zip(queries, results, strict=True):
-                digest = self._result_digest(query, result.source.version)
+                digest = self.result_digest(query, result.source.version)
                 payload = _RESULT.dump_json(_bare(result))
                 if len(payload) <= MAX_VALUE_BYTES - _HEAD_BYTES:
                     self.results.put(digest, payload)
-                    values[_result_key(digest)] = _sealed(digest, payload)
+                    values[_result_key(digest)] = sealed(digest, payload)
         self._share(values | self._sealed_rows(texts))
 
     def missing(self, texts: Sequence[str]) -> list[str]:
@@ -121,7 +121,8 @@ class SharedCache:
 
     # Reading.
 
-    def _local(self, digest: bytes) -> SearchResult | None:
+    def local(self, digest: bytes) -> SearchResult | None:
+        """A result that this process keeps."""
         payload = self.results.get(digest)
         return None if payload is None else _RESULT.validate_json(payload)
 
@@ -130,7 +131,7 @@ class SharedCache:
         fingerprint = self._engine.encoder.fingerprint
         kept = self._engine.texts
         lacking = [text for text in dict.fromkeys(texts) if kept.capacity > 0 and (fingerprint, text) not in kept]
-        wanted = {text: self._text_digest(text) for text in lacking}
+        wanted = {text: self.text_digest(text) for text in lacking}
         keys = [_result_key(digest) for digest in digests] if self.results.capacity > 0 else []
         keys += [_text_key(digest) for digest in wanted.values()]
         values = await self._link.call(lambda client: _get_bounded(client, keys)) if keys else None
@@ -180,14 +181,14 @@ class SharedCache:
         for text in texts:
             row_D = self._engine.texts.get((fingerprint, text))
             if row_D is not None:
-                digest = self._text_digest(text)
-                values[_text_key(digest)] = _sealed(digest, np.asarray(row_D, dtype="<f4").tobytes())
+                digest = self.text_digest(text)
+                values[_text_key(digest)] = sealed(digest, np.asarray(row_D, dtype="<f4").tobytes())
         return values
 
     def _share(self, values: dict[str, bytes]) -> None:
         if not values or not self._link.available:
             return
-        if len(self._writes) >= _MAX_WRITES:
+        if len(self._writes) >= MAX_WRITES:
             self.dropped += len(values)
             return
         write = asyncio.get_running_loop().create_task(self._write(values), name="share what was computed")
@@ -204,14 +205,16 @@ class SharedCache:
             return [b""] * len(queries)
         with self._engine.live.lease() as generation:
             present = generation.version
-        return [self._result_digest(query, present) for query in queries]
+        return [self.result_digest(query, present) for query in queries]
 
-    def _result_digest(self, query: SearchQuery, index_version: str) -> bytes:
+    def result_digest(self, query: SearchQuery, index_version: str) -> bytes:
+        """What names the result of a query over one version of the index."""
         candidates = self._engine.limits.candidates_of(query.ranking)
         # A query's text form holds every field of it by name, texts quoted and escaped: two that differ never agree.
         return _digest(self._result_base, f"{index_version!r} {candidates} {query!r}")
 
-    def _text_digest(self, text: str) -> bytes:
+    def text_digest(self, text: str) -> bytes:
+        """What names the embedding of a text."""
         return _digest(self._text_base, text)
 
 
@@ -239,14 +242,15 @@ def _text_key(digest: bytes) -> str:
     return f"emcl:text:{digest.hex()}"
 
 
-def _sealed(digest: bytes, payload: bytes) -> bytes:
+def sealed(digest: bytes, payload: bytes) -> bytes:
+    """A value for Redis: the payload after its digest and checksum."""
     return _MAGIC + digest + hashlib.blake2b(payload, digest_size=_DIGEST_BYTES).digest() + payload
 
 
 def _opened(digest: bytes, value: bytes) -> bytes | None:
     """The payload of a value that was sealed under this digest and is whole."""
     payload = value[_HEAD_BYTES:]
-    return payload if value == _sealed(digest, payload) else None
+    return payload if value == sealed(digest, payload) else None
 
 
 async def _get_bounded(client: Redis, keys: Sequence[str]) -> list[Any]:

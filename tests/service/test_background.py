@@ -96,7 +96,7 @@ def test_a_store_that_cannot_be_closed_in_order_is_let_go_and_changes_go_on(fold
 def test_an_addition_whose_failure_cannot_be_recorded_is_tried_again(folder, tiny_encoder, clips):
     with TestClient(make_app(folder, tiny_encoder)) as client:
         additions = client.app.state.services.library.additions
-        additions._work_on = failing(2, additions._work_on)
+        additions.work_on = failing(2, additions.work_on)
         assert ended(client, send(client, clips[0]))["state"] == "succeeded"
         assert additions.background.failures == 2
         assert additions.background.trouble is None
@@ -106,9 +106,9 @@ def test_a_probe_whose_pool_cannot_be_closed_asks_on(monkeypatch):
     async def scenario() -> None:
         link = RedisLink("redis://:secret@127.0.0.1:1/0", timeout_seconds=0.2, retry_seconds=0.01)
         link.start()
-        assert link._client is not None
-        monkeypatch.setattr(link._client.connection_pool, "disconnect", failing(2, nothing))
-        monkeypatch.setattr(link._client, "ping", failing(4, nothing))
+        assert link.client is not None
+        monkeypatch.setattr(link.client.connection_pool, "disconnect", failing(2, nothing))
+        monkeypatch.setattr(link.client, "ping", failing(4, nothing))
         async with asyncio.timeout(30):
             while not link.available:
                 await asyncio.sleep(0.01)

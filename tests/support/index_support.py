@@ -208,7 +208,7 @@ def _steps(folder: Path) -> None:
     for number in range(200):
         child = os.fork()
         if child == 0:
-            _kill_before_fsync(number)
+            kill_before_fsync(number)
             with StoreWriter.open(folder / str(number), settings=settings()) as writer:
                 fill(writer, range(2))
                 writer.publish(FakeEncoder())
@@ -220,7 +220,7 @@ def _steps(folder: Path) -> None:
     raise AssertionError("200 fsyncs were not enough")
 
 
-def _kill_before_fsync(number: int) -> None:
+def kill_before_fsync(number: int) -> None:
     real, calls = os.fsync, [0]
 
     def fsync(descriptor: int) -> None:
@@ -266,7 +266,7 @@ def _hang(folder: Path) -> None:
     """Start a decode worker that never comes back."""
     options = DecodeSettings(sampling=SamplingConfig(), segment_seconds=1, preprocess=Preprocess.square(IMAGE_SIZE))
     with Reader(ReaderSettings(decode=options, workers=1)) as reader:
-        reader._pool.schedule(_never_end, args=(folder,)).result()
+        reader.pool.schedule(_never_end, args=(folder,)).result()
 
 
 def _never_end(folder: Path) -> None:

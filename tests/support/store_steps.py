@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from index_support import FakeEncoder, _kill_before_fsync, fill, location_of, settings
+from index_support import FakeEncoder, fill, kill_before_fsync, location_of, settings
 
 from indexer.store.compact import compact
 from indexer.store.merge import merge
@@ -71,7 +71,7 @@ def steps(folder: Path, prepare: Callable[[Path], None], work: Callable[[Path], 
         prepare(folder / str(number))
         child = os.fork()
         if child == 0:
-            _kill_before_fsync(number)
+            kill_before_fsync(number)
             work(folder / str(number))
             os._exit(0)
         if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:

@@ -67,7 +67,7 @@ def with_model(config: TrainConfig, **changes) -> TrainConfig:
 
 def train_until_killed(monkeypatch, config: TrainConfig, output: Path, *, at: int = 3, **options) -> None:
     """Train until step ``at``, which is not made; with checkpoints every 2 steps, 3 is one step after a checkpoint."""
-    step = Trainer._step
+    step = Trainer.step
 
     def killed(self, number, *arguments, **step_options):
         if number == at:
@@ -75,7 +75,7 @@ def train_until_killed(monkeypatch, config: TrainConfig, output: Path, *, at: in
         return step(self, number, *arguments, **step_options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", killed)
+        patch.setattr(Trainer, "step", killed)
         with pytest.raises(KeyboardInterrupt):
             train(config, output, **options)
 

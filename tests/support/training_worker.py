@@ -18,17 +18,17 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from model.clip.towers import _DTYPES
+from model.clip.towers import DTYPES
 from model.train.config import TrainConfig
 from model.train.distributed import RanksDisagreeError, World, join_world
 from model.train.loop import Trainer, training_mode
-from model.train.run import TrainingDivergedError, _train
+from model.train.run import TrainingDivergedError, train_as
 
 # In float64 rounding cannot hide a wrong gradient: the net's conversions to float32 then keep its 53 bits.
 DOUBLE = "--double" in sys.argv
 if DOUBLE:
     torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
-    _DTYPES["fp32"] = torch.float64
+    DTYPES["fp32"] = torch.float64
 
 
 def gradients(config: TrainConfig, output: Path, world: World) -> dict[str, torch.Tensor]:
@@ -38,7 +38,7 @@ def gradients(config: TrainConfig, output: Path, world: World) -> dict[str, torc
     if DOUBLE:
         trainer.net.double()
     share = trainer.data.batch(0, world.share)
-    loss, _ = trainer.stepper._gradients(0, share, with_diagnostics=False)
+    loss, _ = trainer.stepper.gradients(0, share, with_diagnostics=False)
     found = {name: p.grad.clone() for name, p in trainer.net.named_parameters() if p.grad is not None}
     return {**found, "loss": torch.tensor(loss, dtype=torch.float64), "state": trainer.net.emcl.state.clone()}
 
@@ -50,7 +50,7 @@ def weights(config: TrainConfig, output: Path, world: World) -> dict[str, torch.
     if DOUBLE:
         trainer.net.double()
     for number in range(config.steps):
-        trainer._step(number, trainer.data.batch(number, world.share))
+        trainer.step(number, trainer.data.batch(number, world.share))
     return {name: tensor.clone() for name, tensor in trainer.net.state_dict().items()}
 
 
@@ -68,11 +68,11 @@ def drift(config: TrainConfig, output: Path, world: World) -> None:
 
 def lose(config: TrainConfig, output: Path, world: World) -> None:
     trainer = Trainer(config, output, world=world)
-    trainer._step(0, trainer.data.batch(0, world.share))
+    trainer.step(0, trainer.data.batch(0, world.share))
     if world.rank:
         sys.stdout.flush()
         os._exit(9)
-    trainer._step(1, trainer.data.batch(1, world.share))
+    trainer.step(1, trainer.data.batch(1, world.share))
 
 
 def diverge(config: TrainConfig, output: Path, world: World) -> None:
@@ -80,21 +80,21 @@ def diverge(config: TrainConfig, output: Path, world: World) -> None:
     with torch.no_grad():
         trainer.net.clip.logit_scale.fill_(float("nan"))
     try:
-        trainer._step(4, trainer.data.batch(4, world.share))
+        trainer.step(4, trainer.data.batch(4, world.share))
     except TrainingDivergedError as error:
         print("diverged:", error)
 
 
 def die_at(number: int) -> None:
     """End this process without a word when it comes to a step."""
-    step = Trainer._step
+    step = Trainer.step
 
     def dying(self: Trainer, at: int, *arguments: Any, **options: Any) -> Any:
         if at == number:
             os._exit(9)
         return step(self, at, *arguments, **options)
 
-    Trainer._step = dying  # type: ignore[method-assign]
+    Trainer.step = dying  # type: ignore[method-assign]
 
 
 def main() -> None:
@@ -109,7 +109,7 @@ def main() -> None:
             elif do == "train":
                 if "die_at" in scenario:
                     die_at(scenario["die_at"])
-                _train(config, output / name, world)
+                train_as(config, output / name, world)
             else:
                 {"drift": drift, "lose": lose, "diverge": diverge}[do](config, output, world)
 

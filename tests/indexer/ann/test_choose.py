@@ -94,7 +94,7 @@ def test_measured_recall_is_what_a_slow_comparison_says(clusters: Rows, captions
     asked = build_index.ask(clusters, captions, names=("videos", "captions"), queries=60)
     assert asked.source == "captions"
     recipe = candidates(3000, 32, 1 << 30, SMALL)[0]
-    index = build_index._build(clusters, recipe)
+    index = build_index.build(clusters, recipe)
     index.configure("nprobe=2,refine=1")
     found = index.search(asked.rows_QD, 100)[1]
     true = np.argsort(-(asked.rows_QD @ clusters.all.T), axis=1)[:, :100]
@@ -128,8 +128,8 @@ def test_where_no_approximate_kind_finds_enough_the_index_is_exact(
 ) -> None:
     monkeypatch.setattr(build_index, "measure", lambda *_: 0.5)
     tried: list[str] = []
-    build = build_index._build
-    monkeypatch.setattr(build_index, "_build", lambda own, kind: tried.append(kind.factory) or build(own, kind))
+    build = build_index.build
+    monkeypatch.setattr(build_index, "build", lambda own, kind: tried.append(kind.factory) or build(own, kind))
     report = build_index.write_index(
         tmp_path / "i", clusters, captions, settings(dim=32), names=("videos", "captions"), memory_bytes=1 << 30,
         bounds=SMALL,
@@ -207,7 +207,7 @@ def test_a_manifest_of_the_first_format_is_read_and_served(tmp_path: Path) -> No
     former = faiss.IndexIDMap2(faiss.IndexFlatIP(DIM))
     former.add_with_ids(rows, ids)
     faiss.write_index(former, str(folder / generation.VIDEO_INDEX))
-    checks = {**manifest.files, generation.VIDEO_INDEX: generation._check_of(folder / generation.VIDEO_INDEX)}
+    checks = {**manifest.files, generation.VIDEO_INDEX: generation.check_of(folder / generation.VIDEO_INDEX)}
     text = manifest.model_copy(update={"format": 1, "files": checks, "indexes": {}}).to_json()
     (folder / "manifest.json").write_text(text)
     with StoreReader.open(store) as reader:
@@ -262,7 +262,7 @@ def test_an_index_moves_to_a_card_where_there_is_one_and_answers_the_same(
         return index
 
     monkeypatch.setattr(gpu, "available", lambda: 1)
-    monkeypatch.setattr(gpu, "_cloned", cloned)
+    monkeypatch.setattr(gpu, "cloned", cloned)
     moved = gpu.on_device(cpu, "auto")
     assert (moved is cpu) == failing
     np.testing.assert_array_equal(moved.search(clusters.all[:9], 10)[1], cpu.search(clusters.all[:9], 10)[1])
@@ -313,7 +313,7 @@ def test_a_card_finds_what_the_cpu_finds(clusters: Rows) -> None:
         pytest.skip("this build of FAISS sees no GPU")
     for factory in ("Flat", "IVF64,SQ8"):
         kind = next(k for k in candidates(3000, 32, 1 << 30, SMALL) if k.factory == factory)
-        cpu = build_index._build(clusters, kind)
+        cpu = build_index.build(clusters, kind)
         if factory != "Flat":
             cpu.configure("nprobe=8,refine=2")
         card = gpu.on_device(cpu, "gpu")

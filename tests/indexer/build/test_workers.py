@@ -50,15 +50,15 @@ def read(folder: Path, timeout_seconds: float, broken: Callable[..., None]) -> d
         for p in paths
     ]
     with Reader(ReaderSettings(decode=options, workers=1, timeout_seconds=timeout_seconds)) as reader:
-        submit = reader._submit
-        schedule = reader._pool.schedule
+        submit = reader.submit
+        schedule = reader.pool.schedule
 
         def submit_broken(task: object) -> object:
             if task.location.video_id != "1.mp4":
                 return submit(task)
             return schedule(broken, timeout=timeout_seconds)
 
-        reader._submit = submit_broken
+        reader.submit = submit_broken
         return {result.location.video_id: result.reason for result in reader.read(locations)}
 
 
@@ -116,8 +116,8 @@ def test_a_long_video_is_read_in_bounded_pieces(tmp_path: Path) -> None:
     )
     running = []
     with Reader(ReaderSettings(decode=options, workers=1)) as reader:
-        submit = reader._submit
-        reader._submit = lambda task: running.append(task) or submit(task)
+        submit = reader.submit
+        reader.submit = lambda task: running.append(task) or submit(task)
         results = []
         for result in reader.read([location]):
             results.append(result)

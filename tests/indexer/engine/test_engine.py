@@ -189,7 +189,7 @@ def test_verify_names_what_is_missing_extra_or_different(store: Path, engine: Mi
     videos, captions = state.videos(name), state.captions(name)
     with StoreReader.open(store) as view:
         first, second = view.segment_ids()[:2].tolist()
-        rows = list(follow._rows(view, "videos", np.array([second])))
+        rows = list(follow.rows_of(view, "videos", np.array([second])))
     engine.delete(videos, [first])
     engine.upsert(videos, [type(rows[0])(**{**vars(rows[0]), "vector_M": -rows[0].vector_M})])
     engine.upsert(captions, [type(rows[0])(**{**vars(rows[0]), "id": 10**6})])

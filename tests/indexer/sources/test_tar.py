@@ -210,9 +210,9 @@ def test_a_full_disk_stops_the_run_and_is_no_fault_of_the_shard(
     shard = write_shard(tmp_path / "a.tar", {"0.mp4": clips[0]})
 
     def full(*_: object) -> None:
-        raise download_buffer._no_copy(OSError(28, "No space left on device"))
+        raise download_buffer.no_copy(OSError(28, "No space left on device"))
 
-    monkeypatch.setattr(download_buffer, "_append", full)
+    monkeypatch.setattr(download_buffer, "append", full)
     with pytest.raises(StoreError, match=r"No space left on device.*run the same command again"):
         index(tmp_path / "s", shard)
     monkeypatch.undo()

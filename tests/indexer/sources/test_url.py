@@ -302,9 +302,9 @@ def test_what_waits_is_not_fetched_when_the_disk_is_full(
     clips: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
-        raise download_buffer._no_copy(OSError(28, "No space left on device"))
+        raise download_buffer.no_copy(OSError(28, "No space left on device"))
 
-    monkeypatch.setattr(download_buffer, "_append", full)
+    monkeypatch.setattr(download_buffer, "append", full)
     files = many(clips[0])
     with serving(files) as url, pytest.raises(StoreError, match="No space left"):
         index(tmp_path / "s", *(f"{url}{name}" for name in files), protocols=HTTP)

@@ -107,7 +107,7 @@ def test_a_file_that_always_disappears_is_an_error_and_leaves_nothing(store, tmp
     def vanish(source, target, on_bytes):
         raise FileNotFoundError(2, "No such file", str(source))
 
-    monkeypatch.setattr(module, "_copy_file", vanish)
+    monkeypatch.setattr(module, "copy_file", vanish)
     with pytest.raises(BackupError, match="changed during each of 5 attempts"):
         back_up(store, tmp_path / "backup")
     assert [path.name for path in tmp_path.iterdir()] == ["store"]

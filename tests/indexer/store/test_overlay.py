@@ -267,7 +267,7 @@ def test_the_log_of_changes_says_what_a_comparison_of_all_rows_finds(store: Path
         current = generation.read_current(store)
         snapshot = store / "generations" / current.generation / "snapshot.db"
         with closing(sqlite3.connect("file::memory:", uri=True, isolation_level=None)) as database:
-            overlay._attach(database, overlay.readable_uri(store / "catalogue.db"), snapshot)
+            overlay.attach(database, overlay.readable_uri(store / "catalogue.db"), snapshot)
             overlay.changed_by_comparison(database, len(schema.MIGRATIONS))
             compared = {row[0] for row in database.execute("SELECT video_id FROM changed_videos")}
             texts = {row[0] for row in database.execute("SELECT caption_id FROM changed_captions")}
@@ -313,9 +313,9 @@ def test_k_answers_remain_when_most_of_an_approximate_index_is_gone(tmp_path: Pa
             k = 8 if factory.startswith("IVF") else reader.counts.segments
             _, found = reader.search_videos(QUERIES, k)
             assert (found >= 0).sum() >= 0.9 * found.size
-            assert not np.isin(found, reader._base.segments.ids[: reader._base.manifest.counts.segments // 2]).any()
+            assert not np.isin(found, reader.base.segments.ids[: reader.base.manifest.counts.segments // 2]).any()
             with pytest.raises(KeyError):
-                reader.segment_features(reader._base.segments.ids[:1])
+                reader.segment_features(reader.base.segments.ids[:1])
 
 
 def test_a_catalogue_of_the_first_format_is_compared_as_a_whole(store: Path, tmp_path: Path) -> None:
@@ -354,7 +354,7 @@ def answers_of_rebuilt(store: Path, tmp_path: Path) -> dict[str, object]:
     shutil.copytree(store, where)
     manifest = generation.read_current(where)
     folder = where / "generations" / manifest.generation
-    check = generation._check_of(folder / "snapshot.db")
+    check = generation.check_of(folder / "snapshot.db")
     for place in (where, store):  # the snapshot was changed by the test: its checksum follows
         manifest = manifest.model_copy(update={"files": {**manifest.files, "snapshot.db": check}})
         (place / "generations" / manifest.generation / "manifest.json").write_text(manifest.to_json())

@@ -125,8 +125,8 @@ def test_statistics_are_those_of_searches_one_by_one(store, encoder, computed, k
 
 
 def test_statistics_do_not_depend_on_the_blocks(store, encoder, computed, monkeypatch):
-    monkeypatch.setattr(bank_module, "_BLOCK_SCORES", 30 * 7)
-    monkeypatch.setattr(bank_module, "_TEXTS_AT_ONCE", 4)
+    monkeypatch.setattr(bank_module, "BLOCK_SCORES", 30 * 7)
+    monkeypatch.setattr(bank_module, "TEXTS_AT_ONCE", 4)
     with StoreReader.open(store) as reader:
         again = compute_bank(reader, encoder, BANK)
     for kind in KINDS:

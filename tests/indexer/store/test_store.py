@@ -177,7 +177,7 @@ def test_videos_are_listed_in_the_order_that_is_wanted(reader: StoreReader) -> N
 
 def test_titles_are_sorted_with_their_numbers() -> None:
     names = ["clip 10", "Clip 9", "clip 9b", "beach", "clip 009"]
-    keys = {name: snapshot._title_key(name, None, "id") for name in names}
+    keys = {name: snapshot.order_of_title(name, None, "id") for name in names}
     assert sorted(names, key=lambda name: keys[name]) == ["beach", "Clip 9", "clip 009", "clip 9b", "clip 10"]
 
 
@@ -253,7 +253,7 @@ def test_an_old_reader_keeps_its_snapshot_while_others_are_published(store: Path
 def test_a_generation_goes_with_its_last_view_and_not_when_garbage_is_collected(built: Path) -> None:
     reader = StoreReader.open(built)
     reader.search_videos(np.ones((1, DIM), "f4"), 3)
-    base = weakref.ref(reader._base)
+    base = weakref.ref(reader.base)
     gc.disable()
     try:
         reader.close()

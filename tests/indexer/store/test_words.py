@@ -181,7 +181,7 @@ def test_documents_follow_a_rolled_back_transaction(animals: Path) -> None:
 def retitle_two(catalogue: Catalogue) -> None:
     with catalogue.transaction():
         catalogue.set_title(name(1), "never")
-        catalogue._refresh_words()
+        catalogue.refresh_words()
         catalogue.set_title(name(99), "of no video")
 
 
@@ -248,7 +248,7 @@ def test_verify_reports_documents_that_differ_from_the_published_ones(animals: P
 
 
 def test_a_python_whose_sqlite_has_no_full_text_search_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schema, "_has_full_text_search", lambda connection: False)
+    monkeypatch.setattr(schema, "has_full_text_search", lambda connection: False)
     with pytest.raises(StoreError, match=r"SQLite \S+ was built without FTS5.*python\.org"):
         Catalogue.open(tmp_path / "catalogue.db", create=True)
 

@@ -133,7 +133,7 @@ def test_a_long_frame_gets_the_same_pixels_from_its_crop_alone(monkeypatch, heig
     frames = noise(1, height, width, 3)
     preprocess = Preprocess.square(32, interpolation=interpolation)
     part = preprocess(frames)
-    monkeypatch.setattr("model.clip.preprocess._LONG", 1 << 30)
+    monkeypatch.setattr("model.clip.preprocess.LONG", 1 << 30)
     assert np.array_equal(part, preprocess(frames))
 
 

@@ -108,7 +108,7 @@ def test_first_merges_give_a_dense_small_id_space(merges):
     assert int(ids.max()) == tokenizer.vocab_size - 1  # EOT is the highest, as pooling by argmax needs it
     assert (ids[:, 0] == tokenizer.vocab_size - 2).all()
     assert (ids.argmax(dim=1) == mask.sum(dim=1) - 1).all()
-    bpe = tokenizer._bpe
+    bpe = tokenizer.bpe
     for text, row, real in zip(TEXTS, ids, mask, strict=True):
         pieces = row[real][1:-1].tolist()
         assert (
@@ -129,7 +129,7 @@ def test_cut_pieces_are_those_that_the_first_merges_build():
     """Encoding with N merges is the whole encoding stopped after rank N: checked against merging one rank at a time."""
     merges = 300
     tokenizer = ClipTokenizer(TokenizerConfig(max_words=1024, merges=merges))
-    ranked = list(tokenizer._bpe.bpe_ranks)
+    ranked = list(tokenizer.bpe.bpe_ranks)
     assert ranked == list(import_open_clip().tokenizer._tokenizer.bpe_ranks)[:merges]
     for word in ("throwing", "sunrise", "strawberries", "kitchen"):
         symbols = [*word[:-1], word[-1] + "</w>"]
@@ -140,7 +140,7 @@ def test_cut_pieces_are_those_that_the_first_merges_build():
                     symbols[position : position + 2] = ["".join(pair)]
                 position += 1
         ids, _ = tokenizer([word])
-        assert [tokenizer._bpe.decoder[int(piece)] for piece in ids[0, 1:-1]] == symbols
+        assert [tokenizer.bpe.decoder[int(piece)] for piece in ids[0, 1:-1]] == symbols
 
 
 def test_vocabularies_do_not_touch_each_other(full):
@@ -153,13 +153,13 @@ def test_vocabularies_do_not_touch_each_other(full):
 
 
 def test_word_cache_is_bounded(monkeypatch):
-    monkeypatch.setattr(tokenizer_module, "_CACHED_WORDS", 50)
+    monkeypatch.setattr(tokenizer_module, "CACHED_WORDS", 50)
     tokenizer = ClipTokenizer(TokenizerConfig())
     first = tokenizer(["zebra crossing"])[0]
     for number in range(300):
         tokenizer([f"word{chr(97 + number % 26)}{chr(97 + number // 26)} unseen"])
-        assert len(tokenizer._bpe.cache) <= 60
-    tokenizer._row.cache_clear()
+        assert len(tokenizer.bpe.cache) <= 60
+    tokenizer.row_of.cache_clear()
     assert torch.equal(tokenizer(["zebra crossing"])[0], first)
 
 

@@ -102,7 +102,7 @@ def test_text_features_equal_the_reference(golden_towers):
     towers, arrays = golden_towers
     ids, mask = arrays["text_ids"].long(), arrays["text_mask"].bool()
     assert_equal_towers(towers.encode_text(ids, mask), arrays["cls"], **SIZE)
-    hidden = towers._project(towers.model.ln_final(towers._text_states(ids)))
+    hidden = towers.project(towers.model.ln_final(towers.text_states(ids)))
     assert_equal_towers(hidden[mask], arrays["text_hidden"][mask], **SIZE)
 
 

@@ -180,7 +180,7 @@ def test_folders_that_cannot_be_right_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no videos"):
         compress_folder(tmp_path / "none", tmp_path / "out", SMALL)
     (tmp_path / "out").mkdir()
-    with FileLock(tmp_path / "out" / compress._LOCK), pytest.raises(ValueError, match="another run"):
+    with FileLock(tmp_path / "out" / compress.LOCK), pytest.raises(ValueError, match="another run"):
         compress_folder(tmp_path / "in", tmp_path / "out", SMALL)
 
 

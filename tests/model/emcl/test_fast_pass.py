@@ -166,7 +166,7 @@ def test_a_training_module_cannot_score_by_factors():
 def test_pooling_stored_features_equals_the_plain_one(how, dtype, monkeypatch):
     from model.emcl import pooling
 
-    monkeypatch.setattr(pooling, "_BLOCK_ELEMENTS", 7 * 5 * 48)  # seven candidates a block, the last one shorter
+    monkeypatch.setattr(pooling, "BLOCK_ELEMENTS", 7 * 5 * 48)  # seven candidates a block, the last one shorter
     generator = torch.Generator().manual_seed(2)
     text = torch.randn(2, 48, generator=generator)
     features = torch.randn(2, 30, 5, 48, generator=generator).to(dtype)

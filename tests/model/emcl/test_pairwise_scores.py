@@ -117,13 +117,13 @@ def test_no_tensor_grows_with_texts_times_videos_but_the_result(monkeypatch):
     monkeypatch.setattr(pairwise_scores, "CPU_BLOCK_ELEMENTS", 4096)
     monkeypatch.setattr(pairwise_scores, "TEXTS_AT_ONCE", 32)
     sizes = []
-    plain = pairwise_scores._score_block
+    plain = pairwise_scores.score_block
 
     def watched(unit_Dt, sharpness_t, features_vFD, gram_vFF, mask_vF, norms_vF):
         sizes.append(unit_Dt.shape[1] * mask_vF.numel())
         return plain(unit_Dt, sharpness_t, features_vFD, gram_vFF, mask_vF, norms_vF)
 
-    monkeypatch.setattr(pairwise_scores, "_score_block", watched)
+    monkeypatch.setattr(pairwise_scores, "score_block", watched)
     score_all_pairs(*random_pairs(texts=300, videos=200), PoolingConfig())
     assert max(sizes) <= 4096
     assert sum(sizes) == 300 * 200 * 5

@@ -210,9 +210,9 @@ def test_exported_frames_give_the_table_of_the_videos(tmp_path, protocol, suffix
     settings = EvaluationSettings(protocol=protocol, candidates=5)
     expected = table(list(evaluate_rows(encoder, corpus, settings)))
     again = scorer_of(found)
-    from model.evaluate.features import _corpus
+    from model.evaluate.features import corpus_of
 
-    assert table(list(evaluate_rows(again, _corpus(found), settings))) == expected
+    assert table(list(evaluate_rows(again, corpus_of(found), settings))) == expected
     torch.testing.assert_close(again.net.emcl.state, encoder.net.emcl.state)
 
 

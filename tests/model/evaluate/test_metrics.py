@@ -26,7 +26,7 @@ def arrays(golden):
 
 @pytest.fixture(params=[1 << 22, 100], ids=["one block", "many blocks"])
 def blocks(request, monkeypatch):
-    monkeypatch.setattr(module, "_BLOCK_ELEMENTS", request.param)
+    monkeypatch.setattr(module, "BLOCK_ELEMENTS", request.param)
 
 
 def assert_equals_reference(metrics, arrays, prefix, rel=1e-12):

@@ -10,8 +10,7 @@ from service_support import serving
 
 from model.clip.preprocess import Preprocess
 from model.encoder import export_store, load_encoder
-from model.export.export import MAX_TOWER_BYTES, export, generated_samples
-from model.export.export import _check_size as check_size
+from model.export.export import MAX_TOWER_BYTES, check_size, export, generated_samples
 from model.export.guard import MIN_VIDEOS, Samples, encode_samples, judge
 from model.runtime import choose as runtime_module
 from model.runtime.choose import RuntimeUnavailableError

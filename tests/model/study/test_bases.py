@@ -110,15 +110,15 @@ def test_few_pairs_are_warned_of(encoder):
 def test_a_fold_is_ranked_by_what_saw_nothing_of_it(encoder, monkeypatch):
     """Every fit's rows, by value, against the rows that are ranked under it."""
     corpus, seen = corpus_of(40), []
-    plain = bases._fitting_rows
+    plain = bases.fitting_rows
 
     def watched(encoder, whole, material, fit_V):
         seen.append(fit_V.copy())
         return plain(encoder, whole, material, fit_V)
 
-    monkeypatch.setattr(bases, "_fitting_rows", watched)
+    monkeypatch.setattr(bases, "fitting_rows", watched)
     ranked = []
-    rank = bases._ranked
+    rank = bases.ranked_by
 
     def watching(encoder, part, correction):
         inside_V = np.isin(corpus.features_VFD[:, 0, 0], part.features_VFD[:, 0, 0])
@@ -126,7 +126,7 @@ def test_a_fold_is_ranked_by_what_saw_nothing_of_it(encoder, monkeypatch):
             ranked.append((inside_V, seen[-1]))
         return rank(encoder, part, correction)
 
-    monkeypatch.setattr(bases, "_ranked", watching)
+    monkeypatch.setattr(bases, "ranked_by", watching)
     calibrate_bases(encoder, corpus, BasesGrid.quick(), folds=4)
     assert ranked
     assert all(not (inside_V & fit_V).any() for inside_V, fit_V in ranked)

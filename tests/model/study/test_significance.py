@@ -69,7 +69,7 @@ def test_bootstrap_is_that_of_its_seed(monkeypatch):
     values = np.random.default_rng(2).normal(size=50)
     assert bootstrap(values, seed=3) == bootstrap(values, seed=3)
     assert bootstrap(values, seed=3) != bootstrap(values, seed=4)
-    monkeypatch.setattr(significance, "_DRAWS_AT_ONCE", 500)  # ten resamplings at a time
+    monkeypatch.setattr(significance, "DRAWS_AT_ONCE", 500)  # ten resamplings at a time
     in_parts = bootstrap(values, seed=3)
     assert (in_parts.low, in_parts.high) != (0.0, 0.0)
     assert in_parts.low == pytest.approx(bootstrap(values, seed=5).low, abs=0.1)

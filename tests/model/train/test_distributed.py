@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from training_support import run_group, tiny, tiny_settings, with_model
 
 from model.checkpoint import load_checkpoint
-from model.clip.towers import _DTYPES
+from model.clip.towers import DTYPES
 from model.config import EMCLConfig
 from model.data.batches import Share
 from model.train.distributed import World
@@ -71,7 +71,7 @@ def own_weights(config, tmp_path, dtype):
     trainer = Trainer(config, tmp_path, device="cpu")
     trainer.net.train().to(dtype)
     for number in range(config.steps):
-        trainer._step(number, trainer.data.batch(number))
+        trainer.step(number, trainer.data.batch(number))
     return trainer.net.state_dict()
 
 
@@ -105,7 +105,7 @@ def test_two_processes_have_the_gradients_of_one_notice_drift_and_nan_and_do_not
 @pytest.mark.slow
 def test_three_processes_have_the_gradients_of_one_to_the_last_digits_of_float64(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    monkeypatch.setitem(_DTYPES, "fp32", torch.float64)
+    monkeypatch.setitem(DTYPES, "fp32", torch.float64)
     steps = tiny(batch_size=7, steps=3)
     plan = [entry("gradients", name, config) for name, config in scenarios().items()]
     head = {"dim": 16, "heads": 2, "inner": 32, "length": 40, "dropout": 0, "attention_dropout": 0, "emcl": REFERENCE}

@@ -22,7 +22,7 @@ def gradients(config, tmp_path, prepare=lambda net: None):
     training_mode(trainer.net, config)
     prepare(trainer.net)
     torch.manual_seed(3)
-    trainer.stepper._gradients(0, trainer.data.batch(0), with_diagnostics=False)
+    trainer.stepper.gradients(0, trainer.data.batch(0), with_diagnostics=False)
     found = {name: p.grad for name, p in trainer.net.named_parameters() if p.grad is not None}
     return {**found, "state": trainer.net.emcl.state}, torch.get_rng_state()
 
@@ -95,9 +95,9 @@ def test_running_statistics_stand_still_and_are_exact_in_chunks(tmp_path):
     trainer = Trainer(plain, tmp_path, device="cpu")
     training_mode(trainer.net, plain)
     before = {name: buffer.clone() for name, buffer in trainer.net.clip.named_buffers()}
-    trainer._step(0, trainer.data.batch(0))
-    trainer._validate(_NoLog(), 1)  # which must not put the layers back into training mode
-    trainer._step(1, trainer.data.batch(1))
+    trainer.step(0, trainer.data.batch(0))
+    trainer.validate(_NoLog(), 1)  # which must not put the layers back into training mode
+    trainer.step(1, trainer.data.batch(1))
     assert all(torch.equal(buffer, before[name]) for name, buffer in trainer.net.clip.named_buffers())
     expected, _ = gradients(plain, tmp_path)
     found, _ = gradients(plain.model_copy(update={"chunk_size": 3}), tmp_path)

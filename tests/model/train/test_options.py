@@ -37,14 +37,14 @@ def log_of(output):
 
 
 def stop_at(monkeypatch, number):
-    step = Trainer._step
+    step = Trainer.step
 
     def stopped(self, at, *arguments, **options):
         if at == number:
             raise KeyboardInterrupt
         return step(self, at, *arguments, **options)
 
-    monkeypatch.setattr(Trainer, "_step", stopped)
+    monkeypatch.setattr(Trainer, "step", stopped)
 
 
 def everything(data):
@@ -83,15 +83,15 @@ def test_fp16_skips_overflowing_steps_logs_them_and_goes_on(tmp_path):
     before = {name: p.detach().clone() for name, p in trainer.net.named_parameters()}
     trainer.state.scaler.load_state_dict({**trainer.state.scaler.state_dict(), "scale": 2.0**120})
     trainer.net.train()
-    result = trainer._step(0, trainer.data.batch(0))
+    result = trainer.step(0, trainer.data.batch(0))
     assert result.skipped
     assert all(torch.equal(p, before[name]) for name, p in trainer.net.named_parameters())
     assert trainer.state.progress.skipped == 1
     log = RunLog(tmp_path, steps_done=0, tensorboard=False)
-    trainer._after_step(log, 1, result, None)
+    trainer.after_step(log, 1, result, None)
     assert log_of(tmp_path) == [{"step": 1, "skipped": "fp16 overflow", "loss_scale": 2.0**119}]
     trainer.state.scaler.load_state_dict({**trainer.state.scaler.state_dict(), "scale": 1.0})
-    assert not trainer._step(1, trainer.data.batch(1)).skipped
+    assert not trainer.step(1, trainer.data.batch(1)).skipped
     assert trainer.state.progress.skipped == 0
     assert not torch.equal(trainer.net.temporal.positions.weight, before["temporal.positions.weight"])
 
@@ -101,12 +101,12 @@ def test_fp16_gives_up_after_too_many_skipped_steps(tmp_path):
     trainer.state.scaler.load_state_dict({**trainer.state.scaler.state_dict(), "scale": 2.0**120})
     trainer.state.progress.skipped = MAX_SKIPPED_IN_A_ROW
     with pytest.raises(TrainingDivergedError, match=r"overflowed in 25 steps .* at step 0.*train-0-000000"):
-        trainer._step(0, trainer.data.batch(0))
+        trainer.step(0, trainer.data.batch(0))
 
 
 def test_the_state_of_the_scaler_is_kept(tmp_path):
     trainer = Trainer(tiny(precision="fp16"), tmp_path, device="cpu")
-    trainer._step(0, trainer.data.batch(0))
+    trainer.step(0, trainer.data.batch(0))
     trainer.state.scaler.load_state_dict({**trainer.state.scaler.state_dict(), "scale": 48.0, "_growth_tracker": 7})
     trainer.state.progress.skipped = 3
     trainer.state.progress.best = Best(step=1, score=12.5)
@@ -121,7 +121,7 @@ def test_a_gradient_that_is_not_finite_stops_with_step_and_clips(tmp_path):
     trainer = Trainer(tiny(), tmp_path, device="cpu")
     trainer.net.temporal.positions.weight.register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(TrainingDivergedError, match=r"gradient's norm is (nan|inf) at step 2.*train-0-000000"):
-        trainer._step(2, trainer.data.batch(0))
+        trainer.step(2, trainer.data.batch(0))
 
 
 def test_the_average_is_that_of_the_formula_and_leaves_the_net_alone(tmp_path):

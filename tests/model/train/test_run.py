@@ -53,7 +53,7 @@ def test_a_half_written_checkpoint_is_not_resumed_from(tmp_path):
     assert newest_checkpoint(tmp_path) == last
     assert step_of(last) == 2
     trainer = Trainer(config, tmp_path)
-    trainer._step(0, trainer.data.batch(0))
+    trainer.step(0, trainer.data.batch(0))
     save_state(trainer.state, tmp_path, 3)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-0000003"]
 
@@ -78,14 +78,14 @@ def test_nan_stops_with_step_and_clips(tmp_path):
     with torch.no_grad():
         trainer.net.clip.logit_scale.fill_(float("nan"))
     with pytest.raises(TrainingDivergedError, match=r"nan at step 4.*train-0-000000"):
-        trainer._step(4, trainer.data.batch(0))
+        trainer.step(4, trainer.data.batch(0))
 
 
 def test_the_logit_scale_is_bounded(tmp_path):
     trainer = Trainer(tiny(), tmp_path)
     with torch.no_grad():
         trainer.net.clip.logit_scale.fill_(9.0)
-    trainer._step(0, trainer.data.batch(0))
+    trainer.step(0, trainer.data.batch(0))
     assert trainer.net.clip.logit_scale.exp().item() <= 100.001
 
 
@@ -97,7 +97,7 @@ def test_learning_rates_warm_up_and_fall_for_both_groups(tmp_path):
     assert factors[60] == pytest.approx(0.55)
     assert factors[-1] == pytest.approx(0.1, abs=1e-3)
     trainer = Trainer(tiny(), tmp_path)
-    trainer._step(0, trainer.data.batch(0))
+    trainer.step(0, trainer.data.batch(0))
     by_name = {}
     named = {parameter: name for name, parameter in trainer.state.named_parameters().items()}
     for group in trainer.state.optimiser.param_groups:

@@ -134,8 +134,8 @@ def test_another_process_change_is_noticed_and_an_unchanged_file_is_not_read_aga
     assert not reader.has_valid()
     token = writer.create("a", "search")[1]
     reads = []
-    straight = keys_module._read
-    monkeypatch.setattr(keys_module, "_read", lambda file: reads.append(file) or straight(file))
+    straight = keys_module.read_keys
+    monkeypatch.setattr(keys_module, "read_keys", lambda file: reads.append(file) or straight(file))
     assert all(reader.check(token) for _ in range(50))
     assert len(reads) == 1
     KeyStore(path).revoke("a")

@@ -31,7 +31,7 @@ def test_a_bucket_gives_its_burst_and_then_its_rate():
 
 
 def test_ever_more_names_do_not_grow_memory(monkeypatch):
-    monkeypatch.setattr(rate_limit, "_MAX_BUCKETS", 10)
+    monkeypatch.setattr(rate_limit, "MAX_BUCKETS", 10)
     buckets = TokenBuckets()
     for number in range(100):
         buckets.take("busy", SLOW)

@@ -104,22 +104,22 @@ def test_another_model_than_the_index_was_built_with(settings, clip_store, tiny_
 
 
 def test_two_builds_of_faiss_or_none_are_problems(settings, monkeypatch):
-    monkeypatch.setattr(machine_checks, "_version", lambda name: "1.15.1")
+    monkeypatch.setattr(machine_checks, "version_of", lambda name: "1.15.1")
     found = look(machine_checks.check_faiss, settings())
     assert found.state == "problem"
     assert "uninstall" in found.next_step
-    monkeypatch.setattr(machine_checks, "_version", lambda name: None)
+    monkeypatch.setattr(machine_checks, "version_of", lambda name: None)
     assert look(machine_checks.check_faiss, settings()).state == "problem"
     monkeypatch.undo()
     assert look(machine_checks.check_faiss, settings()).state == "ok"
 
 
 def test_torchvision_for_another_torch_is_a_problem(settings, monkeypatch):
-    monkeypatch.setattr(machine_checks, "_torch_wanted_by_torchvision", lambda: "1.0.0")
+    monkeypatch.setattr(machine_checks, "torch_wanted_by_torchvision", lambda: "1.0.0")
     assert look(machine_checks.check_packages, settings()).state == "problem"
     monkeypatch.undo()
     assert look(machine_checks.check_packages, settings()).state == "ok"
-    monkeypatch.setattr(machine_checks, "_version", lambda name: None if name == "av" else "1")
+    monkeypatch.setattr(machine_checks, "version_of", lambda name: None if name == "av" else "1")
     assert "av not installed" in look(machine_checks.check_packages, settings()).detail
 
 

@@ -138,7 +138,7 @@ def test_a_client_that_leaves_while_its_upload_is_decoded_ends_the_decoding(
     from service.media import fork_server
 
     sleeping = "import time; from service.media.fork_server import serve; serve({'decode': lambda _: time.sleep(600)})"
-    monkeypatch.setattr(fork_server, "_SERVER", ("-c", sleeping))
+    monkeypatch.setattr(fork_server, "SERVER", ("-c", sleeping))
     app = make_app(clip_store, tiny_encoder, tmp_path)
     form = b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\nabc\r\n--x--\r\n'
 

@@ -147,7 +147,7 @@ def with_worker(monkeypatch, code):
     """Let the children of new fork servers run ``code`` on their ``job`` instead of decoding."""
     served = f"import sys; from service.media.fork_server import serve; worker = compile({code!r}, 'worker', 'exec')\n"
     served += "def run(job): exec(worker, {'job': job}); sys.stdout.flush()\nserve({'decode': run})"
-    monkeypatch.setattr(fork_server, "_SERVER", ("-c", served))
+    monkeypatch.setattr(fork_server, "SERVER", ("-c", served))
 
 
 def test_a_decoder_that_spins_is_stopped(monkeypatch):

@@ -188,12 +188,12 @@ def test_the_lock_is_free_again_after_every_end(job_store):
 
 def test_a_full_disk_accepts_nothing_and_loses_nothing(job_store):
     kept = job_store.create("train", {}).job_id
-    pages = job_store._database().execute("PRAGMA page_count").fetchone()[0]
-    job_store._database().execute(f"PRAGMA max_page_count = {pages}")
+    pages = job_store.database().execute("PRAGMA page_count").fetchone()[0]
+    job_store.database().execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(sqlite3.Error, match="full"):
         job_store.create("train", {"long": "x" * 1_000_000})
     assert job_store.get(kept).state == "queued"
-    job_store._database().execute("PRAGMA max_page_count = 1000000")
+    job_store.database().execute("PRAGMA max_page_count = 1000000")
     folders = {path.name for path in job_store.folder.iterdir() if path.is_dir()}
     assert folders == {job.job_id for job in job_store.list(limit=1000)}
 

@@ -181,7 +181,7 @@ def test_order_is_kept_and_a_dead_address_holds_up_no_other(store, tmp_path):
     setting = Setting(store, tmp_path / "jobs", (URL, OTHER))
     setting.step()
     answered = httpx.MockTransport(lambda request: httpx.Response(500 if "hook" in str(request.url) else 200))
-    setting.sender._http = httpx.Client(transport=answered)
+    setting.sender.http = httpx.Client(transport=answered)
     setting.end_job()
     setting.end_job()
     assert setting.step() == 2, "both for the dead one"

@@ -120,9 +120,9 @@ def test_clips_are_kept_beside_previews_and_go_with_their_video(tmp_path):
     limits = PreviewLimits(cache_bytes=10**7, seconds=60, memory_bytes=2 * 2**30, max_seconds=60, max_pixels=10**6)
     previews = Previews(tmp_path / "previews", limits)
     spans = [Clip(start=0, end=1), Clip(start=0, end=1, encode=True), Clip(start=1, end=2)]
-    made = [previews._make(Wanted(video_id="a" * 64, path=film, clip=clip)) for clip in spans]
+    made = [previews.make(Wanted(video_id="a" * 64, path=film, clip=clip)) for clip in spans]
     assert len(set(made)) == 3
-    assert previews._make(Wanted(video_id="a" * 64, path=film, clip=spans[0])) == made[0]
+    assert previews.make(Wanted(video_id="a" * 64, path=film, clip=spans[0])) == made[0]
     assert previews.made == 3
     previews.forget("a" * 64)
     assert list(previews.folder.iterdir()) == []

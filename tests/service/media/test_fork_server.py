@@ -35,7 +35,7 @@ serve({"look": look, "sleep": sleep, "leave": lambda job: job["code"], "fail": l
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(fork_server, "_SERVER", ("-c", WORKERS))
+    monkeypatch.setattr(fork_server, "SERVER", ("-c", WORKERS))
     made = ForkServer()
     yield made
     made.close()
@@ -153,7 +153,7 @@ def test_a_server_that_dies_takes_its_children_along_and_is_started_again(server
 
 
 def test_a_server_that_cannot_start_is_reported(monkeypatch):
-    monkeypatch.setattr(fork_server, "_SERVER", ("-c", "raise SystemExit(3)"))
+    monkeypatch.setattr(fork_server, "SERVER", ("-c", "raise SystemExit(3)"))
     server = ForkServer()
     with pytest.raises(ForkServerLostError), started(server, "look") as (child, _, _):
         child.wait()
@@ -171,7 +171,7 @@ def test_closing_ends_the_server_and_what_runs(server):
 
 
 def test_a_server_ends_with_its_owner(monkeypatch):
-    monkeypatch.setattr(fork_server, "_SERVER", ("-c", WORKERS))
+    monkeypatch.setattr(fork_server, "SERVER", ("-c", WORKERS))
     server = ForkServer()
     server.start()
     process = psutil.Process(server.pid)

@@ -47,7 +47,7 @@ def wanted(clips, number):
 
 def test_a_preview_is_h264_with_the_times_and_pictures_of_the_video(clips, tmp_path):
     previews = make_previews(tmp_path)
-    path = previews._make(wanted(clips, 0))
+    path = previews.make(wanted(clips, 0))
     with av.open(path) as made:
         assert made.streams.video[0].codec_context.name == "h264"
         frames = list(made.decode(video=0))
@@ -57,27 +57,27 @@ def test_a_preview_is_h264_with_the_times_and_pictures_of_the_video(clips, tmp_p
     assert last.shape == (120, 160, 3)
     assert last[60, 150, 0] - last[60, 150, 1] > 100  # the square has arrived at the right
     assert abs(last[60, 10, 0] - last[60, 10, 1]) < 60
-    assert previews._make(wanted(clips, 0)) == path
+    assert previews.make(wanted(clips, 0)) == path
     assert previews.made == 1
     assert [file.name for file in previews.folder.iterdir()] == [path.name]
 
 
 def test_hevc_has_a_preview_too(tmp_path):
     write(tmp_path / "hevc.mp4", "libx265", 120)
-    made = make_previews(tmp_path)._make(Wanted(video_id="5" * 64, path=tmp_path / "hevc.mp4"))
+    made = make_previews(tmp_path).make(Wanted(video_id="5" * 64, path=tmp_path / "hevc.mp4"))
     with av.open(made) as preview:
         assert preview.streams.video[0].codec_context.name == "h264"
         assert len(list(preview.decode(video=0))) == SECONDS * RATE
 
 
 def test_those_that_were_not_watched_for_longest_make_room(clips, tmp_path):
-    sizes = [make_previews(tmp_path)._make(wanted(clips, number)).stat().st_size for number in (0, 1, 2)]
+    sizes = [make_previews(tmp_path).make(wanted(clips, number)).stat().st_size for number in (0, 1, 2)]
     # Two fit and three do not, although an encoder that runs on several threads varies in size by a little.
     previews = make_previews(tmp_path / "small", cache_bytes=sum(sizes) - min(sizes) // 2)
-    made = [previews._make(wanted(clips, number)) for number in (0, 1)]
+    made = [previews.make(wanted(clips, number)) for number in (0, 1)]
     os.utime(made[1], ns=(1, 1))
-    previews._make(wanted(clips, 0))  # watched again
-    newest = previews._make(wanted(clips, 2))
+    previews.make(wanted(clips, 0))  # watched again
+    newest = previews.make(wanted(clips, 2))
     assert {file.name for file in previews.folder.iterdir()} == {made[0].name, newest.name}
     previews.forget(f"{0:064x}")
     assert [file.name for file in previews.folder.iterdir()] == [newest.name]
@@ -90,14 +90,14 @@ def test_those_that_were_not_watched_for_longest_make_room(clips, tmp_path):
 def test_what_takes_too_much_is_given_up_and_leaves_nothing(clips, tmp_path, changes, error):
     previews = make_previews(tmp_path, **changes)
     with pytest.raises(error):
-        previews._make(wanted(clips, 0))
+        previews.make(wanted(clips, 0))
     assert list(previews.folder.iterdir()) == []
 
 
 def test_what_is_no_video_has_no_preview(tmp_path):
     (tmp_path / "notes.avi").write_text("no video at all, but long enough to be looked at " * 20)
     with pytest.raises(Unprocessable, match="no preview or clip can be made"):
-        make_previews(tmp_path)._make(Wanted(video_id="0" * 64, path=tmp_path / "notes.avi"))
+        make_previews(tmp_path).make(Wanted(video_id="0" * 64, path=tmp_path / "notes.avi"))
 
 
 def test_previews_come_over_http_in_ranges_and_can_be_switched_off(clip_store, tiny_encoder, tmp_path):

@@ -37,7 +37,7 @@ def limits(**changes: object) -> SandboxLimits:
 
 def make(path: Path, milliseconds: int = 0, **changes: object) -> bytes:
     thumbnails = Thumbnails(width=64, cache_bytes=0, max_queue=4, sandbox=Sandbox(limits(**changes)))
-    return thumbnails._make(Moment(video_id="v", path=path, milliseconds=milliseconds))
+    return thumbnails.make(Moment(video_id="v", path=path, milliseconds=milliseconds))
 
 
 def huge_film(path: Path, side: int) -> None:

@@ -142,7 +142,7 @@ def test_lines_are_written_in_order_and_the_last_ones_at_the_end(capsys):
 
 
 def test_a_standard_error_that_takes_no_lines_blocks_no_request_and_drops_are_reported(monkeypatch):
-    monkeypatch.setattr("service.observe.logs._MOST_WAITING", 5)
+    monkeypatch.setattr("service.observe.logs.MOST_WAITING", 5)
     taking, begun, written = threading.Event(), threading.Event(), []
 
     class Stuck(io.StringIO):
@@ -168,7 +168,7 @@ def test_a_standard_error_that_takes_no_lines_blocks_no_request_and_drops_are_re
 
 
 def test_a_standard_error_that_never_takes_lines_does_not_keep_the_process(monkeypatch):
-    monkeypatch.setattr("service.observe.logs._CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr("service.observe.logs.CLOSE_SECONDS", 0.1)
     taking = threading.Event()
 
     class Stuck(io.StringIO):

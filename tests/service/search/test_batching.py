@@ -265,6 +265,6 @@ def test_a_batcher_that_is_closed_leaves_no_timer():
     async def scenario(batcher, recorder):
         assert await batcher.submit(2) == 4
         await batcher.close()
-        assert batcher._expiry is None or batcher._expiry.cancelled()
+        assert batcher.expiry is None or batcher.expiry.cancelled()
 
     run_with_batcher(scenario, timeout_seconds=100)

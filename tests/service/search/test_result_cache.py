@@ -146,7 +146,7 @@ def cache_of(encoder, clip_store, folder, **options):
         shared = services_of(client).shared
         query = SearchQuery(text="a")
         with services_of(client).engine.live.lease() as generation:
-            return shared._result_digest(query, generation.version), shared._text_digest("a")
+            return shared.result_digest(query, generation.version), shared.text_digest("a")
 
 
 def test_results_are_found_for_the_same_model_settings_and_index_alone(clip_store, tiny_encoder, tmp_path):
@@ -194,13 +194,11 @@ def test_every_parameter_of_a_query_counts(clip_store, tiny_encoder, tmp_path):
     queries += [dataclasses.replace(base, ranking=Ranking(**change)) for change in rankings]
     with serving(clip_store, tiny_encoder, tmp_path) as client:
         shared = services_of(client).shared
-        digests = {shared._result_digest(query, "version") for query in queries}
-        digests.add(shared._result_digest(base, "another version"))
+        digests = {shared.result_digest(query, "version") for query in queries}
+        digests.add(shared.result_digest(base, "another version"))
         assert len(digests) == len(queries) + 1
-        services_of(client).shared._engine.limits = dataclasses.replace(
-            services_of(client).engine.limits, default_candidates=7
-        )
-        assert shared._result_digest(base, "version") not in digests  # the default decides too
+        services_of(client).engine.limits = dataclasses.replace(services_of(client).engine.limits, default_candidates=7)
+        assert shared.result_digest(base, "version") not in digests  # the default decides too
 
 
 def test_a_new_version_of_the_index_is_never_answered_from_the_old(
@@ -234,8 +232,8 @@ def test_a_result_is_kept_under_the_version_that_computed_it(clip_store, tiny_en
             old = generation.version
         search(client)
         shared, query = services_of(client).shared, SearchQuery(text=ASKED["text"], ranking=Ranking(k=4, fusion="auto"))
-        assert shared._local(shared._result_digest(query, "newer")) is not None
-        assert shared._local(shared._result_digest(query, old)) is None
+        assert shared.local(shared.result_digest(query, "newer")) is not None
+        assert shared.local(shared.result_digest(query, old)) is None
 
 
 # Damage.
@@ -310,7 +308,7 @@ def test_whole_values_that_hold_no_sense_are_unknown(clip_store, tiny_encoder, t
         for key in inside.keys("emcl:*"):
             digest = bytes.fromhex(key.decode().rsplit(":", 1)[1])
             nonsense = b'{"hits": 3}' if b"result" in key else np.full(tiny_encoder.dim, np.nan, "<f4").tobytes()
-            inside.set(key, result_cache._sealed(digest, nonsense))
+            inside.set(key, result_cache.sealed(digest, nonsense))
     with service(clip_store, tiny_encoder, tmp_path, redis_server) as client:
         assert search(client)["hits"] == truth[0]
         assert services_of(client).shared.damaged == 2
@@ -402,7 +400,7 @@ def test_what_is_kept_is_bounded(clip_store, tiny_encoder, tmp_path, monkeypatch
 
 
 def test_sharing_that_falls_behind_is_dropped(clip_store, tiny_encoder, tmp_path, monkeypatch, redis_server):
-    monkeypatch.setattr(result_cache, "_MAX_WRITES", 0)
+    monkeypatch.setattr(result_cache, "MAX_WRITES", 0)
     with service(clip_store, tiny_encoder, tmp_path, redis_server) as client:
         search(client)
         assert services_of(client).shared.dropped == 2
