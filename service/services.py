@@ -30,6 +30,7 @@ from service.media.files import Thumbnails
 from service.media.fork_server import ForkServer
 from service.media.previews import PreviewLimits, Previews
 from service.media.sandbox import KillSwitch, Sandbox, SandboxLimits, UploadedFrames
+from service.media.sprites import TIME_OF_PICTURES, Sprites
 from service.observe.metrics import Telemetry
 from service.redis_link import build_redis_link
 from service.search.batching import Batcher
@@ -75,6 +76,13 @@ class Services:
             max_queue=settings.max_queue,
             sandbox=Sandbox(SandboxLimits.of_thumbnails(settings), self.fork_server),
         )
+        self.sprites = Sprites(
+            settings.preview_folder.absolute() / "sprites",
+            side=settings.thumbnail_width // 2,
+            cache_bytes=settings.thumbnail_cache_bytes,
+            max_queue=settings.max_queue,
+            sandbox=Sandbox(SandboxLimits.of_thumbnails(settings, TIME_OF_PICTURES), self.fork_server),
+        )
         self.previews = Previews(
             settings.preview_folder.absolute(), PreviewLimits.from_settings(settings), self.fork_server
         )
@@ -118,6 +126,7 @@ class Services:
         self.redis.start()
         self.compute_queue.start()
         self.thumbnails.start()
+        self.sprites.start()
         self.previews.start()
         self.jobs.start()
         self.library.additions.start()
@@ -137,7 +146,11 @@ class Services:
         await asyncio.to_thread(self.engine_applier.close)
         await asyncio.to_thread(self.webhooks.close)
         await asyncio.gather(
-            self.compute_queue.close(), self.thumbnails.close(), self.previews.close(), self.shared.close()
+            self.compute_queue.close(),
+            self.thumbnails.close(),
+            self.sprites.close(),
+            self.previews.close(),
+            self.shared.close(),
         )
         await self.redis.close()
         await asyncio.to_thread(self.query_log.write)
@@ -163,7 +176,12 @@ class Services:
     @property
     def queues(self) -> dict[str, Batcher[Any, Any]]:
         """All queues that requests wait in, by name."""
-        return {**self.compute_queue.queues, "thumbnail": self.thumbnails.batcher, "preview": self.previews.batcher}
+        return {
+            **self.compute_queue.queues,
+            "thumbnail": self.thumbnails.batcher,
+            "sprite": self.sprites.batcher,
+            "preview": self.previews.batcher,
+        }
 
     async def search(self, queries: Sequence[SearchQuery]) -> list[SearchResult]:
         """The results of queries, from the caches or computed.

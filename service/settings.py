@@ -249,9 +249,16 @@ class Settings(BaseSettings):
     )
 
     thumbnail_width: int = Field(320, ge=16, le=1920, description="Width of thumbnails, in pixels.")
-    thumbnail_cache_bytes: ByteSize = Field(ByteSize(32 * MEBIBYTE), ge=0, description="Thumbnails kept in memory.")
+    thumbnail_cache_bytes: ByteSize = Field(
+        ByteSize(32 * MEBIBYTE),
+        ge=0,
+        description="Thumbnails kept in memory; as many bytes of sprites are kept on the disk.",
+    )
     thumbnail_seconds: float = Field(
-        5.0, gt=0, description="Processor time for one thumbnail; its decoder is killed after four times as long."
+        5.0,
+        gt=0,
+        description="Processor time for one thumbnail; a sprite may take four times as much. The decoder is killed "
+        "after four times as long.",
     )
     thumbnail_max_pixels: int = Field(
         8192 * 4352, gt=0, description="Largest frame of which a thumbnail is made, width times height."
@@ -265,7 +272,7 @@ class Settings(BaseSettings):
     )
     preview_folder: Path = Field(
         Path("var/previews"),
-        description="Folder of H.264 previews of videos that browsers do not play, and of downloaded clips.",
+        description="Folder of H.264 previews of videos that browsers do not play, of downloaded clips and of sprites.",
     )
     preview_cache_bytes: ByteSize = Field(
         ByteSize(1024 * MEBIBYTE), ge=0, description="Previews and clips kept on the disk; 0 makes none."

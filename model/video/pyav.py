@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
+from math import inf
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -35,21 +36,23 @@ TimedFrames: TypeAlias = "tuple[NDArray[np.uint8], list[int]]"
 IDENTITY: Matrix = (1, 0, 0, 1)
 
 
-def fetch(video: OpenVideo, table: PacketTable, wanted: list[int], end: int | None) -> TimedFrames:
+def fetch(
+    video: OpenVideo, table: PacketTable, wanted: list[int], end: int | None, side: int | None = None
+) -> TimedFrames:
     """Decode the frames at the timestamps ``wanted`` (sorted, distinct, from ``table.times``).
 
     Gives ``(F, H, W, 3)`` uint8 RGB and the F timestamps. A frame that cannot be decoded is replaced by the last one
     before it that can, not before ``wanted[0]``; or, where there is none, by the first one after it that lies before
-    ``end``. So fewer frames than wanted may come out, each once. Raises ``NoFrames`` if none does, ``OverLimit`` for a
-    frame with too many pixels.
+    ``end``. So fewer frames than wanted may come out, each once. ``side`` scales frames that are wider or higher down
+    to as many pixels. Raises ``NoFrames`` if none does, ``OverLimit`` for a frame with too many pixels.
     """
-    taken = RgbFrames(video, len(wanted))
+    taken = RgbFrames(video, len(wanted), side)
     if not video.reordered:
         video.skipped_packets = 0
         video.rewind(table.seek_to)
         _fetch_directly(video, taken, _runs(table.keys, wanted), frozenset(wanted))
     if sorted(taken.times) != wanted:
-        taken = RgbFrames(video, len(wanted))
+        taken = RgbFrames(video, len(wanted), side)
         video.skipped_packets = 0
         _fetch_thoroughly(video, taken, table.seek_to, wanted, end)
     if not taken.times:
@@ -179,14 +182,16 @@ class RgbFrames:
     Colours are converted by the matrix and range the frame is tagged with (untagged: BT.601, as FFmpeg and decord do);
     deeper colours are reduced to 8 bits; an alpha channel is dropped; the sample aspect ratio is not applied, as the
     reference does not. A frame of another size than the first, after a change in mid-stream, is scaled to the first.
+    ``side``: frames are scaled down, by averages of areas, to at most so many pixels either way.
     """
 
-    def __init__(self, video: OpenVideo, capacity: int) -> None:
+    def __init__(self, video: OpenVideo, capacity: int, side: int | None = None) -> None:
         from av.video.reformatter import VideoReformatter
 
         self.times: list[int] = []
         self._limits = video.limits
         self._capacity = capacity
+        self._side = side
         self._reformatter = VideoReformatter()
         self._stored_size: tuple[int, int] | None = None
         self._frames: NDArray[np.uint8] | None = None
@@ -199,14 +204,25 @@ class RgbFrames:
     def add(self, time: int, frame: VideoFrame) -> None:
         """Convert and keep a frame. Raises ``OverLimit`` if it has too many pixels."""
         self._limits.check_pixels(frame.width, frame.height)
-        self._stored_size = self._stored_size or (frame.width, frame.height)
+        self._stored_size = self._stored_size or self._size_of(frame)
         width, height = self._stored_size
-        rgb = self._reformatter.reformat(frame, width=width, height=height, format="rgb24", threads=1).to_ndarray()
+        rgb = self._reformatter.reformat(
+            frame,
+            width=width,
+            height=height,
+            format="rgb24",
+            interpolation=None if self._side is None else "AREA",
+            threads=1,
+        ).to_ndarray()
         upright = make_upright(np.asarray(rgb, np.uint8), display_matrix(frame))
         if self._frames is None:
             self._frames = np.empty((self._capacity, *upright.shape), np.uint8)
         self._frames[len(self.times)] = upright
         self.times.append(time)
+
+    def _size_of(self, frame: VideoFrame) -> tuple[int, int]:
+        scale = min(1.0, (self._side or inf) / max(frame.width, frame.height))
+        return max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
 
     def in_order(self) -> TimedFrames:
         """Frames ``(F, H, W, 3)`` and their timestamps, in order of time."""

@@ -54,6 +54,8 @@ from model.video.types import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from model.config import SamplingConfig
@@ -72,11 +74,13 @@ __all__ = [
     "VideoInfo",
     "decode",
     "decode_frame",
+    "decode_frames",
     "frame_times",
     "probe",
 ]
 
 NO_LIMITS = DecodeLimits()
+_SEEK_GAP_SECONDS = 10.0  # what lies between is read faster than a seek back to a key frame costs, as a rule
 
 
 def probe(source: Source, limits: DecodeLimits = NO_LIMITS) -> VideoInfo:
@@ -162,6 +166,31 @@ def decode_frame(source: Source, at_seconds: float, *, limits: DecodeLimits = NO
         frames, _ = pyav.fetch(video, table, wanted, None)
         first: NDArray[np.uint8] = frames[0]
         return first
+
+
+def decode_frames(
+    source: Source, at_seconds: Sequence[float], *, side: int | None = None, limits: DecodeLimits = NO_LIMITS
+) -> list[NDArray[np.uint8]]:
+    """The frames on screen at several times, each as ``decode_frame`` gives it, in one pass over the video.
+
+    With ``side``, frames that are wider or higher are scaled down to as many pixels. Times far apart are sought, so
+    that of a long video only what surrounds them is read.
+    """
+    for seconds in at_seconds:
+        _check_window(seconds, None)
+    with open_video(source, limits) as video:
+        last = _measured_end(video) - 1
+        ticks = np.array([min(video.time(seconds + ROUNDING_SECONDS), last) for seconds in at_seconds], np.int64)
+        order = np.argsort(ticks, kind="stable")
+        gaps = np.flatnonzero(np.diff(ticks[order]) * video.tick_seconds > _SEEK_GAP_SECONDS) + 1
+        found: dict[int, NDArray[np.uint8]] = {}
+        for group in np.split(order, gaps):
+            table = scan(video, int(ticks[group[0]]), int(ticks[group[-1]]) + 1)
+            shown = table.times[np.maximum(np.searchsorted(table.times, ticks[group], side="right") - 1, 0)]
+            frames, times = pyav.fetch(video, table, _distinct(shown), None, side)
+            places = np.maximum(np.searchsorted(times, shown, side="right") - 1, 0)  # damaged frames are left out
+            found |= {int(number): frames[place] for number, place in zip(group, places, strict=True)}
+        return [found[number] for number in range(len(ticks))]
 
 
 def _fetch_by_decord(source: Source, video: OpenVideo, wanted: list[int], threads: int) -> NDArray[np.uint8]:

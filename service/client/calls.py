@@ -375,6 +375,12 @@ def thumbnail(video_id: str, *, seconds: float | None = None) -> Sent:
     return Sent(path={"video_id": video_id}, query=_given(t=seconds))
 
 
+@endpoint("GET", "/v1/videos/{video_id}/sprite", _content)
+def sprite(video_id: str, *, segment: int | None = None) -> Sent:
+    """A JPEG of many moments, six tiles in a row: the frames of a segment, or 24 moments of the whole video."""
+    return Sent(path={"video_id": video_id}, query=_given(segment=segment))
+
+
 @endpoint("GET", "/v1/videos/{video_id}/clip", _content)
 def clip(video_id: str, start_seconds: float, end_seconds: float, *, encode: bool = False) -> Sent:
     """A moment as an MP4 file; ``encode`` never copies packets, for players that ignore edit lists."""

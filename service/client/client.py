@@ -63,6 +63,7 @@ class _Endpoints:
     video_bytes = calls.video_bytes
     preview = calls.preview
     thumbnail = calls.thumbnail
+    sprite = calls.sprite
     clip = calls.clip
     captions = calls.captions
     add_captions = calls.add_captions

@@ -18,6 +18,7 @@ import signal
 import sys
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import IO, Any
@@ -29,6 +30,7 @@ from model.clip.preprocess import Preprocess
 from model.config import SamplingConfig
 from service.errors import ServiceError, TooLarge, Unprocessable, UnsupportedMedia
 from service.media.fork_server import Child, ForkServer, ForkServerLostError
+from service.media.pictures import SPRITE_COLUMNS
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -67,14 +69,15 @@ class SandboxLimits:
         )
 
     @classmethod
-    def of_thumbnails(cls, settings: Settings) -> SandboxLimits:
-        """The limits of one thumbnail in the settings: indexed files may be longer and larger than uploads.
+    def of_thumbnails(cls, settings: Settings, pictures: int = 1) -> SandboxLimits:
+        """The limits of a thumbnail in the settings, or of as many ``pictures`` in one file.
 
-        The clock allows four times the processor time: on a busy machine the process waits for its turn.
+        Indexed files may be longer and larger than uploads. The clock allows four times the processor time: on a busy
+        machine the process waits for its turn.
         """
         return cls(
-            wall_seconds=4 * settings.thumbnail_seconds,
-            cpu_seconds=math.ceil(settings.thumbnail_seconds),
+            wall_seconds=4 * pictures * settings.thumbnail_seconds,
+            cpu_seconds=math.ceil(pictures * settings.thumbnail_seconds),
             memory_bytes=settings.decode_memory_bytes,
             max_bytes=sys.maxsize,
             max_seconds=math.inf,
@@ -172,8 +175,19 @@ class Sandbox:
 
         Raises as ``decode`` does; is not counted in ``outcomes``.
         """
-        job = {"picture": {"at_seconds": at_seconds, "width": width}, **self._limits(), "check_clock": check_clock}
-        head, _, picture = self._answer(job, file, KillSwitch(), _HEADER_BYTES + 12 * width * width).partition(b"\n")
+        asked = {"picture": {"at_seconds": at_seconds, "width": width}}
+        return self._picture(asked, file, 12 * width * width, check_clock)
+
+    def sprite(self, file: IO[bytes], *, at_seconds: Sequence[float], side: int, check_clock: bool = True) -> bytes:
+        """A JPEG with a tile for each of some moments, see ``service.media.pictures``; otherwise as ``picture``."""
+        tiles = len(at_seconds) + SPRITE_COLUMNS  # the last row is filled up
+        return self._picture(
+            {"sprite": {"at_seconds": list(at_seconds), "side": side}}, file, tiles * 3 * side * side, check_clock
+        )
+
+    def _picture(self, asked: dict[str, Any], file: IO[bytes], most_bytes: int, check_clock: bool) -> bytes:
+        job = {**asked, **self._limits(), "check_clock": check_clock}
+        head, _, picture = self._answer(job, file, KillSwitch(), _HEADER_BYTES + most_bytes).partition(b"\n")
         header = json.loads(head)
         if "error" in header:
             raise self.refusal(header["error"], header["message"])

@@ -19,7 +19,7 @@ from indexer.build.decode import cut
 from model.clip.preprocess import Preprocess
 from model.config import SamplingConfig
 from model.video.sampling import DecodeLimits, OverLimit, VideoError, decode, probe
-from service.media.pictures import picture_of
+from service.media.pictures import picture_of, sprite_of
 from service.media.process_limits import limit_process
 
 
@@ -32,11 +32,11 @@ def main(job: dict[str, Any]) -> int:
     os.dup2(silence, 1)
     os.dup2(silence, 2)
     size_bytes = os.fstat(upload.fileno()).st_size
-    memory_bytes = job["memory_bytes"] + (0 if "picture" in job else size_bytes)
+    memory_bytes = job["memory_bytes"] + (0 if "picture" in job or "sprite" in job else size_bytes)
     limit_process(cpu_seconds=job["cpu_seconds"], memory_bytes=memory_bytes, file_bytes=0)
     with answer:
         try:
-            if "picture" in job:
+            if "picture" in job or "sprite" in job:
                 _answer_picture(job, upload.fileno(), size_bytes, answer)
             else:
                 _answer(job, upload.read(), answer)
@@ -59,11 +59,14 @@ def _answer(job: dict[str, Any], video: bytes, answer: IO[bytes]) -> None:
 
 
 def _answer_picture(job: dict[str, Any], number: int, size_bytes: int, answer: IO[bytes]) -> None:
-    """A moment of a file that may be too large to be held: it is read through its open descriptor."""
+    """A moment, or several, of a file that may be too large to be held: it is read through its open descriptor."""
     limits = _limits(job)
     limits.check_bytes(size_bytes)
     source = Path(f"/proc/self/fd/{number}")
-    picture = picture_of(source, job["picture"]["at_seconds"], job["picture"]["width"], limits)
+    if "sprite" in job:
+        picture = sprite_of(source, job["sprite"]["at_seconds"], job["sprite"]["side"], limits)
+    else:
+        picture = picture_of(source, job["picture"]["at_seconds"], job["picture"]["width"], limits)
     _write_header(answer, {})
     answer.write(picture)
 

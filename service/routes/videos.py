@@ -17,6 +17,7 @@ from service.http.disconnect import unless_gone
 from service.http.uploads import upload_form
 from service.library.upload_queue import VideoDetails
 from service.media.files import Moment, find_file, media_type
+from service.media.sprites import WantedSprite, sprite_times
 from service.schemas.library import (
     MAX_CAPTIONS,
     MAX_TAGS,
@@ -133,6 +134,7 @@ async def remove_video(video_id: VideoId, services: ServicesDep) -> None:
     """Forget it with its captions: no search finds it any more. Its file is removed if it came over HTTP."""
     await asyncio.wrap_future(services.library.remove_video(video_id))
     await asyncio.to_thread(services.previews.forget, video_id)
+    await asyncio.to_thread(services.sprites.forget, video_id)
 
 
 @router.get("/{video_id}", summary="Describe a video")
@@ -184,6 +186,43 @@ async def get_thumbnail(
     if is_unmodified(request, etag):
         return not_modified(etag, {"Cache-Control": _A_DAY})
     picture = await unless_gone(request, services.thumbnails.picture(moment))
+    return Response(picture, media_type="image/jpeg", headers={"Cache-Control": _A_DAY, "ETag": etag})
+
+
+@router.get("/{video_id}/sprite", summary="Pictures of many moments in one", response_class=Response)
+async def get_sprite(
+    video_id: VideoId,
+    request: Request,
+    services: ServicesDep,
+    segment: Annotated[
+        int | None,
+        Query(ge=0, le=2**31, description="A segment: a tile for each of its frames; default: the whole video."),
+    ] = None,
+) -> Response:
+    """A JPEG of tiles of equal size, six in a row, from left to right and from top to bottom.
+
+    Of a segment, there is a tile for each frame in `frame_weights` of its hits, in that order. Of the whole video there
+    are 24: tile i, from 0, shows the moment at (i + 0.5) / 24 of its duration.
+    """
+
+    def prepare() -> tuple[WantedSprite, bool, bytes | None]:
+        video = _find(services, video_id)
+        wanted = WantedSprite(
+            video_id=video_id,
+            path=find_file(video),
+            at_seconds=sprite_times(video, segment),
+            side=services.sprites.side,
+            check_clock=video.has_broken_clock,
+        )
+        is_known = is_unmodified(request, f'"{wanted.name}"')
+        return wanted, is_known, None if is_known else services.sprites.kept(wanted)
+
+    wanted, is_known, picture = await asyncio.to_thread(prepare)
+    etag = f'"{wanted.name}"'
+    if is_known:
+        return not_modified(etag, {"Cache-Control": _A_DAY})
+    if picture is None:
+        picture = await unless_gone(request, services.sprites.picture(wanted))
     return Response(picture, media_type="image/jpeg", headers={"Cache-Control": _A_DAY, "ETag": etag})
 
 

@@ -91,6 +91,9 @@ export const video = (id) => ask(`/v1/videos/${id}`);
 /** A picture of a moment. @param {string} id @param {number} seconds */
 export const pictureUrl = (id, seconds) => `/v1/videos/${id}/thumbnail?t=${seconds.toFixed(3)}`;
 
+/** Many pictures in one file, see sprites.js: the frames of a segment, or 24 moments of the whole video. @param {string} id @param {number} [segment] */
+export const spriteUrl = (id, segment) => `/v1/videos/${id}/sprite${segment === undefined ? "" : `?segment=${segment}`}`;
+
 /** A moment as a file. @param {string} id @param {number} start @param {number} end */
 export const clipUrl = (id, start, end) => `/v1/videos/${id}/clip?from=${start.toFixed(3)}&to=${end.toFixed(3)}`;
 

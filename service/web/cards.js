@@ -1,17 +1,18 @@
 // One card for each hit: a moving preview that starts at the best moment, and what is known about it.
-import { streamUrl } from "./api.js";
+import { spriteUrl, streamUrl } from "./api.js";
 import { go, read, write } from "./address.js";
 import { isCalm, make } from "./dom.js";
 import { clock, range, score } from "./format.js";
-import { picture } from "./pictures.js";
+import { drawTile, picture } from "./pictures.js";
 import { playable } from "./playable.js";
-import { strip } from "./strip.js";
+import { heaviest, MOST_SHOWN, OVERVIEW_TILES, overviewTime, strip } from "./strip.js";
 
 /** @typedef {import("./api.js").Hit} Hit @typedef {import("./api.js").Video} Video */
 
 const HOVER_MS = 120;
 const SHORTEST_LOOP = 1.5;
 const TAGS = 3;
+const SCREEN_ONLY = 2 / 3; // the part of a picture above which the pointer chooses a moment
 
 /** A video of the library as a card shows it: without score and weights. @param {Video} video @returns {Hit} */
 export const asHit = (video) => ({
@@ -35,7 +36,7 @@ export function card(hit, place, line = 0) {
   const link = make("a", { className: "cover-link", href: write({ ...read(), ...placeOf(hit) }), onclick: (/** @type {MouseEvent} */ event) => {
     if (event.ctrlKey || event.metaKey || event.shiftKey) return; // the browser opens it elsewhere
     event.preventDefault();
-    open(hit);
+    open({ ...hit, moment: scrubbed() ?? hit.moment });
   } }, hit.title);
   const front = picture(hit.thumbnail_url, "", "front");
   const back = make("img", { alt: "", className: "back" }); // the same, blurred, fills what another shape leaves
@@ -45,7 +46,7 @@ export function card(hit, place, line = 0) {
   const tags = hit.tags.slice(0, TAGS).map((tag) => make("button", { type: "button", className: "tag", title: `Only videos with the tag ${tag}`,
     onclick: () => go({ tags: [...new Set([...read().tags, tag])] }) }, tag));
   const article = make("article", { className: weak ? "card weak" : "card" }, screen,
-    scored && strip(hit.video_id, hit.frame_weights),
+    scored && strip(hit.video_id, hit.segment, hit.frame_weights),
     make("div", { className: "words" },
       make("h3", { className: "title", title: hit.title }, link),
       make("p", { className: "facts" },
@@ -54,7 +55,8 @@ export function card(hit, place, line = 0) {
       hit.snippet.length > 0 && make("p", { className: "why", title: `these words match: ${hit.matched.filter((kind) => kind !== "visual").join(", ")}` },
         ...hit.snippet.map(({ text, match }) => match ? make("mark", {}, text) : text)),
       make("div", { className: "tags" }, ...tags, hit.tags.length > TAGS && make("span", { className: "quiet" }, `+${hit.tags.length - TAGS}`))));
-  movable(article, screen, hit);
+  const stop = movable(article, screen, hit);
+  const scrubbed = scrubbable(article, screen, hit, stop);
   return make("li", {}, article);
 }
 
@@ -63,7 +65,8 @@ export const skeletons = (count) => Array.from({ length: count }, () => make("li
   make("div", { className: "card skeleton" }, make("div", { className: "screen" }), make("div", { className: "strip" }),
     make("div", { className: "words" }, make("p", { className: "title" }, "\u00a0"), make("p", { className: "facts" }, "\u00a0"), make("div", { className: "tags" })))));
 
-/** Play the moment while a card is pointed at or has the focus. @param {HTMLElement} article @param {HTMLElement} screen @param {Hit} hit */
+/** Play the moment while a card is pointed at or has the focus; returns what ends that until it is pointed at again.
+ * @param {HTMLElement} article @param {HTMLElement} screen @param {Hit} hit */
 function movable(article, screen, hit) {
   let timer = 0;
   /** @type {HTMLVideoElement | null} */
@@ -73,16 +76,55 @@ function movable(article, screen, hit) {
     clearTimeout(timer);
     timer = setTimeout(() => { moving = preview(screen, hit); }, HOVER_MS);
   };
-  const stop = () => {
-    if (article.matches(":hover") || article.contains(document.activeElement)) return;
+  const end = () => {
     clearTimeout(timer);
     quit(moving);
     moving = null;
+  };
+  const stop = () => {
+    if (!article.matches(":hover") && !article.contains(document.activeElement)) end();
   };
   article.addEventListener("pointerenter", (event) => event.pointerType !== "touch" && start());
   article.addEventListener("pointerleave", stop);
   article.addEventListener("focusin", start);
   article.addEventListener("focusout", () => setTimeout(stop));
+  return end;
+}
+
+/** Show the moment that the pointer is at: over the strip of a hit a frame of the segment, and without a strip, over the
+ * lower part of the picture, a moment of the whole video. All come out of one sprite. Returns what gives that moment.
+ * @param {HTMLElement} article @param {HTMLElement} screen @param {Hit} hit @param {() => void} endPreview */
+function scrubbable(article, screen, hit, endPreview) {
+  const canvas = make("canvas", { className: "scrub", hidden: true }), mark = make("i", { className: "mark", hidden: true });
+  const frames = hit.frame_weights, shown = heaviest(frames, MOST_SHOWN), badge = screen.querySelector(".at");
+  const label = badge?.textContent ?? "";
+  screen.append(canvas, mark);
+  /** @type {number | null} */
+  let moment = null;
+  const place = (/** @type {PointerEvent} */ event) => {
+    const over = (article.querySelector(".strip") ?? screen).getBoundingClientRect(), top = shown.length ? over.top : over.top + over.height * SCREEN_ONLY;
+    const share = (event.clientX - over.left) / over.width;
+    return event.clientY >= top && event.clientY < over.bottom && share >= 0 && share < 1 ? share : null;
+  };
+  const leave = () => {
+    if (moment === null) return;
+    moment = null;
+    canvas.hidden = mark.hidden = true;
+    if (badge) badge.textContent = label;
+  };
+  article.addEventListener("pointermove", (event) => {
+    const share = event.pointerType === "touch" || !(shown.length || hit.duration_seconds) ? null : place(event);
+    if (share === null) { leave(); return; }
+    endPreview();
+    const frame = shown[Math.floor(share * shown.length)], number = frame ? frames.indexOf(frame) : Math.floor(share * OVERVIEW_TILES);
+    moment = frame?.time ?? overviewTime(number, hit.duration_seconds);
+    drawTile(canvas, spriteUrl(hit.video_id, frame && hit.segment), frame ? frames.length : OVERVIEW_TILES, number);
+    canvas.hidden = mark.hidden = false;
+    mark.style.left = `${100 * share}%`;
+    if (badge) badge.textContent = `▶ ${clock(moment)}`;
+  });
+  article.addEventListener("pointerleave", leave);
+  return () => moment;
 }
 
 /** @param {HTMLElement} screen @param {Hit} hit */

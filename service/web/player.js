@@ -7,13 +7,13 @@ import { emptyPanel, sentence, toast } from "./notice.js";
 import { picture } from "./pictures.js";
 import { playable } from "./playable.js";
 import { scoresWithin } from "./search.js";
-import { chooser, weightBars } from "./strip.js";
+import { chooser, timeline, weightBars } from "./strip.js";
 
 /** @typedef {import("./address.js").Place} Place @typedef {import("./api.js").Hit} Hit @typedef {import("./api.js").Video} Video */
 
 const MOST_SEGMENTS = 100;
 const dialog = find("#player");
-const part = { title: find("#player-title"), video: find("#player video"), note: find("#player-note"), strip: find("#player-strip"), moments: find("#player-moments"), captions: find("#player-captions"), facts: find("#player-facts"), grid: find("#player .player-grid"), stale: find("#player-stale") };
+const part = { title: find("#player-title"), video: find("#player video"), note: find("#player-note"), strip: find("#player-strip"), timeline: find("#player-timeline"), moments: find("#player-moments"), captions: find("#player-captions"), facts: find("#player-facts"), grid: find("#player .player-grid"), stale: find("#player-stale") };
 /** @type {AbortController | null} */
 let current = null;
 let shown = "";
@@ -38,7 +38,7 @@ export function show(place) {
   part.grid.hidden = false;
   part.stale.replaceChildren();
   part.note.textContent = "";
-  for (const old of [part.strip, part.moments, part.captions, part.facts]) old.replaceChildren();
+  for (const old of [part.strip, part.timeline, part.moments, part.captions, part.facts]) old.replaceChildren();
   find("#player-file").href = api.streamUrl(place.play);
   find("#player-clip").hidden = true;
   part.video.poster = api.pictureUrl(place.play, place.t ?? 0);
@@ -55,6 +55,7 @@ async function describe(place, signal) {
     const shape = video.width ? `${video.width} × ${video.height}` : "";
     part.facts.replaceChildren(make("span", {}, [clock(video.duration_seconds ?? 0), shape].filter(Boolean).join(" · ")),
       ...video.tags.map((tag) => make("button", { type: "button", className: "tag", onclick: () => go({ tags: [tag], play: "", part: null, t: null }) }, tag)));
+    if (video.duration_seconds) part.timeline.replaceChildren(timeline(video.video_id, video.duration_seconds, seek));
     const moments = await momentsOf(video, place, signal);
     drawMoments(moments);
     drawStrip(moments);
@@ -121,7 +122,7 @@ function drawStrip(moments) {
   link.hidden = at === undefined;
   if (at) link.href = api.clipUrl(at.video_id, at.start, at.end);
   const frames = moments.find((hit) => hit.segment === segment)?.frame_weights ?? [];
-  part.strip.replaceChildren(...(frames.length ? [make("h3", {}, "Where the query looks"), chooser(moments[0].video_id, frames, seek)] : []));
+  part.strip.replaceChildren(...(frames.length ? [make("h3", {}, "Where the query looks"), chooser(moments[0].video_id, segment, frames, seek)] : []));
 }
 
 /** @param {number} seconds */

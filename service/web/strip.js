@@ -1,10 +1,13 @@
 // A segment's frames in their order of time, and under them how much the query weighs each.
-import { pictureUrl } from "./api.js";
+import { pictureUrl, spriteUrl } from "./api.js";
 import { draw, make } from "./dom.js";
 import { clock } from "./format.js";
-import { picture } from "./pictures.js";
+import { tile } from "./pictures.js";
 
 /** @typedef {import("./api.js").Frame} Frame */
+
+export const OVERVIEW_TILES = 24; // of the sprite of a whole video
+export const MOST_SHOWN = 6; // frames of a strip
 
 /** Bars of the weights; the heaviest frame is marked. Heights follow the cube root of the weight: one frame often
  * takes nearly all of it, and the others would vanish. @param {Frame[]} frames */
@@ -31,18 +34,34 @@ export function heaviest(frames, most) {
     .reduce((best, frame) => (frame.weight > best.weight ? frame : best)));
 }
 
-/** Pictures over weights, to look at: one picture for each bar. @param {string} id @param {Frame[]} frames @param {number} [most] */
-export function strip(id, frames, most = 6) {
+/** The picture of a frame, out of the sprite of its segment. @param {string} id @param {number} segment @param {Frame[]} frames @param {Frame} frame */
+const frameTile = (id, segment, frames, frame) => tile(spriteUrl(id, segment), frames.length, frames.indexOf(frame), pictureUrl(id, frame.time));
+
+/** Pictures over weights, to look at: one picture for each bar. @param {string} id @param {number} segment @param {Frame[]} frames @param {number} [most] */
+export function strip(id, segment, frames, most = MOST_SHOWN) {
   const shown = heaviest(frames, most);
-  return make("div", { className: "strip" }, make("div", { className: "frames" }, ...shown.map((frame) => picture(pictureUrl(id, frame.time)))), weightBars(shown));
+  return make("div", { className: "strip" }, make("div", { className: "frames" }, ...shown.map((frame) => frameTile(id, segment, frames, frame))), weightBars(shown));
 }
 
-/** Pictures over weights, to choose a moment by. @param {string} id @param {Frame[]} frames @param {(seconds: number) => void} choose */
-export function chooser(id, frames, choose) {
+/** Pictures over weights, to choose a moment by. @param {string} id @param {number} segment @param {Frame[]} frames @param {(seconds: number) => void} choose */
+export function chooser(id, segment, frames, choose) {
   const largest = Math.max(...frames.map((frame) => frame.weight), 1e-9);
   const buttons = frames.map((frame) => make("button",
     { type: "button", className: frame.weight === largest ? "frame best" : "frame", title: `${clock(frame.time)}, weight ${(frame.weight * 100).toFixed(0)} %`,
       "aria-label": `Play from ${clock(frame.time)}, weight ${(frame.weight * 100).toFixed(0)} %`, onclick: () => choose(frame.time) },
-    picture(pictureUrl(id, frame.time))));
+    frameTile(id, segment, frames, frame)));
   return make("div", { className: "strip chooser" }, make("div", { className: "frames" }, ...buttons), weightBars(frames));
+}
+
+/** When tile `number` of the sprite of a whole video is shown. @param {number} number @param {number} duration */
+export const overviewTime = (number, duration) => ((number + 0.5) / OVERVIEW_TILES) * duration;
+
+/** Every second tile of a whole video in a row; a click plays from there. For the pointer alone: the player's own controls
+ * serve the keyboard. @param {string} id @param {number} duration @param {(seconds: number) => void} choose */
+export function timeline(id, duration, choose) {
+  const numbers = Array.from({ length: OVERVIEW_TILES / 2 }, (_, place) => 2 * place + 1);
+  return make("div", { className: "timeline", "aria-hidden": "true" }, ...numbers.map((number) => {
+    const at = overviewTime(number, duration), canvas = tile(spriteUrl(id), OVERVIEW_TILES, number, pictureUrl(id, at));
+    return make("span", { title: clock(at), onclick: () => choose(at) }, canvas);
+  }));
 }

@@ -33,7 +33,7 @@ def test_words_find_videos_while_they_are_typed(page, page_server):
     assert re.fullmatch(r"6 videos( · Nothing fits well)? · [\d.]+ ms", page.locator("#status").inner_text())
     assert first.locator(".weights rect").count() == 6
     assert first.locator(".weights rect.best").count() >= 1
-    expect(first.locator(".frames img.loaded")).to_have_count(6)
+    expect(first.locator(".frames canvas.loaded")).to_have_count(6)
     assert page.url.endswith("?q=a+red+circle")
     page.wait_for_function("() => performance.getEntriesByName('answer to paint').length > 0")
     assert page.complaints == []
@@ -111,7 +111,7 @@ def test_a_card_plays_its_moment_when_it_is_pointed_at_and_not_where_motion_is_u
     open_results(page, page_server.url)
     moment = page.locator("#results .at").first.inner_text()
     minutes, seconds = moment.removeprefix("▶ ").split(":")
-    cards(page).first.hover()
+    cards(page).first.locator(".screen").hover(force=True)  # its link lies over it
     until_playing(page, "#results video.playing")
     source = page.locator("#results video").first.get_attribute("src")
     assert float(source.split("#t=")[1]) == pytest.approx(int(minutes) * 60 + float(seconds), abs=0.051)
@@ -122,7 +122,7 @@ def test_a_card_plays_its_moment_when_it_is_pointed_at_and_not_where_motion_is_u
     page.emulate_media(reduced_motion="reduce")
     page.locator("#text").focus()
     expect(page.locator("#results video")).to_have_count(0)
-    cards(page).first.hover()
+    cards(page).first.locator(".screen").hover(force=True)
     page.wait_for_timeout(400)
     assert page.locator("#results video").count() == 0
     assert page.complaints == []
@@ -327,7 +327,7 @@ def test_the_box_stays_while_scrolling_and_a_phone_shows_two_columns(browser, pa
 
 
 def test_no_tile_is_black_while_its_picture_loads(page, page_server):
-    page.route("**/thumbnail**", lambda route: None)  # never answered
+    page.route(re.compile("/thumbnail|/sprite"), lambda route: None)  # never answered
     open_results(page, page_server.url)
     colours = page.evaluate("""() => ['.screen', '#player video'].map((place) =>
         getComputedStyle(document.querySelector(place)).backgroundColor)""")
@@ -336,17 +336,21 @@ def test_no_tile_is_black_while_its_picture_loads(page, page_server):
 
 def test_weights_have_a_picture_each_and_are_softened(page, page_server):
     page.goto(page_server.url)
-    seen = page.evaluate("""() => import('/web/strip.js').then(({ strip }) => {
+    seen = page.evaluate("""() => import('/web/strip.js').then(async ({ strip }) => {
         const weights = Array.from({ length: 13 }, (_, number) => (number === 7 ? 0.76 : 0.02));
         const frames = weights.map((weight, time) => ({ time, weight }));
-        const made = strip('a'.repeat(64), frames);
+        const made = strip('a'.repeat(64), 3, frames);
+        document.body.append(made);
         const bars = [...made.querySelectorAll('rect')];
-        return { times: [...made.querySelectorAll('img')].map((image) => image.dataset.url.split('t=')[1]),
+        const tiles = [...made.querySelectorAll('canvas')];
+        while (!tiles.every((tile) => tile.dataset.tile)) await new Promise((done) => setTimeout(done, 50));
+        return { sprites: tiles.map((tile) => tile.dataset.sprite), tiles: tiles.map((tile) => +tile.dataset.tile),
             heights: bars.map((bar) => +bar.getAttribute('height')),
             best: bars.findIndex((bar) => bar.matches('.best')) };
     })""")
-    assert len(seen["times"]) == len(seen["heights"]) == 6
-    assert seen["times"][seen["best"]] == "7.000"  # the heaviest frame is never left out
+    assert len(seen["tiles"]) == len(seen["heights"]) == 6
+    assert set(seen["sprites"]) == {f"/v1/videos/{'a' * 64}/sprite?segment=3"}
+    assert seen["tiles"][seen["best"]] == 7  # the heaviest frame is never left out
     assert seen["heights"][seen["best"]] == 20
     assert min(seen["heights"]) == pytest.approx(20 * (0.02 / 0.76) ** (1 / 3))
 

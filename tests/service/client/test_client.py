@@ -119,6 +119,8 @@ def test_videos_the_index_and_health(client, clip_store):
     content = (clip_store / "clips" / f"{video.title}.mp4").read_bytes()
     assert client.video_bytes(video.video_id) == content
     assert client.thumbnail(video.video_id, seconds=0.5).startswith(b"\xff\xd8")
+    assert client.sprite(video.video_id).startswith(b"\xff\xd8")
+    assert client.sprite(video.video_id, segment=0) != client.sprite(video.video_id)
     assert client.clip(video.video_id, 0.2, 0.8)[4:8] == b"ftyp"
     assert client.captions(video_id=video.video_id).total == 2
     assert client.index().generation == client.reload().generation

@@ -164,7 +164,10 @@ def test_what_cannot_be_kept_with_a_video_is_refused_before_anything_is(client, 
 
 def test_a_removed_video_is_gone_at_once_and_only_our_copy_of_it(client, folder, clip_store, clips):
     video_id = add(client, clips[2], captions=["only mine"])
+    assert client.get(f"/v1/videos/{video_id}/sprite").status_code == 200
+    assert len(list((folder / "previews" / "sprites").glob(f"{video_id}*"))) == 1
     assert client.delete(f"/v1/videos/{video_id}").status_code == 204
+    assert list((folder / "previews" / "sprites").glob(f"{video_id}*")) == []
     assert video_id not in found(client)
     assert client.get(f"/v1/videos/{video_id}").status_code == 404
     assert "only mine" not in str(client.get("/v1/captions").json())
