@@ -64,9 +64,10 @@ def print_report(report: BuildReport) -> None:
         typer.echo(f"unused: {row}", err=True)
     removed = f", {report.removed} removed" if report.removed else ""
     failed = f", {len(report.failed)} failed" if report.failed else ""
+    transcripts = f", {report.transcripts} transcripts read" if report.transcripts else ""
     typer.echo(
         f"{report.found} files found, {report.indexed} videos indexed, "
-        f"{report.captions} captions added{removed}{failed}"
+        f"{report.captions} captions added{transcripts}{removed}{failed}"
     )
     if passed_over := report.passed_over_text():
         typer.echo(f"passed over, because their names are not those of videos: {passed_over}", err=True)
@@ -248,7 +249,7 @@ def watch_command(
         )
         with StoreWriter.open(store, settings=recorded) as writer:
             report = build_store(writer, encoder, request, TerminalProgress())
-        if report.indexed or report.removed or report.failed or report.captions:
+        if report.indexed or report.removed or report.failed or report.captions or report.transcripts:
             print_report(report)
             print_notice(store)
 
@@ -264,17 +265,26 @@ def add(
     encoding: Annotated[EncoderOptions, Only("device", "runtime", "precision", "exports")],
     options: Annotated[
         BuildOptions,
-        Only("captions", "workers", "timeout_seconds", "protocols", "keep_media", "retry_failed", "within"),
+        Only(
+            "captions",
+            "transcripts",
+            "workers",
+            "timeout_seconds",
+            "protocols",
+            "keep_media",
+            "retry_failed",
+            "within",
+        ),
     ],
     paths: MorePaths = None,
     progress_file: ProgressFile = None,
 ) -> None:
-    """Add videos or captions to a store, with the model and settings that it was built with."""
+    """Add videos, captions or transcripts to a store, with the model and settings that it was built with."""
     from indexer.build.options import BuildRequest
     from indexer.sources.discover import check_paths
 
-    if not paths and options.captions is None:
-        raise typer.BadParameter("give videos to add, or --captions FILE")
+    if not paths and options.captions is None and options.transcripts is None:
+        raise typer.BadParameter("give videos to add, --captions FILE or --transcripts FOLDER")
     recorded = _recorded(store)
     check_paths(paths or [], options.protocols)
     encoder, _ = _load(recorded, encoding)

@@ -10,6 +10,7 @@ StoreError (ValueError)
 ├── Damaged              a file's size, checksum or content is not what was recorded
 ├── SourceError          a path that was given cannot be indexed
 ├── CaptionFileError     rows of a caption file that cannot be used, each as ``file:line: reason``
+├── TranscriptError      a transcript that cannot be read
 ├── FeatureError         features that cannot be stored (overflow of half precision, NaN, wrong shape)
 ├── IndexFactoryError    a FAISS factory string that does not fit the data
 └── EngineError          an external vector engine cannot be used for this store
@@ -68,6 +69,10 @@ class SourceError(StoreError):
 
 class CaptionFileError(StoreError):
     """Rows of a caption file that cannot be used."""
+
+
+class TranscriptError(StoreError):
+    """A transcript that cannot be read, or is larger than one may be."""
 
 
 class FeatureError(StoreError):

@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from indexer.sources.transcripts import Cue
     from indexer.store.config import Counts, Manifest
-    from indexer.store.records import Caption, Segment, Video, VideoOrder, VideoState
+    from indexer.store.records import Caption, Segment, Transcript, Video, VideoOrder, VideoState
     from model.emcl.correction import Correction
     from model.emcl.em import FrozenMap
 
@@ -69,8 +70,9 @@ class FoundByWords:
     """A video with words of a query in its texts.
 
     ``coverage`` in (0, 1]: the share of the query's words that they have; ``bm25`` of the text that fits best.
-    ``kinds`` says which have any: ``title``, ``name``, ``tag``, ``caption``. ``snippet`` is that text in parts, True
-    for words of the query. ``segments`` are those that may be answers: id, start, end, in order of time.
+    ``kinds`` says which have any: ``title``, ``name``, ``tag``, ``caption``, ``transcript``. ``snippet`` is that text
+    in parts, True for words of the query, and ``passage`` its start and end in seconds if it is of a transcript.
+    ``segments`` are those that may be answers: id, start, end, in order of time.
     """
 
     video_id: str
@@ -79,6 +81,20 @@ class FoundByWords:
     kinds: tuple[str, ...]
     snippet: tuple[tuple[str, bool], ...]
     segments: tuple[tuple[int, float, float], ...]
+    passage: tuple[float, float] | None = None
+
+    @property
+    def segment_of_passage(self) -> int | None:
+        """The id of the segment with most of the passage, or else of the one nearest to its start."""
+        if self.passage is None:
+            return None
+        start, end = self.passage
+
+        def rank(segment: tuple[int, float, float]) -> tuple[float, float]:
+            _, first, last = segment
+            return min(end, last) - max(start, first), -abs(start - first)
+
+        return max(self.segments, key=rank)[0]
 
     @property
     def order(self) -> tuple[float, float, str]:
@@ -119,6 +135,14 @@ class Library(Protocol):
         self, text: str, count: int, wanted: Wanted = EVERYTHING, *, coverage: float = 0.0
     ) -> list[FoundByWords]:
         """At most ``count`` videos with at least this share of the words of a text, best first."""
+        ...
+
+    def transcripts(self, video_id: str) -> list[Transcript]:
+        """The transcripts that a video has, in order of language."""
+        ...
+
+    def cues(self, video_id: str, language: str) -> list[Cue]:
+        """The cues of one transcript in order of time; none if there is no such transcript."""
         ...
 
     def videos_of(self, ids: Sequence[int] | IdArray) -> dict[int, str]:

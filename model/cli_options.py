@@ -33,7 +33,7 @@ class Shown:
 
     ``flag`` is another name than the field's, and a flag has no --no- form then; ``also`` is a second name; ``metavar``
     stands for the value; ``default`` is what --help shows as the default, where the field has none;
-    ``exists`` and ``dir_okay`` are checks of files before anything is loaded.
+    ``exists``, ``file_okay`` and ``dir_okay`` are checks of files before anything is loaded.
     """
 
     flag: str | None = None
@@ -41,6 +41,7 @@ class Shown:
     default: str | None = None
     metavar: str | None = None
     exists: bool = False
+    file_okay: bool = True
     dir_okay: bool = True
 
 
@@ -177,6 +178,7 @@ def _option(name: str, field: FieldInfo, described: str | None) -> inspect.Param
         help=described or field.description,
         metavar=shown.metavar,
         exists=shown.exists,
+        file_okay=shown.file_okay,
         dir_okay=shown.dir_okay,
         **bounds,
     )

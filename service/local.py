@@ -348,7 +348,7 @@ def _hit(hit: Hit, path: str | None) -> VideoHit:
         path=None if path is None else Path(path),
         start_seconds=hit.start_seconds,
         end_seconds=hit.end_seconds,
-        moment_seconds=hit.frames.moment_seconds,
+        moment_seconds=hit.moment_seconds,
         score=hit.score,
         tags=hit.tags,
         confidence=hit.confidence,

@@ -27,6 +27,11 @@ class BuildOptions(Config):
     captions: Annotated[Path | None, Shown(exists=True, dir_okay=False)] = Field(
         None, description="JSONL or CSV with `video`, `captions`, optional `tags`. NAME.txt beside a video works too."
     )
+    transcripts: Annotated[Path | None, Shown(exists=True, file_okay=False)] = Field(
+        None,
+        description="Folder with NAME.srt, NAME.vtt or Whisper's NAME.json (or NAME.LANG.srt) of videos. Those beside "
+        "a video need no option.",
+    )
     workers: int | None = Field(None, ge=1, description="Decoding processes. Default: one per core, at most 8.")
     timeout_seconds: Annotated[float, Shown(flag="--timeout")] = Field(
         DECODE_TIMEOUT_SECONDS, ge=1, description="Seconds that decoding one segment may take."

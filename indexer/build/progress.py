@@ -126,13 +126,15 @@ class BuildReport:
     """Counts of one run, filled in by its phases, and what its user should know.
 
     ``failed`` are files, shards or places in shards that could not be read, with the reason; ``unmatched`` are rows of
-    captions without a video; ``passed_over`` counts files in the folders that are not videos by their names, by suffix.
+    captions without a video, and transcripts that cannot be used; ``passed_over`` counts files in the folders that are
+    not videos by their names, by suffix.
     ``manifest`` is that of the current generation; None if there is nothing to search yet.
     """
 
     found: int = 0
     indexed: int = 0
     captions: int = 0
+    transcripts: int = 0
     removed: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
     unmatched: list[str] = field(default_factory=list)

@@ -20,6 +20,7 @@ from indexer.build.decode_pool import ReaderSettings
 from indexer.build.encode import FeatureEncoder, VideoEncoding, encode_captions
 from indexer.build.options import BuildRequest
 from indexer.build.progress import BuildReport, Progress
+from indexer.build.transcripts import attach_transcripts
 from indexer.errors import Damaged, IndexFactoryError, ModelMismatch, NotAStore, SourceError, WrongPreprocessing
 from indexer.locations import Location, shard_of
 from indexer.sources.captions import Resolved, read_caption_file
@@ -71,6 +72,10 @@ def build(writer: StoreWriter, encoder: FeatureEncoder, request: BuildRequest, p
     _encode_videos(writer, encoder, found, request, report, progress)
     writer.add_tags(attached.texts.tags)
     _encode_captions(writer, encoder, attached.texts, report, progress)
+    transcribed = attach_transcripts(writer, found, request.transcripts, within=request.within)
+    report.transcripts = transcribed.count
+    report.unmatched += transcribed.unused
+    report.notes += transcribed.notes
     if request.prunes:
         orphans = _without_place(writer, gone)
         try:

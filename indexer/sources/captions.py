@@ -2,7 +2,8 @@
 
 ``--captions FILE`` is JSON Lines (one object a line: ``video``, ``captions`` as a list or a single string, optional
 ``tags``) or CSV (a header with ``captions`` and optionally ``video`` and ``tags``, the latter separated by ``;``).
-Beside a video, ``NAME.txt`` holds one caption a line. Every problem is reported as ``file:line: reason``.
+Beside a video, ``NAME.txt`` holds one caption a line, unless it is what Whisper wrote there: the same words as the
+transcript beside it. Every problem is reported as ``file:line: reason``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 from indexer.errors import CaptionFileError
 from indexer.locations import leads_out
+from indexer.sources.transcripts import is_of_transcript
 from model.durable import open_regular
 
 logger = logging.getLogger(__name__)
@@ -80,6 +82,8 @@ def read_sidecars(videos: Iterable[Path], *, within: Collection[Path] = ()) -> t
             continue
         try:
             lines = _text(path).split("\n")
+            if is_of_transcript(path, lines):
+                continue
         except CaptionFileError as error:
             unreadable.append(str(error))
             continue

@@ -23,10 +23,10 @@ import numpy as np
 
 from indexer.errors import NotAStore, SourceError
 from indexer.locations import Location, SourceRow, possible_sources
-from indexer.store import media, sql, words
+from indexer.store import media, sql, transcripts, words
 from indexer.store.config import StoreSettings
-from indexer.store.records import CaptionRow, SegmentRow, VideoRow, VideoState
-from indexer.store.schema import WITH_WORDS, check_format, database_uri, migrate
+from indexer.store.records import CaptionRow, Origin, SegmentRow, TranscriptRow, VideoRow, VideoState
+from indexer.store.schema import WITH_TRANSCRIPTS, check_format, database_uri, migrate
 from indexer.store.shards import CAPTIONS, FRAMES, POOLED, Place
 
 SHORTEST_ID = 8
@@ -144,6 +144,24 @@ class CatalogueReader:
         query = "SELECT path FROM locations WHERE video_id = ? ORDER BY path"
         names = [str(row[0]) for row in self.connection.execute(query, (video_id,))]
         return [media.resolved(self.store, name, video_id) for name in names]
+
+    def transcript_sources(self, video_id: str) -> dict[str, tuple[Origin, str, str]]:
+        """By language, the origin, source and version of each transcript of a video, also of those removed."""
+        if not self._has_table("transcripts"):  # an earlier catalogue, opened for reading
+            return {}
+        query = "SELECT language, origin, source, version FROM transcripts WHERE video_id = ?"
+        rows = self.connection.execute(query, (video_id,))
+        return {language: (origin, source, version) for language, origin, source, version in rows}
+
+    def transcripts(self, video_id: str) -> list[TranscriptRow]:
+        """The transcripts of a video with their cues, also those that were removed, which have none."""
+        found = []
+        for language, (origin, source, version) in self.transcript_sources(video_id).items():
+            cues = transcripts.cues_of(self.connection, video_id, language)
+            found.append(
+                TranscriptRow(language=language, origin=origin, source=source, version=version, cues=tuple(cues))
+            )
+        return found
 
     def titles(self) -> dict[str, str]:
         """The titles that videos were given."""
@@ -378,6 +396,23 @@ class Catalogue(CatalogueReader):
             [(c.video_id, c.text, c.place.shard, c.place.row, c.place.crc32) for c in captions],
         )
 
+    def set_transcript(self, video_id: str, transcript: TranscriptRow) -> None:
+        """Give a video a transcript, in place of the one that it has in that language."""
+        self.remove_transcript(video_id, transcript.language)
+        number = self.connection.execute(
+            "INSERT INTO transcripts (video_id, language, origin, source, version) VALUES (?, ?, ?, ?, ?)",
+            (video_id, transcript.language, transcript.origin, transcript.source, transcript.version),
+        ).lastrowid
+        self.connection.executemany(
+            "INSERT INTO cues VALUES (?, ?, ?, ?, ?)",
+            [(number, n, cue.start_seconds, cue.end_seconds, cue.text) for n, cue in enumerate(transcript.cues)],
+        )
+
+    def remove_transcript(self, video_id: str, language: str) -> None:
+        """Forget the transcript of a video in a language, if it has one."""
+        query = "DELETE FROM transcripts WHERE video_id = ? AND language = ?"
+        self.connection.execute(query, (video_id, language))
+
     def add_tags(self, tags: Iterable[tuple[str, str]]) -> None:
         """Add tags, given as (video id, tag)."""
         self.connection.executemany("INSERT OR IGNORE INTO tags VALUES (?, ?)", tags)
@@ -448,7 +483,8 @@ PLACES = {
 """By kind of shard: id, shard, first row, rows and checksum of everything that is stored, in the order of the files."""
 
 # Versions of the catalogue; a copy that an earlier one made has no such table.
-_FIRST_VERSIONS = {"titles": 2, "sources": 3, "inodes": 6, "documents": WITH_WORDS}
+_FIRST_VERSIONS = {"titles": 2, "sources": 3, "inodes": 6, "documents": WITH_TRANSCRIPTS}
+_FIRST_VERSIONS |= dict.fromkeys(("transcripts", "cues"), WITH_TRANSCRIPTS)
 
 _EQUAL_TABLES = {
     table: sql.exists(sql.differing(*(sql.select("*", sql.table(table, schema)) for schema in ("main", "copy"))))
@@ -464,6 +500,8 @@ _EQUAL_TABLES = {
         "sources",
         "inodes",
         "documents",
+        "transcripts",
+        "cues",
     )
 }
 

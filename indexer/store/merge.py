@@ -125,6 +125,7 @@ def merge(writer: StoreWriter, stores: Sequence[Path], on_video: Callable[[], No
             _merge_videos(writer, store, report, on_video)
             _merge_captions(writer, store, report)
             _merge_labels(writer, store, report)
+            _merge_transcripts(writer, store)
             _merge_sources(writer, store)
         finally:
             store.close()
@@ -300,6 +301,14 @@ def _merge_labels(writer: StoreWriter, store: _Input, report: MergeReport) -> No
     others = [video_id for video_id, title in titles.items() if known.get(video_id, title) != title]
     report.notes += [f"video {v[:12]} has another title in {store.path}; the first store's is kept" for v in others]
     writer.add_titles(titles)
+
+
+def _merge_transcripts(writer: StoreWriter, store: _Input) -> None:
+    """Those in languages in which no store before had one."""
+    for video_id in store.catalogue.states():
+        if rows := store.catalogue.transcripts(video_id):
+            known = writer.catalogue.transcript_sources(video_id)
+            writer.set_transcripts({video_id: [row for row in rows if row.language not in known]})
 
 
 def _merge_sources(writer: StoreWriter, store: _Input) -> None:

@@ -147,7 +147,13 @@ def attach(database: sqlite3.Connection, catalogue_uri: str, base: Path) -> None
     migrate(database)
     for (trigger,) in database.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall():
         database.execute(f"DROP TRIGGER {trigger}")
-    for table in ("documents_fts", "documents", "document_counts"):  # words are read from the catalogue itself
+    for table in (
+        "documents_fts",
+        "documents",
+        "document_counts",
+        "cues",
+        "transcripts",
+    ):  # these are read from the catalogue itself
         database.execute(f"DROP TABLE {table}")
     database.execute("DELETE FROM change_log")
     database.execute("ATTACH ? AS store", (catalogue_uri,))

@@ -30,13 +30,15 @@ from indexer.store import confidence, generation, overlay
 from indexer.store.config import Counts, IndexReport, Manifest
 from indexer.store.layered import LayerIndex, Layers, mapped
 from indexer.store.overlay import Overlay
-from indexer.store.records import Caption, Segment, Video, VideoOrder, VideoState
+from indexer.store.records import Caption, Segment, Transcript, Video, VideoOrder, VideoState
 from indexer.store.schema import database_uri
 from indexer.store.shards import CAPTIONS, FRAMES, POOLED, ShardReader, to_single
 from indexer.store.snapshot import Snapshot
+from indexer.store.transcripts import cues_of, transcripts_of
 from indexer.store.word_search import Query, WordMatch, WordSearch, snippet
 
 if TYPE_CHECKING:
+    from indexer.sources.transcripts import Cue
     from model.emcl.correction import Correction
 
 Ids = npt.NDArray[np.int64]
@@ -67,6 +69,9 @@ HalfArray = npt.NDArray[np.float16]
 IdArray = npt.NDArray[np.int64]
 
 BoolArray = npt.NDArray[np.bool_]
+
+MOST_VAIN_BATCHES = 4
+"""Batches of documents that bring no new video before a search by words ends: hours of talk may repeat one word."""
 
 _LAYERS = {
     "videos": ("segment", generation.VIDEO_INDEX, generation.SEGMENT_PLACES_FILE, POOLED.name, "pooled_"),
@@ -251,7 +256,8 @@ class StoreReader:
     def search_words(
         self, text: str, count: int, wanted: Wanted = EVERYTHING, *, coverage: float = 0.0
     ) -> list[FoundByWords]:
-        """At most ``count`` videos with words of ``text`` in titles, file names, tags or captions, best first.
+        """At most ``count`` videos with words of ``text`` in titles, file names, tags, captions or transcripts, best
+        first.
 
         ``coverage`` is the least share of the query's words that counts. ``wanted`` restricts the answer.
         """
@@ -259,10 +265,14 @@ class StoreReader:
         if query is None:
             return []
         found: dict[str, FoundByWords] = {}
+        vain = 0
         for batch in self._words.batches(query):
-            fitting = [match for match in batch if match.coverage >= coverage and match.video_id not in found]
-            found |= {one.video_id: one for one in self._served(query, fitting, count, wanted)}
-            if len(found) >= count or (wanted.is_everything and not fitting):
+            fitting = [match for match in batch if match.coverage >= coverage]
+            new = [m for m in fitting if m.video_id not in found or m.order < found[m.video_id].order]
+            known = len(found)
+            found |= {one.video_id: one for one in self._served(query, new, count, wanted)}
+            vain = 0 if len(found) > known else vain + 1
+            if len(found) >= count or (wanted.is_everything and (not fitting or vain == MOST_VAIN_BATCHES)):
                 break
         return sorted(found.values(), key=lambda one: one.order)[:count]
 
@@ -287,11 +297,20 @@ class StoreReader:
                             kinds=match.kinds,
                             snippet=snippet(query, match.text),
                             segments=tuple(own),
+                            passage=match.passage,
                         )
                     )
             if len(found) >= count:
                 break
         return found[:count]
+
+    def transcripts(self, video_id: str) -> list[Transcript]:
+        """The transcripts that a video has, in order of language."""
+        return transcripts_of(self._words.connection, video_id)
+
+    def cues(self, video_id: str, language: str) -> list[Cue]:
+        """The cues of one transcript in order of time; none if there is no such transcript."""
+        return cues_of(self._words.connection, video_id, language)
 
     def videos_of(self, ids: Sequence[int] | IdArray) -> dict[int, str]:
         """The video of each of these segments, by the segment's id."""

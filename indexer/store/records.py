@@ -9,12 +9,17 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from indexer.sources.transcripts import Cue
 from indexer.store.shards import Place
 from model.video.types import CLOCK_NOTE
 
 VideoState = Literal["pending", "indexed", "failed"]
 """``pending``: found and hashed, not yet encoded. ``failed``: could not be read; the reason is recorded."""
 
+
+Origin = Literal["http", "file", "speech", "track"]
+"""Where a transcript came from: a request, a file, speech recognition, or a subtitle track of the video itself. What
+stands first here is not replaced by what stands behind it."""
 
 VideoOrder = Literal["id", "newest", "title", "longest", "shortest"]
 """``newest``: the videos that were encoded last come first; those without segments (failed, pending) come at the end.
@@ -107,3 +112,25 @@ class CaptionRow:
     video_id: str | None
     text: str
     place: Place
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Transcript:
+    """A transcript that a video has: its language (BCP 47, ``und`` if not known), its origin, how many cues."""
+
+    language: str
+    origin: Origin
+    cues: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranscriptRow:
+    """A transcript as it is committed. ``source`` is the file or track that it came from, ``version`` recognises its
+    content. Without cues it says that the transcript in this language was removed.
+    """
+
+    language: str
+    origin: Origin
+    source: str
+    version: str
+    cues: Sequence[Cue]

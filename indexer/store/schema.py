@@ -41,6 +41,9 @@ _LOG_TRIGGERS = ";".join(
 WITH_WORDS = 7
 """The first version of the catalogue that has documents, which are searched by words."""
 
+WITH_TRANSCRIPTS = 8
+"""The first version of the catalogue that has transcripts, whose cues are documents with times."""
+
 MIGRATIONS = (
     """
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
@@ -169,6 +172,37 @@ MIGRATIONS = (
             UNION ALL SELECT video_id, 'caption', text FROM captions WHERE video_id IS NOT NULL
         ) WHERE count_words(text) > 0;
     """,
+    "\n".join(
+        (
+            """
+    -- A transcript without cues was removed over HTTP: it keeps files and tracks in that language from coming back.
+    CREATE TABLE transcripts (
+        transcript_id INTEGER PRIMARY KEY AUTOINCREMENT,
+        video_id TEXT NOT NULL REFERENCES videos ON DELETE CASCADE,
+        language TEXT NOT NULL,
+        origin TEXT NOT NULL CHECK (origin IN ('http', 'file', 'speech', 'track')),
+        source TEXT NOT NULL,
+        version TEXT NOT NULL,
+        UNIQUE (video_id, language)
+    ) STRICT;
+    CREATE TABLE cues (
+        transcript_id INTEGER NOT NULL REFERENCES transcripts ON DELETE CASCADE,
+        number INTEGER NOT NULL,
+        start_seconds REAL NOT NULL,
+        end_seconds REAL NOT NULL,
+        text TEXT NOT NULL,
+        PRIMARY KEY (transcript_id, number)
+    ) STRICT, WITHOUT ROWID;
+    ALTER TABLE documents ADD COLUMN transcript_id INTEGER;
+    ALTER TABLE documents ADD COLUMN start_seconds REAL;
+    ALTER TABLE documents ADD COLUMN end_seconds REAL;
+    """,
+            ";".join(
+                _logged("transcripts", event, row)
+                for event, row in (("INSERT", "new"), ("UPDATE", "old"), ("UPDATE", "new"), ("DELETE", "old"))
+            ),
+        )
+    ),
 )
 """Migration number n takes a catalogue from version n to n + 1. Never edited once released, only appended to."""
 

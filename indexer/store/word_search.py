@@ -10,6 +10,10 @@ that the documents of a video have together, then by the best BM25 of one docume
 in its document: "a big dot, and a red triangle" says little to "big red triangle". A query reads at most
 ``DOCUMENTS_AT_ONCE`` of them: SQLite's own ``bm25()`` visits every document of every word, 0.2 s for "a" among 100,000
 captions.
+
+A cue of a transcript is a document with times. Cues that follow each other are also taken together, because sentences
+go on from one to the next; of each video, the passage that fits best counts as one document: all words of a query are
+somewhere in two hours of talk.
 """
 
 from __future__ import annotations
@@ -19,14 +23,15 @@ import sqlite3
 import threading
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
-from indexer.store.schema import WITH_WORDS
+from indexer.store.schema import WITH_TRANSCRIPTS, WITH_WORDS
 from indexer.store.words import spans_of, words_of
 
-KINDS = ("title", "name", "tag", "caption")
+KINDS = ("title", "name", "tag", "caption", "transcript")
 """What a document is, in the order in which a hit names them."""
 
 MOST_WORDS = 32
@@ -49,10 +54,37 @@ _STOP_WORDS = frozenset(
 )
 """English words that say nothing about a video. They count only in a query that has no others."""
 
+LONGEST_GAP_SECONDS = 2.0
+"""Cues with at most this between them follow each other."""
+
 _DOCUMENTS = """
-SELECT d.video_id, d.kind, d.text, d.words, d.length FROM documents_fts f JOIN documents d ON d.document_id = f.rowid
+SELECT d.video_id, d.kind, d.text, d.words, d.length, $place
+FROM documents_fts f JOIN documents d ON d.document_id = f.rowid
 WHERE documents_fts MATCH ? ORDER BY f.rowid DESC
 """
+_PLACE, _NO_PLACE = "d.transcript_id, d.start_seconds, d.end_seconds", "NULL, NULL, NULL"
+
+
+class _Document(NamedTuple):
+    """A document as it is read. Times in seconds, of a cue only."""
+
+    video_id: str
+    kind: str
+    text: str
+    words: str
+    length: int
+    transcript_id: int | None
+    start: float | None
+    end: float | None
+
+
+class _Fit(NamedTuple):
+    """How a document fits a query. ``covered`` is the weight of the words it has; ``shares`` of each, by its place."""
+
+    covered: float
+    bm25: float
+    document: _Document
+    shares: dict[int, float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +92,8 @@ class WordMatch:
     """A video with words of a query. ``coverage`` in (0, 1]: the share of the query that its documents have, less where
     its words stand far apart.
 
-    ``kinds`` are those of its documents that have any; ``text`` is the one that fits best, as it was written.
+    ``kinds`` are those of its documents that have any; ``text`` is the one that fits best, as it was written, and
+    ``passage`` its start and end in seconds if it is of a transcript.
     """
 
     video_id: str
@@ -68,6 +101,7 @@ class WordMatch:
     bm25: float
     kinds: tuple[str, ...]
     text: str
+    passage: tuple[float, float] | None = None
 
     @property
     def order(self) -> tuple[float, float, str]:
@@ -118,10 +152,18 @@ class WordSearch:
     def available(self) -> bool:
         """Whether there are documents; catalogues of earlier versions have none until they are next written to."""
         connection = self._connection()
-        if not self._local.prepared and connection.execute("PRAGMA user_version").fetchone()[0] >= WITH_WORDS:
+        version = 0 if self._local.prepared else connection.execute("PRAGMA user_version").fetchone()[0]
+        if version >= WITH_WORDS:
+            place = _PLACE if version >= WITH_TRANSCRIPTS else _NO_PLACE
+            self._local.documents = _DOCUMENTS.replace("$place", place)
             connection.execute("CREATE VIRTUAL TABLE temp.vocabulary USING fts5vocab(main, documents_fts, row)")
             self._local.prepared = True
         return bool(self._local.prepared)
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """This thread's connection to the database."""
+        return self._connection()
 
     def query(self, text: str) -> Query | None:
         """What a text looks for; None for one without words, or without any that a document has.
@@ -156,10 +198,10 @@ class WordSearch:
         """
         for expression in self._expressions(query):
             found = False
-            cursor = self._connection().execute(_DOCUMENTS, (expression,))
+            cursor = self._connection().execute(self._local.documents, (expression,))
             while rows := cursor.fetchmany(DOCUMENTS_AT_ONCE):
                 found = True
-                yield self._ranked(query, rows)
+                yield self._ranked(query, [_Document(*row) for row in rows])
             if found:
                 return
 
@@ -184,45 +226,43 @@ class WordSearch:
             return [" OR ".join(chosen)]
         return [" AND ".join(quoted), quoted[order[0]]] if quoted else []
 
-    def _ranked(self, query: Query, rows: Sequence[tuple[str, str, str, str, int]]) -> list[WordMatch]:
-        (documents, words), *_ = self._rows("SELECT documents, words FROM document_counts")
-        mean_length = max(1.0, words / max(1, documents))
+    def _ranked(self, query: Query, documents: Sequence[_Document]) -> list[WordMatch]:
+        (count, words), *_ = self._rows("SELECT documents, words FROM document_counts")
+        mean_length = max(1.0, words / max(1, count))
         total = sum(query.weights)
         known: dict[str, list[int]] = {}
-        videos: dict[str, list[tuple[float, float, str, str, dict[int, float]]]] = defaultdict(list)
-        for video_id, kind, text, written, length in rows:
-            counts: dict[int, int] = {}
-            where: list[tuple[int, int]] = []
-            position = 0  # words that say nothing keep no others apart
-            for word in written.split():
-                if word not in known:
-                    known[word] = query.places(word)
-                for place in known[word]:
-                    counts[place] = counts.get(place, 0) + 1
-                    if query.weights[place]:
-                        where.append((position, place))
-                position += word not in _STOP_WORDS
-            norm = _K1 * (1 - _B + _B * length / mean_length)
-            bm25 = sum(query.idf[n] * count * (_K1 + 1) / (count + norm) for n, count in counts.items())
-            covered = sum(query.weights[n] for n in counts)
-            if covered > 0:
-                close = _closeness(where)
-                videos[video_id].append((covered * close, bm25, kind, text, dict.fromkeys(counts, close)))
+
+        def fits(candidates: Iterable[_Document]) -> list[_Fit]:
+            found = (_fit(query, document, mean_length, known) for document in candidates)
+            return [fit for fit in found if fit is not None]
+
+        videos: dict[str, list[_Fit]] = defaultdict(list)
+        spoken: dict[str, list[_Document]] = defaultdict(list)
+        for document in documents:
+            if document.transcript_id is not None:
+                spoken[document.video_id].append(document)
+        for fit in fits(document for document in documents if document.transcript_id is None):
+            videos[fit.document.video_id].append(fit)
+        for video_id, cues in spoken.items():
+            if passages := fits([*cues, *_joined(cues)]):
+                videos[video_id].append(max(passages, key=lambda fit: fit[:2]))
         matches = []
         for video_id, found in videos.items():
             shares: dict[int, float] = {}
-            for *_, closeness in found:
-                for place, close in closeness.items():
+            for fit in found:
+                for place, close in fit.shares.items():
                     shares[place] = max(close, shares.get(place, 0.0))
-            _, bm25, _, text, _ = max(found, key=lambda item: item[:2])
-            kinds = {item[2] for item in found}
+            best = max(found, key=lambda fit: fit[:2])
+            kinds = {fit.document.kind for fit in found}
+            start, end = best.document.start, best.document.end
             matches.append(
                 WordMatch(
                     video_id=video_id,
                     coverage=min(1.0, sum(query.weights[n] * share for n, share in shares.items()) / total),
-                    bm25=bm25,
+                    bm25=best.bm25,
                     kinds=tuple(kind for kind in KINDS if kind in kinds),
-                    text=text,
+                    text=best.document.text,
+                    passage=None if start is None or end is None else (start, end),
                 )
             )
         return sorted(matches, key=lambda match: match.order)
@@ -261,6 +301,43 @@ class WordSearch:
                 self._connections.append(connection)
             self._local.connection, self._local.frequencies, self._local.prepared = connection, {}, False
         return connection
+
+
+def _fit(query: Query, document: _Document, mean_length: float, known: dict[str, list[int]]) -> _Fit | None:
+    """How a document fits; None if no word that counts is in it. ``known`` keeps the places of words of documents."""
+    counts: dict[int, int] = {}
+    where: list[tuple[int, int]] = []
+    position = 0  # words that say nothing keep no others apart
+    for word in document.words.split():
+        if word not in known:
+            known[word] = query.places(word)
+        for place in known[word]:
+            counts[place] = counts.get(place, 0) + 1
+            if query.weights[place]:
+                where.append((position, place))
+        position += word not in _STOP_WORDS
+    covered = sum(query.weights[n] for n in counts)
+    if covered <= 0:
+        return None
+    norm = _K1 * (1 - _B + _B * document.length / mean_length)
+    bm25 = sum(query.idf[n] * count * (_K1 + 1) / (count + norm) for n, count in counts.items())
+    close = _closeness(where)
+    return _Fit(covered * close, bm25, document, dict.fromkeys(counts, close))
+
+
+def _joined(cues: Sequence[_Document]) -> Iterator[_Document]:
+    """Each two cues of one transcript that follow each other, as one document."""
+    order = sorted(cues, key=lambda cue: (cue.transcript_id, cue.start, cue.end))
+    for one, other in pairwise(order):
+        assert one.end is not None
+        assert other.start is not None
+        if one.transcript_id == other.transcript_id and other.start - one.end <= LONGEST_GAP_SECONDS:
+            yield one._replace(
+                text=f"{one.text} {other.text}",
+                words=f"{one.words} {other.words}",
+                length=one.length + other.length,
+                end=other.end,
+            )
 
 
 def _closeness(where: Sequence[tuple[int, int]]) -> float:

@@ -1,9 +1,9 @@
 """Texts of videos as words: how a text is divided, and the table ``documents`` of what can be searched by words.
 
-In: what the catalogue says of a video. Out: one document for its title, each name of its file, each tag and each
-caption, as written and as words. The table's full-text index (FTS5) is kept by triggers; the documents are brought up
-to date at the end of the transaction that changed a video (``indexer.store.catalogue.Catalogue.transaction``), so that
-words are as durable and as current as everything else.
+In: what the catalogue says of a video. Out: one document for its title, each name of its file, each tag, each caption
+and each cue of its transcripts, as written and as words. The table's full-text index (FTS5) is kept by triggers; the
+documents are brought up to date at the end of the transaction that changed a video
+(``indexer.store.catalogue.Catalogue.transaction``), so that words are as durable and as current as everything else.
 
 Words are runs of letters and digits after compatibility decomposition and case folding, without accents: composed and
 decomposed, narrow and full-width, upper and lower case are one. In scripts that are written without spaces each
@@ -26,12 +26,16 @@ _UNSPACED = (
 _ACCENTS = re.compile("[\u0300-\u036f]")
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
 
-_DOCUMENT = tuple[str, str, str, int]  # kind, text, words, how many words
+_Document = tuple[str, str, int | None, float | None, float | None]
+"""Kind and text; of a cue also its transcript, its start and its end in seconds."""
+
 _TEXTS = """
-SELECT 'title', title FROM titles WHERE video_id = :video
-UNION ALL SELECT 'name', path FROM locations WHERE video_id = :video
-UNION ALL SELECT 'tag', tag FROM tags WHERE video_id = :video
-UNION ALL SELECT 'caption', text FROM captions WHERE video_id = :video
+SELECT 'title', title, NULL, NULL, NULL FROM titles WHERE video_id = :video
+UNION ALL SELECT 'name', path, NULL, NULL, NULL FROM locations WHERE video_id = :video
+UNION ALL SELECT 'tag', tag, NULL, NULL, NULL FROM tags WHERE video_id = :video
+UNION ALL SELECT 'caption', text, NULL, NULL, NULL FROM captions WHERE video_id = :video
+UNION ALL SELECT 'transcript', text, transcript_id, start_seconds, end_seconds
+    FROM cues JOIN transcripts USING (transcript_id) WHERE video_id = :video
 """
 
 
@@ -67,24 +71,32 @@ def refresh(connection: sqlite3.Connection, video_ids: list[str]) -> None:
     """Make the documents of these videos those that the catalogue now gives them; what has not changed stays."""
     for video_id in video_ids:
         wanted = _wanted(connection, video_id)
-        for number, kind, text in connection.execute(
-            "SELECT document_id, kind, text FROM documents WHERE video_id = ?", (video_id,)
-        ).fetchall():
-            if wanted.pop((kind, text), None) is None:
+        query = (
+            "SELECT kind, text, transcript_id, start_seconds, end_seconds, document_id FROM documents"
+            " WHERE video_id = ?"
+        )
+        for *known, number in connection.execute(query, (video_id,)).fetchall():
+            document: _Document = (known[0], known[1], known[2], known[3], known[4])
+            if document in wanted:
+                del wanted[document]
+            else:
                 connection.execute("DELETE FROM documents WHERE document_id = ?", (number,))
         connection.executemany(
-            "INSERT INTO documents (video_id, kind, text, words, length) VALUES (?, ?, ?, ?, ?)",
-            [(video_id, kind, text, " ".join(words), len(words)) for (kind, text), words in wanted.items()],
+            "INSERT INTO documents (video_id, kind, text, transcript_id, start_seconds, end_seconds, words, length)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                (video_id, *document, " ".join(words), len(words))
+                for document in wanted
+                if (words := words_of(document[1]))
+            ],
         )
 
 
-def _wanted(connection: sqlite3.Connection, video_id: str) -> dict[tuple[str, str], list[str]]:
-    """By kind and text, the words of each document that a video should have; none if it is not in the catalogue."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for kind, value in connection.execute(_TEXTS, {"video": video_id}):
-        text = name_of(value, video_id) if kind == "name" else value
-        if words := words_of(text):
-            found[(kind, text)] = words
+def _wanted(connection: sqlite3.Connection, video_id: str) -> dict[_Document, None]:
+    """What a video should have documents of, in order; nothing if it is not in the catalogue."""
+    found: dict[_Document, None] = {}
+    for kind, value, transcript, start, end in connection.execute(_TEXTS, {"video": video_id}):
+        found[kind, name_of(value, video_id) if kind == "name" else value, transcript, start, end] = None
     return found
 
 

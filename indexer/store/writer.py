@@ -33,7 +33,7 @@ from indexer.sources.download_buffer import FOLDER as DOWNLOADS
 from indexer.store import generation
 from indexer.store.catalogue import Catalogue, CatalogueReader
 from indexer.store.config import Manifest, StoreSettings, refuse_differences
-from indexer.store.records import CaptionRow, SegmentRow, VideoRow
+from indexer.store.records import CaptionRow, SegmentRow, TranscriptRow, VideoRow
 from indexer.store.shards import CAPTIONS, FRAMES, POOLED, SHARD_BYTES, SHARD_KINDS, ShardWriter, to_half
 
 if TYPE_CHECKING:
@@ -250,6 +250,22 @@ class StoreWriter:
                 self.catalogue.set_tags(video_id, tags)
             if title is not None:
                 self.catalogue.set_title(video_id, title or None)
+
+    def set_transcripts(
+        self, transcripts: Mapping[str, Sequence[TranscriptRow]], removed: Iterable[tuple[str, str]] = ()
+    ) -> None:
+        """Give videos these transcripts in place of those in the same languages, and forget ``removed``, given as
+        (video id, language); all in one transaction.
+        """
+        removed = list(removed)
+        if not removed and not any(transcripts.values()):
+            return
+        with self.catalogue.transaction():
+            for video_id, language in removed:
+                self.catalogue.remove_transcript(video_id, language)
+            for video_id, rows in transcripts.items():
+                for row in rows:
+                    self.catalogue.set_transcript(video_id, row)
 
     def remove_captions(self, caption_ids: Sequence[int]) -> None:
         """Forget captions. Their rows in the shards stay as unused space."""

@@ -212,7 +212,7 @@ async def _by_text(asked: KnnRequest, request: Request, services: Services, base
         KnnHit(
             id=hit.segment_id,
             similarity=hit.score,
-            url=_url(base, hit.video_id, hit.frames.moment_seconds),
+            url=_url(base, hit.video_id, hit.moment_seconds),
             caption=captions[hit.video_id],
             video_id=hit.video_id,
             segment=hit.segment,

@@ -134,7 +134,7 @@ async def _listed(hit: Hit, asked: ExportRequest, base: str, services: Services)
         return f"{hit.title}{path.suffix}", path, video.has_broken_clock
 
     name, path, check_clock = await asyncio.to_thread(find)
-    seconds = hit.frames.moment_seconds
+    seconds = hit.moment_seconds
     picture = None
     if asked.format == "html" and path is not None:
         moment = Moment(video_id=hit.video_id, path=path, milliseconds=round(seconds * 1000), check_clock=check_clock)

@@ -141,6 +141,13 @@ class SnippetPart(Answer):
     match: bool
 
 
+class Passage(Answer):
+    """A part of a video in which something is said, in seconds."""
+
+    start: float
+    end: float
+
+
 class HitOut(Answer):
     """A segment of a video that matches."""
 
@@ -158,7 +165,7 @@ class HitOut(Answer):
         description="How unusual the match is: the share of unrelated texts whose best match in this library fits less "
         "well, from 0 to 1. Null for likeness to a video, and in an index of an earlier version.",
     )
-    moment: float = Field(description="Time of the frame that the query weighs most.")
+    moment: float = Field(description="Time of the frame that the query weighs most; with a `passage`, its start.")
     frame_weights: list[FrameOut]
     title: str = Field(description="Name of the video's file without its ending.")
     duration_seconds: float = Field(description="Duration of the whole video.")
@@ -166,16 +173,17 @@ class HitOut(Answer):
     matched: list[str] = Field(
         ["visual"],
         description="Why it is a hit: `visual`, and the texts with words of the query: `title`, `name`, "
-        "`tag`, `caption`.",
+        "`tag`, `caption`, `transcript`.",
     )
     snippet: list[SnippetPart] = Field([], description="The text that fits best, in parts; empty without words.")
+    passage: Passage | None = Field(None, description="Start and end of what is said, where a transcript fits best.")
     thumbnail_url: str = Field(description="A picture of the moment.")
     stream_url: str = Field(description="The whole video; add `#t=MOMENT` to start there.")
 
     @classmethod
     def of(cls, hit: Hit) -> HitOut:
         """The JSON of a hit."""
-        moment = hit.frames.moment_seconds
+        moment = hit.moment_seconds
         return cls(
             video_id=hit.video_id,
             segment=hit.segment,
@@ -191,6 +199,7 @@ class HitOut(Answer):
             tags=list(hit.tags),
             matched=list(hit.matched),
             snippet=[SnippetPart(text=text, match=match) for text, match in hit.snippet],
+            passage=None if hit.passage is None else Passage(start=hit.passage[0], end=hit.passage[1]),
             thumbnail_url=thumbnail_url(hit.video_id, moment),
             stream_url=stream_url(hit.video_id),
         )

@@ -481,7 +481,9 @@ def _explained(hit: Hit, found: FoundByWords | None, seen: Mapping[int, str]) ->
     if found is None:
         return hit
     visual = ("visual",) if hit.segment_id in seen else ()
-    return replace(hit, matched=(*visual, *found.kinds), snippet=found.snippet)
+    if found.segment_of_passage not in (None, hit.segment_id):  # what is said is said in another of its segments
+        return replace(hit, matched=(*visual, *(kind for kind in found.kinds if kind != "transcript")))
+    return replace(hit, matched=(*visual, *found.kinds), snippet=found.snippet, passage=found.passage)
 
 
 class _Stopwatch:

@@ -5,7 +5,7 @@
 ``coverage`` is the share of the query's words that the texts of a video have (``indexer.store.word_search``), each
 counted by how rare it is: a caption that is the query counts in full, one with half of it a quarter. Without words that
 match, the ranking is the visual one, untouched. Videos that only words find join the candidates before these are
-scored, so that every hit has a visual score.
+scored, so that every hit has a visual score. Where a transcript fits best, the hit is the segment with that passage.
 
 Legend: C candidates, M dimensions of the index.
 """
@@ -66,16 +66,22 @@ def find_words(reader: Library, query: SearchQuery, wanted: Wanted) -> list[Foun
 
 
 def with_found(reader: Library, mapped_M: Floats, candidates: Candidates, found: Sequence[FoundByWords]) -> Candidates:
-    """The candidates of one query, and of each video that words found and stage 1 did not its nearest segment."""
+    """The candidates of one query, and of each video that words found and stage 1 did not its nearest segment.
+
+    Of a video with a passage, the segment with it.
+    """
     ids_C, stage1_C = candidates.ids_QC[0], candidates.stage1_QC[0]
     new_ids, new_scores = [], []
-    missing = [one for one in found if not np.isin([number for number, *_ in one.segments], ids_C).any()]
+    meant = [
+        [number for number, *_ in one.segments] if (own := one.segment_of_passage) is None else [own] for one in found
+    ]
+    missing = [numbers for numbers in meant if not np.isin(numbers, ids_C).any()]
     if missing:
-        ids = np.array([number for one in missing for number, *_ in one.segments])
+        ids = np.array([number for numbers in missing for number in numbers])
         scores = reader.correction.items(reader.segment_embeddings(ids), "videos") @ mapped_M
         start = 0
-        for one in missing:
-            stop = start + len(one.segments)
+        for numbers in missing:
+            stop = start + len(numbers)
             best = start + int(np.argmax(scores[start:stop]))
             new_ids.append(ids[best])
             new_scores.append(scores[best])
@@ -103,14 +109,17 @@ def fused_order(
         rank = place + 1 if asked.group == "segment" else ranks[video_id]
         fused[place] = weights.visual / (weights.constant + rank)
         if video_id in by_words and video_id not in credited:
-            credited.add(video_id)
             text_rank, one = by_words[video_id]
+            if one.segment_of_passage not in (None, int(ids_C[column])):
+                continue
+            credited.add(video_id)
             fused[place] += weights.text * one.coverage**2 / (weights.constant + text_rank)
     return np.asarray(order[np.argsort(-fused, kind="stable")])
 
 
 def text_hits(generation: Generation, query: SearchQuery, wanted: Wanted) -> tuple[Hit, ...]:
-    """The page of hits of a query by its words alone: for each video its first segment. No model is used.
+    """The page of hits of a query by its words alone: for each video its first segment, or that with the passage. No
+    model is used.
 
     Raises ``Conflict`` for a store that cannot be searched by words yet.
     """
@@ -123,7 +132,7 @@ def text_hits(generation: Generation, query: SearchQuery, wanted: Wanted) -> tup
             next_step="run `emcl index build` on it once, or change anything in it over HTTP",
         )
     found = reader.search_words(query.text, asked.offset + asked.k, wanted)[asked.offset :]
-    segments = reader.segments([one.segments[0][0] for one in found])
+    segments = reader.segments([one.segment_of_passage or one.segments[0][0] for one in found])
     hits = []
     for one, segment in zip(found, segments, strict=True):
         frames = len(segment.timestamps_seconds)
@@ -138,6 +147,7 @@ def text_hits(generation: Generation, query: SearchQuery, wanted: Wanted) -> tup
                 frames=FrameWeights.of(segment.timestamps_seconds, even_F),
                 matched=one.kinds,
                 snippet=one.snippet,
+                passage=one.passage,
             )
         )
     return tuple(hits)

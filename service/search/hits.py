@@ -120,6 +120,7 @@ def hit_of(
     confidence: float | None,
     matched: tuple[str, ...] = ("visual",),
     snippet: tuple[tuple[str, bool], ...] = (),
+    passage: tuple[float, float] | None = None,
 ) -> Hit:
     """A hit of a segment, with the card of its video."""
     card = generation.card(segment.video_id)
@@ -138,4 +139,5 @@ def hit_of(
         confidence=confidence,
         matched=matched,
         snippet=snippet,
+        passage=passage,
     )

@@ -142,7 +142,8 @@ class Hit:
     ``confidence``: how unusual the match is (``indexer.store.confidence``); None where that is not known.
     ``matched`` says why it is a hit: ``visual``, and the kinds of its texts that have words of the query. ``snippet``
     is the best of these in parts, True for such words. Fused hits are not in the order of ``score``; of words alone,
-    it is the share of the query's words.
+    it is the share of the query's words. ``passage`` is the start and end in seconds of what is said, where
+    a transcript fits best.
     """
 
     video_id: str
@@ -159,6 +160,12 @@ class Hit:
     confidence: float | None = None
     matched: tuple[str, ...] = ("visual",)
     snippet: tuple[tuple[str, bool], ...] = ()
+    passage: tuple[float, float] | None = None
+
+    @property
+    def moment_seconds(self) -> float:
+        """The start of the passage, else the time of the frame that the query weighs most."""
+        return self.frames.moment_seconds if self.passage is None else self.passage[0]
 
 
 @dataclass(frozen=True, kw_only=True)

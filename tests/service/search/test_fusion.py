@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from engine_support import LIMITS, fill_store, video_id
 
+from indexer.sources.transcripts import Cue
 from indexer.store.reader import StoreReader
+from indexer.store.records import TranscriptRow
 from indexer.store.writer import StoreWriter
 from service.errors import Conflict, Unprocessable
 from service.search.engine import Engine
@@ -162,6 +164,49 @@ def test_words_alone_need_a_text_and_a_store_with_documents(captioned, tiny_enco
         search(engine, "dog", fusion="text")
     assert "emcl index build" in caught.value.next_step
     engine.close()
+
+
+TALK = "the tentacles of a giant squid"
+
+
+@pytest.fixture(scope="module")
+def spoken(tiny_encoder, tmp_path_factory) -> Path:
+    """Three segments a video; in the last second of one, something is said."""
+    path = fill_store(tmp_path_factory.mktemp("spoken") / "store", tiny_encoder, videos=VIDEOS, captions=0)
+    with StoreReader.open(path) as reader:
+        last = reader.video(video_id(2)).segments[-1]
+    cue = Cue(start_seconds=last.start_seconds + 0.25, end_seconds=last.end_seconds, text=TALK)
+    row = TranscriptRow(language="en", origin="file", source="/2.srt", version="", cues=(cue,))
+    with StoreWriter.open(path) as writer:
+        writer.set_transcripts({video_id(2): [row]})
+    return path
+
+
+@pytest.mark.parametrize("candidates", [1, 30])
+@pytest.mark.parametrize("fusion", ["auto", "text"])
+def test_a_hit_by_what_is_said_is_the_segment_with_its_moment(spoken, tiny_encoder, fusion, candidates):
+    engine = open_engine(spoken, tiny_encoder)
+    (hit, *_) = search(engine, "giant squid tentacles", fusion=fusion, k=1, candidates=candidates)
+    with StoreReader.open(spoken) as reader:
+        last = reader.video(video_id(2)).segments[-1]
+    engine.close()
+    assert hit.video_id == video_id(2)
+    assert hit.segment == last.number > 0
+    assert "transcript" in hit.matched
+    assert hit.passage == (last.start_seconds + 0.25, last.end_seconds)
+    assert hit.moment_seconds == last.start_seconds + 0.25
+    assert "".join(text for text, _ in hit.snippet) == TALK
+
+
+def test_other_segments_of_the_video_do_not_claim_what_is_said(spoken, tiny_encoder):
+    engine = open_engine(spoken, tiny_encoder)
+    hits = search(engine, "giant squid tentacles", fusion="auto", k=200, candidates=200, group="segment")
+    engine.close()
+    own = [hit for hit in hits if hit.video_id == video_id(2)]
+    assert len(own) > 1
+    assert [hit.segment for hit in own if hit.passage] == [max(hit.segment for hit in own)]
+    assert {hit.matched for hit in own if not hit.passage} == {("visual",)}
+    assert all(not hit.snippet and hit.moment_seconds == hit.frames.moment_seconds for hit in own if not hit.passage)
 
 
 @pytest.mark.slow
