@@ -122,7 +122,7 @@ def print_correction(store: Path) -> None:
     """Which form of EMCL the current generation applies; nothing if none was published."""
     from indexer.errors import NotAStore
     from indexer.store.generation import GENERATIONS, current_name, load_correction
-    from model.emcl.correction import published_emcl
+    from model.emcl.active import published_emcl
 
     try:
         folder = store / GENERATIONS / current_name(store)

@@ -33,7 +33,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.config import EMCLConfig, PoolingConfig
+from model.config import PoolingConfig
 from model.durable import load_arrays, save_arrays
 from model.emcl import hub
 from model.emcl.em import FrozenMap
@@ -50,8 +50,6 @@ Mode = Literal["off", "reference", "channel", "hub", "paired", "paired+hub"]
 MODALITY: dict[Side, Modality] = {"videos": "video", "captions": "text"}
 _POOLED_ELEMENTS = 1 << 24  # pooled vectors of all bases at once: 64 MiB
 _SETTINGS = ("hub_strength", "hub_bases", "order", "record", "fingerprint")
-
-_STALE = "stage 1 still has the map of an earlier setting, which `emcl index rebuild` replaces"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -299,36 +297,3 @@ def _named(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
 
 def _part(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     return {name.removeprefix(f"{prefix}/"): arrays[name] for name in arrays if name.startswith(f"{prefix}/")}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ActiveEMCL:
-    """Which correction a search applies, as API, page and command line report it.
-
-    ``strength`` is β for ``reference`` and ``channel``, a for hub bases, w for paired bases alone, 0 for ``off``.
-    ``text`` follows "EMCL: ".
-    """
-
-    mode: Mode
-    strength: float
-    text: str
-
-
-def published_emcl(correction: Correction) -> ActiveEMCL:
-    """What a generation applies by itself, whatever model is loaded."""
-    strength = correction.strength if correction.mode != "off" else 0.0
-    if correction.has_own_pass:
-        text = correction.text()
-    else:
-        text = "off, not calibrated for this model" if correction.mode == "off" else f"{correction.mode}, calibrated"
-    return ActiveEMCL(mode=correction.mode, strength=strength, text=text)
-
-
-def active_emcl(config: EMCLConfig, correction: Correction) -> ActiveEMCL:
-    """What ``rerank: emcl`` does with a model of ``config`` over an index that applies ``correction``."""
-    if correction.has_own_pass:
-        return ActiveEMCL(mode=correction.mode, strength=correction.strength, text=correction.text())
-    if config.beta == 0:
-        text = "off, not calibrated for this model"
-        return ActiveEMCL(mode="off", strength=0.0, text=f"{text}; {_STALE}" if correction.frozen.strength else text)
-    return ActiveEMCL(mode=config.mode, strength=config.beta, text=f"{config.mode}, β {config.beta:g}, calibrated")

@@ -10,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from indexer.store.confidence import LINE
-from model.emcl.correction import active_emcl
+from model.emcl.active import active_emcl
 from service.access.gate import require
 from service.http.disconnect import unless_gone
 from service.schemas.index import EMCLOut, IndexAnswer, IndexOut, LiveAnswer, OverlayOut, ReadyAnswer, UploadLimitsOut

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from indexer.library import Wanted
 from indexer.store.confidence import LINE
-from model.emcl.correction import ActiveEMCL, active_emcl
+from model.emcl.active import ActiveEMCL, active_emcl
 from service.errors import Conflict, NotFound
 from service.search import ranking
 from service.search.cache import LRUCache

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from model.config import EMCLConfig
-from model.emcl.correction import Correction, active_emcl
+from model.emcl.active import active_emcl
+from model.emcl.correction import Correction
 from model.emcl.em import EMCL, FrozenMap
 from model.encoder import load_encoder
 
