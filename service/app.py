@@ -25,6 +25,7 @@ from service.routes import (
     previews,
     search,
     session,
+    transcripts,
     videos,
 )
 from service.routes.mcp import McpRoute
@@ -96,6 +97,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         caption,
         videos,
         previews,
+        transcripts,
         captions,
         index,
         jobs,

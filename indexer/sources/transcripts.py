@@ -105,6 +105,15 @@ def parse(content: bytes, suffix: str) -> Parsed:
     return Parsed(cues=tuple(sorted(kept, key=lambda cue: (cue.start_seconds, cue.end_seconds))), notes=tuple(notes))
 
 
+def suffix_of(content: bytes) -> str:
+    """Which of ``SUFFIXES`` the content of a transcript of unknown name belongs to."""
+    start = content[:64].decode(
+        "utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8", "ignore"
+    )
+    start = start.lstrip("\ufeff \t\r\n")
+    return ".vtt" if start.startswith("WEBVTT") else ".json" if start.startswith(("{", "[")) else ".srt"
+
+
 def plain(text: str) -> str:
     """The text of a cue without formatting of SubStation Alpha, control characters and blank lines."""
     text = _OVERRIDE.sub("", text).replace("\\N", "\n").replace("\\n", "\n").replace("\\h", " ")

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from service.schemas.index import IndexAnswer, LiveAnswer, ReadyAnswer, SessionAnswer
 from service.schemas.jobs import JobMetrics, JobOut, JobsPage
-from service.schemas.library import CaptionsAdded, CaptionsPage, VideoAdded, VideoOut, VideosPage
+from service.schemas.library import CaptionsAdded, CaptionsPage, TranscriptPut, VideoAdded, VideoOut, VideosPage
 from service.schemas.search import (
     ClassifyAnswer,
     EmbeddingsAnswer,
@@ -40,11 +40,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Sent:
-    """What goes with a request. ``file`` is uploaded as the form's part ``file``; ``form`` are its other parts."""
+    """What goes with a request. ``file`` is uploaded as the form's part ``file``; ``form`` are its other parts.
+
+    ``body`` is sent as it is.
+    """
 
     path: Mapping[str, str] = field(default_factory=dict)
     query: Mapping[str, Any] = field(default_factory=dict)
     json: Any = None
+    body: bytes | None = None
     file: Path | None = None
     form: Mapping[str, str | list[str]] = field(default_factory=dict)
 
@@ -386,6 +390,25 @@ def clip(video_id: str, start_seconds: float, end_seconds: float, *, encode: boo
     """A moment as an MP4 file; ``encode`` never copies packets, for players that ignore edit lists."""
     query = _given(**{"from": start_seconds, "to": end_seconds, "encode": encode or None})
     return Sent(path={"video_id": video_id}, query=query)
+
+
+@endpoint("GET", "/v1/videos/{video_id}/transcript", _text)
+def transcript(video_id: str, *, language: str | None = None) -> Sent:
+    """What is said in a video, as WebVTT; default: the first language that the video lists."""
+    return Sent(path={"video_id": video_id}, query=_given(language=language))
+
+
+@endpoint("PUT", "/v1/videos/{video_id}/transcript", _a(TranscriptPut))
+def put_transcript(video_id: str, content: bytes | str, *, language: str | None = None) -> Sent:
+    """Put or replace a transcript: WebVTT, SubRip or Whisper's JSON."""
+    body = content.encode() if isinstance(content, str) else content
+    return Sent(path={"video_id": video_id}, query=_given(language=language), body=body)
+
+
+@endpoint("DELETE", "/v1/videos/{video_id}/transcript", _nothing)
+def delete_transcript(video_id: str, *, language: str | None = None) -> Sent:
+    """Remove a transcript, or all of a video."""
+    return Sent(path={"video_id": video_id}, query=_given(language=language))
 
 
 # The index and its health.

@@ -65,6 +65,9 @@ class _Endpoints:
     thumbnail = calls.thumbnail
     sprite = calls.sprite
     clip = calls.clip
+    transcript = calls.transcript
+    put_transcript = calls.put_transcript
+    delete_transcript = calls.delete_transcript
     captions = calls.captions
     add_captions = calls.add_captions
     delete_caption = calls.delete_caption

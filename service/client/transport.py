@@ -190,6 +190,8 @@ def arguments_of(call: Call[Any], file: IO[bytes] | None) -> dict[str, Any]:
     arguments: dict[str, Any] = {"params": sent.query}
     if sent.json is not None:
         arguments["json"] = sent.json
+    if sent.body is not None:
+        arguments["content"] = sent.body
     if file is not None:
         arguments["files"] = {"file": file}
         arguments["data"] = sent.form

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from service.library.writer_thread import LibraryWriter
 from service.media.sandbox import Sandbox
 
 if TYPE_CHECKING:
+    from indexer.store.records import TranscriptRow
     from indexer.store.writer import StoreWriter
     from service.jobs.store import JobStore
     from service.search.engine import Engine
@@ -122,6 +124,39 @@ class Library:
             return add_captions(writer, captions, rows_ND)
 
         return self.writer.run(add)
+
+    def put_transcript(self, video_id: str, row: TranscriptRow) -> Future[None]:
+        """Give a video a transcript, in place of the one in that language. ``NotFound`` if it is not indexed."""
+
+        def put(writer: StoreWriter) -> None:
+            if writer.catalogue.state(video_id) != "indexed":
+                raise _no_video(video_id)
+            writer.set_transcripts({video_id: [row]})
+
+        return self.writer.run(put)
+
+    def remove_transcript(self, video_id: str, language: str | None) -> Future[None]:
+        """Remove the transcript of a video in a language, or all; files do not bring it back.
+
+        ``NotFound`` if there is none.
+        """
+
+        def remove(writer: StoreWriter) -> None:
+            rows = [
+                replace(row, origin="http", source="", version="", cues=())
+                for row in writer.catalogue.transcripts(video_id)
+                if row.cues and row.language == (language or row.language)
+            ]
+            if not rows:
+                which = "transcript" if language is None else f"transcript in {language!r}"
+                raise NotFound(
+                    f"there is no video {video_id} with a {which}",
+                    expected="an indexed video with a transcript",
+                    next_step=f"see `transcripts` in GET /v1/videos/{video_id}",
+                )
+            writer.set_transcripts({video_id: rows})
+
+        return self.writer.run(remove)
 
     def remove_caption(self, caption_id: int) -> Future[None]:
         """Remove a caption. ``NotFound`` if there is none."""

@@ -83,7 +83,8 @@ async def list_videos(
             reader = generation.reader
             videos = reader.list_videos(offset, limit, state=wanted, tags=tag, title=title, order=sort)
             total = reader.count_videos(state=wanted, tags=tag, title=title)
-        return VideosPage(videos=[VideoOut.of(video) for video in videos], total=total, offset=offset, limit=limit)
+            described = [VideoOut.of(video, reader.transcripts(video.video_id)) for video in videos]
+        return VideosPage(videos=described, total=total, offset=offset, limit=limit)
 
     return await asyncio.to_thread(read)
 
@@ -126,7 +127,7 @@ async def edit_video(video_id: VideoId, asked: VideoEdit, services: ServicesDep)
     tags = None if asked.tags is None else check_tags(asked.tags)
     title = None if asked.title is None else check_title(asked.title)
     await asyncio.wrap_future(services.library.edit_video(video_id, tags=tags, title=title))
-    return VideoOut.of(await asyncio.to_thread(_find, services, video_id))
+    return await asyncio.to_thread(_describe, services, video_id)
 
 
 @router.delete("/{video_id}", summary="Remove a video", status_code=204, dependencies=[require("write")])
@@ -143,7 +144,7 @@ async def get_video(video_id: VideoId, services: ServicesDep) -> VideoOut:
     accepted = services.library.additions.pending(video_id)
     if accepted is not None:
         return VideoOut.of_pending(accepted)
-    return VideoOut.of(await asyncio.to_thread(_find, services, video_id))
+    return await asyncio.to_thread(_describe, services, video_id)
 
 
 @router.get("/{video_id}/stream", summary="Play a video", response_class=FileResponse)
@@ -229,6 +230,11 @@ async def get_sprite(
 def _find(services: Services, video_id: str) -> Video:
     with services.engine.live.lease() as generation:
         return generation.video(video_id)
+
+
+def _describe(services: Services, video_id: str) -> VideoOut:
+    with services.engine.live.lease() as generation:
+        return VideoOut.of(generation.video(video_id), generation.reader.transcripts(video_id))
 
 
 def _details(services: Services, texts: Mapping[str, Sequence[str]]) -> VideoDetails:

@@ -12,7 +12,7 @@ from service.schemas.search import VIDEO_ID, Answer, Request, stream_url, thumbn
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from indexer.store.records import Caption, Video
+    from indexer.store.records import Caption, Transcript, Video
     from service.library.upload_store import Accepted
     from service.search.values import QueryLimits
 
@@ -63,6 +63,23 @@ class SegmentOut(Answer):
     end: float
 
 
+class TranscriptOut(Answer):
+    """A transcript that a video has."""
+
+    language: str = Field(description="BCP 47 tag; `und` if it is not known.")
+    origin: str = Field(description="`http`, `file`, `speech` (recognised) or `track` (of the video's file).")
+    cues: int
+    url: str = Field(description="The transcript as WebVTT.")
+
+
+class TranscriptPut(Answer):
+    """A transcript that was put."""
+
+    language: str
+    cues: int
+    notes: list[str] = Field(description="What was not as it should be, such as a guessed encoding.")
+
+
 class VideoOut(Answer):
     """An indexed video."""
 
@@ -77,12 +94,13 @@ class VideoOut(Answer):
     reason: str | None = Field(description="Why it failed, or what of it could not be read.")
     segments: list[SegmentOut]
     captions: list[str]
+    transcripts: list[TranscriptOut] = Field([], description="What is said, in order of language.")
     thumbnail_url: str
     stream_url: str
 
     @classmethod
-    def of(cls, video: Video) -> VideoOut:
-        """The JSON of a video."""
+    def of(cls, video: Video, transcripts: Sequence[Transcript]) -> VideoOut:
+        """The JSON of a video with these transcripts."""
         return cls(
             video_id=video.video_id,
             title=video.title,
@@ -98,6 +116,15 @@ class VideoOut(Answer):
                 for segment in video.segments
             ],
             captions=[caption.text for caption in video.captions],
+            transcripts=[
+                TranscriptOut(
+                    language=one.language,
+                    origin=one.origin,
+                    cues=one.cues,
+                    url=f"/v1/videos/{video.video_id}/transcript?language={one.language}",
+                )
+                for one in transcripts
+            ],
             thumbnail_url=thumbnail_url(video.video_id),
             stream_url=stream_url(video.video_id),
         )

@@ -4,7 +4,7 @@
  * @typedef {{time: number, weight: number}} Frame
  * @typedef {{video_id: string, segment: number, start: number, end: number, score: number, stage1_score: number, confidence?: number | null,
  *   moment: number, frame_weights: Frame[], title: string, duration_seconds: number, tags: string[],
- *   matched: string[], snippet: {text: string, match: boolean}[], thumbnail_url: string, stream_url: string}} Hit
+ *   matched: string[], snippet: {text: string, match: boolean}[], passage: {start: number, end: number} | null, thumbnail_url: string, stream_url: string}} Hit
  * @typedef {{stage_ms: Record<string, number>, generation: string, fingerprint: string, emcl: string, strength: number}} Source
  * @typedef {{hits: Hit[], source: Source, truncated: boolean, unknown_script: string | null, nothing_fits: boolean}} Answer
  * @typedef {{caption_id: number, text: string, video_id: string | null, score: number, moment: number,
@@ -12,6 +12,7 @@
  * @typedef {{captions: CaptionHit[], hits: Hit[], source: Source, upload: {duration_seconds: number, frames: number}}} UploadAnswer
  * @typedef {{video_id: string, title: string, duration_seconds: number | null, width: number | null, height: number | null,
  *   size_bytes: number, tags: string[], state: string, reason: string | null, captions: string[],
+ *   transcripts: {language: string, origin: string, cues: number, url: string}[],
  *   segments: {segment: number, start: number, end: number}[], thumbnail_url: string, stream_url: string}} Video
  * @typedef {{videos: Video[], total: number, offset: number, limit: number}} VideosPage
  * @typedef {{caption_id: number, text: string, video_id: string | null}} Caption

@@ -17,7 +17,7 @@ const SCREEN_ONLY = 2 / 3; // the part of a picture above which the pointer choo
 /** A video of the library as a card shows it: without score and weights. @param {Video} video @returns {Hit} */
 export const asHit = (video) => ({
   ...video, segment: 0, start: 0, end: video.duration_seconds ?? 0, score: NaN, stage1_score: NaN,
-  moment: (video.duration_seconds ?? 0) / 2, frame_weights: [], duration_seconds: video.duration_seconds ?? 0, matched: [], snippet: [],
+  moment: (video.duration_seconds ?? 0) / 2, frame_weights: [], duration_seconds: video.duration_seconds ?? 0, matched: [], snippet: [], passage: null,
 });
 
 /** What is said of a video that nothing was asked about: a caption of it, if it has one. @param {Hit & {captions?: string[]}} hit */

@@ -42,6 +42,7 @@ export function show(place) {
   find("#player-file").href = api.streamUrl(place.play);
   find("#player-clip").hidden = true;
   part.video.poster = api.pictureUrl(place.play, place.t ?? 0);
+  part.video.replaceChildren();
   playable(part.video, api.streamUrl(place.play), place.play, place.t ?? 0);
   part.video.play().catch(() => {}); // a browser that does not start by itself shows its controls
   describe(place, current.signal);
@@ -56,6 +57,8 @@ async function describe(place, signal) {
     part.facts.replaceChildren(make("span", {}, [clock(video.duration_seconds ?? 0), shape].filter(Boolean).join(" · ")),
       ...video.tags.map((tag) => make("button", { type: "button", className: "tag", onclick: () => go({ tags: [tag], play: "", part: null, t: null }) }, tag)));
     if (video.duration_seconds) part.timeline.replaceChildren(timeline(video.video_id, video.duration_seconds, seek));
+    part.video.replaceChildren(...video.transcripts.map(({ language, url }, number) => make("track",
+      { kind: "captions", src: url, srclang: language, label: languageName(language), default: number === 0 })));
     const moments = await momentsOf(video, place, signal);
     drawMoments(moments);
     drawStrip(moments);
@@ -64,6 +67,16 @@ async function describe(place, signal) {
     if (signal.aborted) return;
     if (error instanceof api.Problem && error.status === 404) stale();
     else part.note.textContent = sentence(error);
+  }
+}
+
+/** What a browser calls a language, in its own; `und` is not known. @param {string} tag */
+function languageName(tag) {
+  if (tag === "und") return "Captions";
+  try {
+    return new Intl.DisplayNames(navigator.languages, { type: "language" }).of(tag) ?? tag;
+  } catch {
+    return tag;
   }
 }
 
@@ -146,6 +159,7 @@ export function start() {
     current?.abort();
     part.video.onerror = null;
     part.video.removeAttribute("src");
+    part.video.replaceChildren();
     part.video.load();
   });
   part.video.addEventListener("converting", () => { part.note.textContent = "This browser does not play this format; making a preview…"; });

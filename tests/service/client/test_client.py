@@ -156,6 +156,12 @@ def test_everything_that_changes_something(start_server, clip_store, tiny_checkp
         (caption,) = client.add_captions(["another text"], video_id=added.video_id).captions
         assert client.captions(video_id=added.video_id).total == 2
         client.delete_caption(caption.caption_id)
+        said_there = "WEBVTT\n\n00:00.500 --> 00:01.000\na walrus\n"
+        assert client.put_transcript(added.video_id, said_there, language="en").cues == 1
+        assert "a walrus" in client.transcript(added.video_id)
+        assert client.search("walrus", fusion="text").hits[0].passage.start == 0.5
+        client.delete_transcript(added.video_id, language="en")
+        assert client.search("walrus", fusion="text").hits == []
         client.delete_video(added.video_id)
         with pytest.raises(NotFoundError):
             client.video(added.video_id)

@@ -94,3 +94,38 @@ def test_a_killed_service_loses_nothing_that_it_acknowledged(clip_store, tiny_ch
     assert verify(store).problems == []
     files = {path.name[:64] for path in (store / "media").iterdir()}
     assert files == listed
+
+
+@pytest.mark.slow
+def test_words_put_over_http_are_found_after_a_kill(clip_store, tiny_checkpoint, tmp_path: Path, start_server):
+    """Captions, titles and transcripts that were answered, added, changed and removed."""
+    store = tmp_path / "store"
+    shutil.copytree(clip_store / "store", store)
+    options = ("--store", store, "--model", tiny_checkpoint, "--jobs-folder", tmp_path / "jobs", "--rate-limit", 0)
+    options += ("--embedded-worker", "off", "--watch-seconds", 0)
+
+    def find(http: httpx.Client, text: str) -> list[tuple[str, list[str]]]:
+        answer = http.post("/v1/search", json={"text": text, "fusion": "text"}).raise_for_status()
+        return [(hit["video_id"], hit["matched"]) for hit in answer.json()["hits"]]
+
+    server = start_server(*options)
+    with httpx.Client(base_url=server.url, timeout=60) as http:
+        one, two = (video["video_id"] for video in http.get("/v1/videos?limit=2").json()["videos"])
+        added = http.post("/v1/captions", json={"captions": [{"text": "an armadillo", "video_id": one}]})
+        gone = http.post("/v1/captions", json={"captions": [{"text": "a narwhal", "video_id": one}]})
+        number = gone.raise_for_status().json()["captions"][0]["caption_id"]
+        http.delete(f"/v1/captions/{number}").raise_for_status()
+        http.patch(f"/v1/videos/{two}", json={"title": "Walrus"}).raise_for_status()
+        http.patch(f"/v1/videos/{two}", json={"title": "Zeppelin"}).raise_for_status()
+        for text in ("a platypus", "a kangaroo"):
+            cues = f"WEBVTT\n\n00:00.250 --> 00:00.750\n{text}\n"
+            http.put(f"/v1/videos/{two}/transcript", content=cues).raise_for_status()
+        added.raise_for_status()
+    server.kill()
+    server = start_server(*options)
+    with httpx.Client(base_url=server.url, timeout=60) as http:
+        assert find(http, "armadillo") == [(one, ["caption"])]
+        assert find(http, "zeppelin") == [(two, ["title"])]
+        assert find(http, "kangaroo") == [(two, ["transcript"])]
+        assert [find(http, text) for text in ("narwhal", "walrus", "platypus")] == [[], [], []]
+    assert verify(store).problems == []

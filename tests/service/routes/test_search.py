@@ -14,7 +14,7 @@ def test_search_answers_hits_with_both_scores_and_the_moment(client):
     for hit in answer["hits"]:
         assert set(hit) == {
             "video_id", "segment", "start", "end", "score", "stage1_score", "moment", "frame_weights", "title",
-            "duration_seconds", "tags", "matched", "snippet", "thumbnail_url", "stream_url", "confidence",
+            "duration_seconds", "tags", "matched", "snippet", "passage", "thumbnail_url", "stream_url", "confidence",
         }  # fmt: skip
         assert hit["start"] <= hit["moment"] <= hit["end"]
         heaviest = max(hit["frame_weights"], key=lambda frame: frame["weight"])
