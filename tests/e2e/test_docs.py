@@ -49,6 +49,35 @@ def test_files_that_are_named_exist(page):
         assert (ROOT / name).exists(), f"{page.name} names {name}, which is not there"
 
 
+def slugs(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_anchors_are_headings(page):
+    for path, anchor in re.findall(r"\]\((?!https?:)([^)\s#]*)#([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        target = page if not path else page.parent / path
+        if target.suffix == ".md":
+            assert anchor in slugs(target), f"{page.name} links to {path}#{anchor}, which is not a heading"
+
+
+def test_the_ways_of_the_data_name_files_that_exist_and_each_once():
+    """A name without a folder is in the folder of the file before it."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    ways = re.split(r"^\*\*An? ", text.split("## The ways of the data")[1].split("\n## ")[0], flags=re.M)[1:]
+    assert len(ways) == 5
+    for way in ways:
+        listed, folder = [], None
+        for name in re.findall(r"`([\w/]+\.py)`", "\n".join(re.findall(r"^\d+\. .+$", way, re.M))):
+            path = ROOT / name if "/" in name else folder / name
+            assert path.is_file(), f"{name}: there is no {path}"
+            listed.append(path)
+            folder = path.parent
+        assert len(set(listed)) == len(listed)
+
+
 def documented_commands() -> list[tuple[str, str]]:
     """Every ``emcl …`` line of every code block, continuation lines joined."""
     lines = []
