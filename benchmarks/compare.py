@@ -100,10 +100,10 @@ def _not_measured(old: Report, new: Report) -> list[Change]:
 
 def objections(old: Report, new: Report) -> list[str]:
     """Why two reports should not be compared; empty if they should."""
-    told = []
+    notes = []
     if old.kind != new.kind:
-        told.append(f"the reports are of different kinds, {old.kind} and {new.kind}: they measured different sizes")
-    return told + [f"the reports are of different machines: {text}" for text in old.machine.differences(new.machine)]
+        notes.append(f"the reports are of different kinds, {old.kind} and {new.kind}: they measured different sizes")
+    return notes + [f"the reports are of different machines: {text}" for text in old.machine.differences(new.machine)]
 
 
 def _change(

@@ -130,8 +130,8 @@ def run_child(
 ) -> Child:
     """Run ``python -m module`` with so many threads to every library; its last line of output is its answer, as JSON.
 
-    ``on_line`` is told every line as it comes. Raises ``ChildFailedError`` if it does not end well and in time, with an
-    answer. Whatever it started ends with it.
+    ``on_line`` is called with every line as it arrives. Raises ``ChildFailedError`` if it does not succeed in time
+    with an answer. Whatever it started ends with it.
     """
     begun = time.perf_counter()
     with tempfile.TemporaryFile("w+", encoding="utf-8") as errors, _signals_raise():

@@ -5,7 +5,7 @@
 One decode process and one encoder thread, so that each of them has a core of its own on two cores and the floor of the
 whole is the slower of the two (``ratio``: target 1.2). The three take turns in every round; the least time of each
 counts. ``cores`` is processor time over wall time of the whole run, and ``work`` what its processor time is to that of
-both floors together: on a machine that is busy with something else it tells more than the wall clock.
+both floors together: on a busy machine it is more informative than the wall clock.
 
 Two corpora are made: the demo's clips (160 pixels, 3 to 4 s) for the shipped model, and 720p clips of 10 s for a
 ViT-B/32 with random weights (in bf16 where that is faster), where decoding and encoding both count. ``--clips FOLDER``
@@ -65,7 +65,7 @@ def measure(
     ranked_clips: int = RANKED_CLIPS,
     ranked_seeds: Sequence[int] = RANKED_SEEDS,
 ) -> dict[str, Any]:
-    """Everything that the benchmark tells, as JSON: ``runs`` by corpus and sampling, and ``ranking``.
+    """Results of the benchmark as JSON: ``runs`` by corpus and sampling, and ``ranking``.
 
     A run holds ``seconds`` (least wall time of each phase), ``ratio`` (whole to the slower floor), ``cores``, ``work``,
     ``segments`` and ``segments_per_second``; ranking holds ``clips``, ``seeds`` and ``r_at_1`` in percent by sampling,

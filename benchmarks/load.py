@@ -152,7 +152,7 @@ def soak(store: Path, files: dict[str, Path], seconds: float, clients: int) -> d
 
 
 def refusals(store: Path, files: dict[str, Path], seconds: float) -> dict[str, Any]:
-    """Clients that ask again the moment they are told anything, far over capacity: latencies of answers and refusals.
+    """Clients that ask again as soon as they are answered, far over capacity: latencies of answers and refusals.
 
     Client and server share this machine, and all that the clients do beside it counts too.
     """

@@ -6,7 +6,7 @@
 Stores of ``benchmarks.million`` are written and published; a process of its own opens each with the service's engine
 and asks 300 queries, ``RUNS`` times. Compared is the memory of the process's own (``RssAnon``) while it serves: what is
 mapped from files (features, places) the system may take back at any time, and is in the JSON beside it. It differs by
-some MiB from one process to the next; the median of the runs counts, and how far they were apart is told, also in bytes
+some MiB from one process to the next; the median of the runs counts, and their spread is reported, also in bytes
 a segment. Wanted: at most 64 bytes a segment beside the index.
 """
 

@@ -79,7 +79,7 @@ def published(config: EMCLConfig, *, per_query: bool) -> Callable[[Split], Pair]
 
 @torch.inference_mode()
 def _reranked(emcl: EMCL, asking: torch.Tensor, asked: torch.Tensor, first_QN: Floats) -> Floats:
-    """The pass over each query and its candidates; what is no candidate keeps its order behind them."""
+    """The pass over each query and its candidates; items that are not candidates keep their order behind them."""
     scores = first_QN - 10.0
     for q in range(len(asking)):
         chosen = np.sort(np.argsort(-first_QN[q], kind="stable")[:CANDIDATES])

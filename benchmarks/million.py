@@ -183,7 +183,7 @@ def serve(folder: Path, segments: int) -> dict[str, Any]:
         whole.append(1000 * (time.perf_counter() - started))
         spent = result.source.stage_seconds
         stages.append([1000 * spent["candidates"], 1000 * spent["rerank"]])
-    gc.collect()  # what nobody holds any more is no need of the service
+    gc.collect()  # garbage does not count as the service's memory
     memory = resident_mib()
     engine.close()
     settled = np.array(stages[WARM_UP:])
@@ -232,14 +232,14 @@ PHASES: dict[str, Callable[[Path, int], dict[str, Any]]] = {
 }
 
 
-def measure(segments: int, folder: Path, tell: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+def measure(segments: int, folder: Path, report: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """All phases, each in a process of its own; seconds and peak of resident MiB of each beside what it found."""
     found: dict[str, Any] = {"segments": segments, "dim": DIM, "frames": FRAMES}
     folder.mkdir(parents=True, exist_ok=True)
     vectors_in(folder)
     for name in PHASES:
         found[name] = run_phase(name, segments, folder)
-        tell(f"{name}: {json.dumps(found[name])}")
+        report(f"{name}: {json.dumps(found[name])}")
     return found
 
 

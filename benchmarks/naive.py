@@ -129,12 +129,12 @@ def _servers(servers: ExitStack, folder: Path, store: Path) -> dict[str, Callabl
     names = _video_names(store)
     for engine, title in PLAIN.items():
         url = servers.enter_context(_serving([sys.executable, "-m", "benchmarks.naive_server", engine, str(folder)]))
-        told = partial(_rows, names)
-        clients[f"{title} behind a FastAPI route"] = partial(_client, servers, f"{url}/search", {"k": HITS}, told)
+        titles = partial(_rows, names)
+        clients[f"{title} behind a FastAPI route"] = partial(_client, servers, f"{url}/search", {"k": HITS}, titles)
     return clients
 
 
-def _client(servers: ExitStack, url: str, options: dict[str, Any], told: Callable[[Any], list[str]]) -> Ask:
+def _client(servers: ExitStack, url: str, options: dict[str, Any], read_titles: Callable[[Any], list[str]]) -> Ask:
     import httpx
 
     client = servers.enter_context(httpx.Client(timeout=60))
@@ -142,7 +142,7 @@ def _client(servers: ExitStack, url: str, options: dict[str, Any], told: Callabl
     def ask(text: str) -> list[str]:
         answer = client.post(url, json={"text": text, **options})
         answer.raise_for_status()
-        return told(answer.json())
+        return read_titles(answer.json())
 
     return ask
 
@@ -238,11 +238,11 @@ def _address(process: subprocess.Popen[bytes], log: Path) -> str:
 
     until = time.monotonic() + READY_SECONDS
     while time.monotonic() < until and process.poll() is None:
-        told = re.search(r"running on (http://[0-9.:]+)", log.read_text(encoding="utf-8"))
-        if told:
+        match = re.search(r"running on (http://[0-9.:]+)", log.read_text(encoding="utf-8"))
+        if match:
             try:
-                if httpx.get(f"{told[1]}/health/ready", timeout=10).status_code == 200:
-                    return told[1]
+                if httpx.get(f"{match[1]}/health/ready", timeout=10).status_code == 200:
+                    return match[1]
             except httpx.HTTPError:
                 pass  # not yet
         time.sleep(0.1)

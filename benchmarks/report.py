@@ -5,7 +5,7 @@
     python -m benchmarks.report --output FOLDER --only "exact search" --only rerank
     python -m benchmarks.report --output FOLDER --save-baseline     and keep the figures as benchmarks/baseline.json
 
-Writes ``report.json``, ``report.md`` and its plots. Ends with 1 if a section failed; a target that is missed is no
+Writes ``report.json``, ``report.md`` and its plots. Ends with 1 if a section failed; a missed target is not a
 failure (``--strict`` makes it one). ``python -m benchmarks.compare OLD NEW`` compares two reports.
 """
 

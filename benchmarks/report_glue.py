@@ -1,6 +1,6 @@
 """Sections whose measuring is a benchmark of its own: its figures become rows.
 
-Some of them tell medians or least times, not every measurement; ``repeats`` says how often each was taken.
+Some of them report medians or least times, not every measurement; ``repeats`` says how often each was taken.
 """
 
 from __future__ import annotations

@@ -136,13 +136,13 @@ class Machine(Config):
 
     def differences(self, other: Machine) -> list[str]:
         """What makes the two other machines, in words; empty if they are alike."""
-        told = []
+        found = []
         for name in ("processor", "cores", "instructions", "accelerator"):
             if getattr(self, name) != getattr(other, name):
-                told.append(f"{name}: {getattr(self, name)} and {getattr(other, name)}")
+                found.append(f"{name}: {getattr(self, name)} and {getattr(other, name)}")
         if abs(self.memory_gib - other.memory_gib) > 1:
-            told.append(f"memory: {self.memory_gib:.0f} and {other.memory_gib:.0f} GiB")
-        return told
+            found.append(f"memory: {self.memory_gib:.0f} and {other.memory_gib:.0f} GiB")
+        return found
 
 
 class Report(Config):

@@ -152,7 +152,7 @@ def measure(section: Section, *, quick: bool, left_seconds: float, say: Callable
     def take(line: str) -> None:
         if line.startswith(f'{{"{ROW}":'):
             rows.append(Row.model_validate(json.loads(line)[ROW]))
-            say(f"  {told(rows[-1])}")
+            say(f"  {row_text(rows[-1])}")
 
     seconds = 0.0
     try:
@@ -181,7 +181,7 @@ def measure(section: Section, *, quick: bool, left_seconds: float, say: Callable
     )
 
 
-def told(row: Row) -> str:
+def row_text(row: Row) -> str:
     """A row in one line of progress."""
     ratio = "" if row.ratio is None else f", ratio {row.ratio:.2f}"
     met = {True: ", met", False: ", MISSED", None: ""}[row.met]

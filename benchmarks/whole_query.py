@@ -112,9 +112,9 @@ def ask(store: Path, bodies: list[bytes]) -> list[dict[str, float]]:
             if number < WARM_UP:
                 continue
             timing = head.lower().split(b"server-timing:")[1].split(b"\r\n")[0].decode()
-            told = dict(part.strip().split(";dur=") for part in timing.split(","))
+            timings = dict(part.strip().split(";dur=") for part in timing.split(","))
             stages = json.loads(answer)["source"]["stage_ms"]
-            found.append({"wall": taken, **stages, **{f"timing:{name}": float(ms) for name, ms in told.items()}})
+            found.append({"wall": taken, **stages, **{f"timing:{name}": float(ms) for name, ms in timings.items()}})
     return found
 
 

@@ -1,6 +1,6 @@
 """Background work of the service that survives its own failures. Imports nothing of the package.
 
-A thread or task that ends with an exception ends in silence: whatever waits for its result waits for ever. All of them
+A thread or task that ends with an exception ends silently: whatever waits for its result waits forever. All of them
 run their steps through ``Background``: any exception is logged, counted, shown by ``/health/ready`` and ``/metrics``,
 and the step is tried again, after a pause that grows with each failure in a row.
 """
@@ -16,7 +16,7 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 30.0
 
 
 class Background:
-    """How one kind of background work is doing.
+    """The state of one kind of background work.
 
     ``failures`` counts exceptions; ``trouble`` is the last one while the work has not succeeded since, else None.
     """
@@ -35,10 +35,10 @@ class Background:
     def failed(self, error: BaseException) -> float:
         """Log and count an exception; returns the seconds to wait before the next attempt."""
         self.failures += 1
-        told = f"{type(error).__name__}: {error}"[:500]
-        if told != self.trouble:  # the same one again is counted, not logged again
-            logger.error("%s failed and is tried again: %s", self.name, told, exc_info=error)
-        self.trouble = told
+        reason = f"{type(error).__name__}: {error}"[:500]
+        if reason != self.trouble:  # the same one again is counted, not logged again
+            logger.error("%s failed and is tried again: %s", self.name, reason, exc_info=error)
+        self.trouble = reason
         pause = FIRST_PAUSE_SECONDS * 2.0 ** min(self._in_a_row, 20)
         self._in_a_row += 1
         return min(pause, LONGEST_PAUSE_SECONDS)

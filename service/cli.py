@@ -66,10 +66,10 @@ def create(
     *,
     options: KeysFile,
 ) -> None:
-    """Make a key and print it: this once, for only its hash is kept."""
+    """Make a key and print it once; only its hash is stored."""
     key_store = _key_store(options)
     key, token = key_store.create(name, scope, expires_days=expires)
-    typer.echo(f"key {key.key_id} ({key.name}, {key.scope}) is in {key_store.path}; it is shown only now:", err=True)
+    typer.echo(f"key {key.key_id} ({key.name}, {key.scope}) is in {key_store.path}; it is not shown again:", err=True)
     typer.echo(token)
 
 
@@ -94,7 +94,7 @@ def list_keys(
 @keys_app.command()
 @from_models
 def revoke(key: Annotated[str, typer.Argument(help="Its id or its name.")], *, options: KeysFile) -> None:
-    """Make a key worthless from now on; its sessions end too."""
+    """Revoke a key; its sessions end too."""
     revoked = _key_store(options).revoke(key)
     typer.echo(f"key {revoked.key_id} ({revoked.name}) is revoked")
 
@@ -301,7 +301,7 @@ def mcp_command(
 @app.command(rich_help_panel=FIND)
 @from_models
 def demo(
-    folder: Annotated[Path, typer.Option(help="Where clips and index are kept; a second call uses them.")] = Path(
+    folder: Annotated[Path, typer.Option(help="Folder of the clips and the index; the next call reuses them.")] = Path(
         "var/demo"
     ),
     count: Annotated[int, typer.Option(min=10, help="Number of clips.")] = 300,
@@ -326,7 +326,7 @@ def search(
     k: Annotated[int, typer.Option("--k", "-k", help="Most results.")] = 10,
     offset: Annotated[int, typer.Option(help="Results to leave out before the first.")] = 0,
     candidates: Annotated[
-        int | None, typer.Option(help="What stage 1 hands to the reranking. Default: the checkpoint's, mostly 100.")
+        int | None, typer.Option(help="Candidates from stage 1 to rerank. Default: the checkpoint's, usually 100.")
     ] = None,
     rerank: Annotated[
         Literal["emcl", "none", "frozen"],
@@ -354,10 +354,8 @@ def search(
             "pictures (.html)."
         ),
     ] = None,
-    frame_rate: Annotated[int, typer.Option(min=1, max=240, help="Frames per second of an edit decision list.")] = 25,
-    open_best: Annotated[
-        bool, typer.Option("--open", help="Open the best hit in the program that this system uses for videos.")
-    ] = False,
+    frame_rate: Annotated[int, typer.Option(min=1, max=240, help="Frames per second of the edit decision list.")] = 25,
+    open_best: Annotated[bool, typer.Option("--open", help="Open the best hit in the system's video player.")] = False,
     *,
     options: Annotated[dict[str, Any], given(*_MODEL_SETTINGS)],
 ) -> None:
@@ -405,7 +403,7 @@ def search(
             engine.check_confidence()
         answer = SearchAnswer.of(engine.search([query])[0])
         if answer.truncated:
-            typer.echo("note: the text is longer than what the model reads; its end was ignored", err=True)
+            typer.echo("note: the text is longer than the model reads; its end was ignored", err=True)
         if answer.unknown_script:
             typer.echo(f"note: the model does not read {answer.unknown_script} script; ask in English", err=True)
         if answer.nothing_fits:
@@ -544,7 +542,7 @@ def _json(answer: Any) -> str:
 def hits_table(hits: Sequence[HitOut]) -> str:
     """One line for each hit: scores, confidence, the moment, the segment, title, tags, why it matched.
 
-    A rule stands above the hits behind the last that fits well; in a terminal they are faint.
+    A rule separates hits after the last that fits well; in a terminal they are faint.
     """
     rows = [
         (

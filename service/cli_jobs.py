@@ -1,4 +1,4 @@
-"""``emcl worker`` and ``emcl jobs``: run the jobs of a service; list and manage them without the service."""
+"""``emcl worker`` and ``emcl jobs``: run, list and manage the jobs of a service, without the service itself."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def worker(
     *,
     options: WorkerSettings,
 ) -> None:
-    """Run the jobs that the service accepts, each as a process of its own. Needs the service's jobs folder."""
+    """Run the jobs of a service, each in a process of its own. Needs the service's jobs folder."""
     from service.jobs.worker import Worker, stop_with_stdin
     from service.observe.logs import logging_to_stderr
 
@@ -79,7 +79,7 @@ def list_jobs(
 @app.command()
 @from_models
 def show(job: JobId, *, options: JobsFolder) -> None:
-    """Show a job as JSON: what was asked for, its state, result or error."""
+    """Show a job as JSON: its parameters, state, result or error."""
     typer.echo(json.dumps(_shape(_job_store(options).get(job)), indent=2))
 
 
@@ -87,7 +87,7 @@ def show(job: JobId, *, options: JobsFolder) -> None:
 @from_models
 def log(
     job: JobId,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue until the job has ended.")] = False,
     *,
     options: JobsFolder,
 ) -> None:
@@ -110,7 +110,7 @@ def log(
 @app.command()
 @from_models
 def cancel(job: JobId, *, options: JobsFolder) -> None:
-    """Cancel a job that waits or runs."""
+    """Cancel a waiting or running job."""
     cancelled = _job_store(options).cancel(job)
     typer.echo(f"job {job} is {'being stopped' if cancelled.stopping else cancelled.state}")
 
@@ -118,7 +118,7 @@ def cancel(job: JobId, *, options: JobsFolder) -> None:
 @app.command()
 @from_models
 def resume(job: JobId, *, options: JobsFolder) -> None:
-    """Queue a job again that failed, was cancelled or lost; a running worker takes it up."""
+    """Queue a failed, cancelled or lost job again."""
     typer.echo(f"job {job} is {_job_store(options).resume(job).state}")
 
 

@@ -1,4 +1,4 @@
-"""Errors that a caller of the service can do something about, each with what was wrong, expected, and the next step.
+"""Errors that a caller of the service can act on, each with what was wrong, what was expected, and the next step.
 
     ServiceError                 status  slug
     ├── BadRequest               400     bad-request
@@ -16,7 +16,7 @@
     ├── RateLimited              429     rate-limited        (carries Retry-After)
     └── Overloaded               503     overloaded          (carries Retry-After)
 
-They know nothing of HTTP frameworks, so that the engine can raise them; ``service.http.problems`` turns them into RFC
+They do not depend on HTTP frameworks, so that the engine can raise them; ``service.http.problems`` turns them into RFC
 9457 problem details, and the command line prints them. Anything else that is raised is a bug: status 500.
 
 It also recognises a full disk among other errors, and has the answer for it.
@@ -80,7 +80,7 @@ class RequestTimeout(ServiceError):  # noqa: N818
 
 
 class Conflict(ServiceError):  # noqa: N818
-    """What is asked for does not go together with what is there."""
+    """The request conflicts with the present state."""
 
     status, title, slug = 409, "Conflict", "conflict"
 
@@ -98,7 +98,7 @@ class TooLarge(ServiceError):  # noqa: N818
 
 
 class UnsupportedMedia(ServiceError):  # noqa: N818
-    """The body is of a kind that this route does not take."""
+    """The body's type is not accepted by this route."""
 
     status, title, slug = 415, "Unsupported media type", "unsupported-media"
 
@@ -122,7 +122,7 @@ class Unprocessable(ServiceError):  # noqa: N818
 
 
 class RateLimited(ServiceError):  # noqa: N818
-    """This key has asked more often than it may; nothing was done, trying again later is safe."""
+    """This key exceeds its rate; nothing was done, so retrying later is safe."""
 
     status, title, slug = 429, "Too many requests", "rate-limited"
 
@@ -133,7 +133,7 @@ class RateLimited(ServiceError):  # noqa: N818
 
 
 class Overloaded(ServiceError):  # noqa: N818
-    """More work waits than the service takes on; nothing was done, trying again later is safe."""
+    """Too much work is waiting; nothing was done, so retrying later is safe."""
 
     status, title, slug = 503, "The service is busy", "overloaded"
 
@@ -154,7 +154,7 @@ def is_full(error: BaseException) -> bool:
 
 
 def refusal() -> Overloaded:
-    """The answer to what cannot be written. Paths are for the log alone."""
+    """The answer if something cannot be written. Paths appear only in the log."""
     return Overloaded(
         "there is no space left on a disk of the service",
         expected="space for what is to be kept",

@@ -1,4 +1,4 @@
-"""Switch to another index, with the model that it was built with, while queries go on.
+"""Switch to another index and its model while queries continue.
 
     build the engine of the new store ── a query through all its stages ── new requests get it ── the old one is closed
                                                                           when its last request has been answered
@@ -59,7 +59,7 @@ class IndexSwap:
             task.add_done_callback(self._retiring.discard)
 
     async def close(self) -> None:
-        """Close the present services, and those that are still being retired."""
+        """Close the present services, and former ones that are still in use."""
         async with self._lock:
             for task in self._retiring:
                 task.cancel()

@@ -7,7 +7,7 @@
         for hit in library.search("a dog jumps into a lake", k=5):
             print(hit.title, hit.moment_seconds, hit.score)
 
-In Jupyter a list of hits shows itself with pictures of the moments. One process writes a store at a time; a running
+Jupyter shows a list of hits with pictures of the moments. One process writes a store at a time; a running
 ``emcl serve`` shows what is added here within its ``--watch-seconds``.
 """
 
@@ -97,7 +97,7 @@ class CaptionMatch:
 
 
 class Results(Sequence[T], Generic[T]):
-    """What was found, best first. Shows itself in Jupyter."""
+    """Hits, best first. Jupyter shows them with pictures."""
 
     def __init__(self, found: Sequence[T]) -> None:
         self._found = tuple(found)
@@ -284,7 +284,7 @@ class LocalLibrary:
         return video_id
 
     def remove(self, video_id: str) -> None:
-        """Forget a video and its captions; its file stays. Raises ``ValueError`` for an unknown id."""
+        """Remove a video and its captions from the library; its file stays. Raises ``ValueError`` for an unknown id."""
         from indexer.store.writer import StoreWriter
 
         with StoreWriter.open(self.path) as writer:

@@ -1,8 +1,8 @@
-"""One bounded way to Redis: short timeouts, no retries, and a breaker that leaves a sick Redis alone.
+"""Bounded access to Redis: short timeouts, no retries, and a circuit breaker while it fails.
 
-Nothing that Redis does may cost a search more than its timeout, or fail it. A call that cannot be answered gives
-``None``, which each caller treats as "not known". After a few failures in a row calls are skipped: one task asks in
-the background until Redis answers again. The URL may hold a password: neither it nor an error that quotes it is logged.
+Nothing that Redis does may cost a search more than its timeout, or fail it. A call without an answer returns ``None``,
+which each caller treats as "not known". After a few failures in a row calls are skipped: one background task checks
+until Redis answers again. The URL may hold a password: neither it nor an error that quotes it is logged.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class RedisLink:
         return answer
 
     def _refused(self, error: RedisError) -> None:
-        """Redis answers, but says no: it stays in use, for reads may work where writes do not."""
+        """Redis refuses a call: it stays in use, because reads may work where writes do not."""
         self.errors += 1
         self._in_a_row = 0
         if not self._refusal_told:
@@ -120,7 +120,7 @@ class RedisLink:
             self._ask_in_background(at_once=False)
 
     def _ask_in_background(self, *, at_once: bool) -> None:
-        """Leave Redis alone until it answers a ping."""
+        """Skip Redis until it answers a ping."""
         if self._probe is None:
             asking = self._ask_until_answered(at_once)
             self._probe = asyncio.get_running_loop().create_task(asking, name="redis probe")
@@ -131,7 +131,7 @@ class RedisLink:
         while not (at_once and await self._answers(self.client)):
             if not logged:
                 logged = True
-                logger.warning("redis at %s is unavailable (%s); going on without it", self.where, self._last_failure)
+                logger.warning("redis at %s is unavailable (%s); continuing without it", self.where, self._last_failure)
             await self.background.attempt_async(self._drop_connections, asyncio.sleep)
             await asyncio.sleep(self._retry_seconds)
             at_once = True
@@ -149,7 +149,7 @@ class RedisLink:
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 await client.ping()
-        except Exception as error:  # of whatever kind: it does not answer, and is asked again
+        except Exception as error:  # of whatever kind: it does not answer, and is checked again
             self._last_failure = type(error).__name__
             return False
         return True

@@ -162,7 +162,7 @@ class Services:
 
     @property
     def background(self) -> list[Background]:
-        """How the work in the background is doing."""
+        """The state of background work."""
         additions, writer = self.library.additions, self.library.writer
         works = [additions.background, writer.background, writer.publisher, self.redis.background]
         if self.settings.engine is not None:
@@ -221,7 +221,7 @@ class Services:
         return cast(T, await self.compute_queue.calls.submit(call))
 
     def _compute_in_a_thread(self, call: Callable[[], T]) -> T:
-        """``compute`` for a thread that may wait."""
+        """``compute`` for threads outside the event loop."""
         return asyncio.run_coroutine_threadsafe(self.compute(call), self._loop).result()
 
     async def compute_on_texts(self, texts: Sequence[str], call: Callable[[], T]) -> T:

@@ -61,12 +61,12 @@ class Settings(BaseSettings):
         description="Address of a Milvus that finds the candidates instead of FAISS, such as `milvus://host:19530` "
         "(filled by `emcl engine`, extra `milvus`).",
     )
-    engine_timeout_seconds: float = Field(1.0, gt=0, le=60, description="Longest time that a query of it may take.")
+    engine_timeout_seconds: float = Field(1.0, gt=0, le=60, description="Longest time of a query to it.")
     engine_apply_seconds: float = Field(
         5.0,
         ge=0,
         le=3600,
-        description="Time between two looks for changes that it lacks; 0: `emcl engine fill` does that alone.",
+        description="Interval of applying changes to it; 0: only `emcl engine fill` does.",
     )
     index_mmap: Literal["auto", "on", "off"] = Field(
         "auto",
@@ -74,12 +74,12 @@ class Settings(BaseSettings):
     )
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0: a free one.")
     require_keys: bool = Field(
         False,
         description="Answer only requests with a key (`emcl keys create`). Always on for hosts other than loopback.",
     )
-    keys_file: Path = Field(Path("var/keys.json"), description="File of the API keys; it holds their hashes.")
+    keys_file: Path = Field(Path("var/keys.json"), description="File with the hashes of the API keys.")
     session_seconds: int = Field(43_200, ge=60, le=2_592_000, description="How long a browser stays signed in.")
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
@@ -95,27 +95,25 @@ class Settings(BaseSettings):
         False, description="Serve the tools of `emcl mcp` to agents at `/mcp`, with keys and scopes (extra `mcp`)."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line shown.")
-    log_format: Literal["text", "json"] = Field(
-        "text", description="`text`: lines for people; `json`: one object a line, for machines."
-    )
+    log_format: Literal["text", "json"] = Field("text", description="`text`: plain lines; `json`: one object per line.")
 
     max_connections: int = Field(
-        2000, ge=1, le=1_000_000, description="Connections open at once; more are answered with 503 and closed."
+        2000, ge=1, le=1_000_000, description="Open connections; more are answered with 503 and closed."
     )
     max_requests: int = Field(
-        512, ge=1, le=100_000, description="Requests under way at once; more are answered with 503, unread."
+        512, ge=1, le=100_000, description="Concurrent requests; more are answered with 503 before they are read."
     )
     request_timeout_seconds: float = Field(
         20.0, gt=0, le=3600, description="Longest time that a request's head, or its JSON body, may take to arrive."
     )
     rate_limit: float = Field(
-        50.0, ge=0, le=1e6, description="Requests a second for each key, in the long run; 0: no limit."
+        50.0, ge=0, le=1e6, description="Sustained requests per second for each key; 0: no limit."
     )
-    rate_burst: int = Field(100, ge=1, le=1_000_000, description="Requests that a key may make at once.")
+    rate_burst: int = Field(100, ge=1, le=1_000_000, description="Burst of requests that a key may make at once.")
     upload_rate_per_minute: float = Field(
-        30.0, ge=0, le=1e6, description="Uploads a minute for each key, in the long run; 0: no limit."
+        30.0, ge=0, le=1e6, description="Sustained uploads per minute for each key; 0: no limit."
     )
-    upload_burst: int = Field(10, ge=1, le=1_000_000, description="Uploads that a key may make at once.")
+    upload_burst: int = Field(10, ge=1, le=1_000_000, description="Burst of uploads that a key may make at once.")
     limit_clients: bool = Field(False, description="Without required keys, apply these rates to each client address.")
     redis_url: str | None = Field(
         None,
@@ -132,10 +130,10 @@ class Settings(BaseSettings):
         10_000.0, gt=0, le=600_000, description="Longest time that a query waits for its turn; then 503."
     )
     fusion_visual_weight: float = Field(
-        1.0, ge=0, le=1000, description="How much the visual rank counts where words of a query match as well."
+        1.0, ge=0, le=1000, description="Weight of the visual rank where words of a query match as well."
     )
     fusion_text_weight: float = Field(
-        1.0, ge=0, le=1000, description="How much the rank by words counts there (titles, file names, tags, captions)."
+        1.0, ge=0, le=1000, description="Weight of the rank by words there (titles, file names, tags, captions)."
     )
     fusion_rank_constant: float = Field(
         60.0,
@@ -176,8 +174,8 @@ class Settings(BaseSettings):
     upload_max_seconds: float = Field(3600.0, gt=0, description="Longest uploaded video.")
     upload_max_pixels: int = Field(4096 * 2176, gt=0, description="Largest frame of an upload, width times height.")
     upload_timeout_seconds: float = Field(300.0, gt=0, description="Longest time that an upload may take to arrive.")
-    upload_slots: int = Field(4, ge=1, le=256, description="Uploads under way at once; more are answered with 503.")
-    upload_workers: int = Field(1, ge=1, le=64, description="Uploads that are decoded at once.")
+    upload_slots: int = Field(4, ge=1, le=256, description="Concurrent uploads; more are answered with 503.")
+    upload_workers: int = Field(1, ge=1, le=64, description="Uploads that are decoded concurrently.")
     upload_folder: Path | None = Field(
         None, description="Folder of uploads while they are decoded. Default: the system's temporary folder."
     )
@@ -201,14 +199,14 @@ class Settings(BaseSettings):
 
     watch: Annotated[tuple[Path, ...], NoDecode] = Field(
         (),
-        description="Folders to keep indexed while serving, comma-separated: new, changed and moved videos are found "
-        "by themselves (`emcl index watch` in a process of its own).",
+        description="Folders to keep indexed while serving, comma-separated: new, changed and moved videos are indexed "
+        "automatically (by `emcl index watch` in a process of its own).",
     )
     jobs_folder: Path = Field(Path("var/jobs"), description="Folder of batch jobs: the job store, logs, outputs.")
     jobs_inputs: Annotated[tuple[Path, ...], NoDecode] = Field(
         (),
         description="Folders that jobs over HTTP may read, comma-separated. Default: none; jobs can then use only what "
-        "is sent with them and what other jobs made.",
+        "is sent with them and the output of other jobs.",
     )
     webhooks: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
@@ -219,8 +217,8 @@ class Settings(BaseSettings):
     webhook_secret: str | None = Field(
         None,
         repr=False,
-        description="What webhooks are signed with: `whsec_` and 24 to 64 random bytes in base64. Set it by the "
-        "environment: other users of the machine see command lines.",
+        description="Secret that signs webhooks: `whsec_` and 24 to 64 random bytes in base64. Set it in the "
+        "environment: other users of the machine can see command lines.",
     )
     max_jobs: int = Field(100, ge=1, le=100_000, description="Most jobs that wait; more are answered with 503.")
     job_timeout_seconds: float = Field(
@@ -241,9 +239,9 @@ class Settings(BaseSettings):
         10,
         ge=0,
         le=19,
-        description="Niceness of jobs (0 to 19): how far they give way to searches and other processes.",
+        description="Niceness of jobs (0 to 19); higher values leave more time to searches.",
     )
-    worker_concurrency: int = Field(1, ge=1, le=64, description="Jobs that one worker runs at once.")
+    worker_concurrency: int = Field(1, ge=1, le=64, description="Jobs that one worker runs concurrently.")
     embedded_worker: Literal["auto", "on", "off"] = Field(
         "auto", description="Whether `emcl serve` runs jobs itself, in a child process; `auto`: only without Redis."
     )
@@ -275,9 +273,9 @@ class Settings(BaseSettings):
         description="Folder of H.264 previews of videos that browsers do not play, of downloaded clips and of sprites.",
     )
     preview_cache_bytes: ByteSize = Field(
-        ByteSize(1024 * MEBIBYTE), ge=0, description="Previews and clips kept on the disk; 0 makes none."
+        ByteSize(1024 * MEBIBYTE), ge=0, description="Size of previews and clips kept on disk; 0 makes none."
     )
-    preview_seconds: float = Field(300.0, gt=0, description="Longest time that making one preview or clip may take.")
+    preview_seconds: float = Field(300.0, gt=0, description="Longest time to make one preview or clip.")
     clip_max_seconds: float = Field(600.0, gt=0, description="Longest moment that can be downloaded as a clip.")
 
     @field_validator("jobs_inputs", "watch", mode="before")
@@ -401,7 +399,7 @@ def load_settings(options: dict[str, Any] | None = None) -> Settings:
 
 
 def environment_of(settings: Settings) -> dict[str, str]:
-    """The environment that gives a child process these settings, whatever ours holds."""
+    """The environment that gives a child process these settings."""
     given = {}
     for name in settings.model_fields_set:
         value = getattr(settings, name)
@@ -435,7 +433,7 @@ def variable_name(field: str) -> str:
 
 
 def default_text(field: str) -> str:
-    """The default of a setting as a person would write it; empty if it has none."""
+    """The default of a setting as a user would write it; empty if it has none."""
     default = Settings.model_fields[field].default
     if isinstance(default, ByteSize):
         return default.human_readable().replace(".0", "")

@@ -208,21 +208,21 @@ def _change_one(scene: Scene, rng: np.random.Generator) -> Scene:
             return replace(scene, second=replace(scene.second, corner=_other(rng, CORNERS, scene.second.corner)))
 
 
-def describes(told: Scene, shown: Scene) -> bool:
-    """Whether everything that a full caption of ``told`` says is true of ``shown``.
+def describes(captioned: Scene, shown: Scene) -> bool:
+    """Whether everything that a full caption of ``captioned`` says is true of ``shown``.
 
     A caption says nothing about a second object or an event that is not there, so it is also true of a clip that
     has one more.
     """
     same = all(
-        getattr(told, name) == getattr(shown, name)
+        getattr(captioned, name) == getattr(shown, name)
         for name in ("colour", "shape", "size", "motion", "then_motion", "background", "pattern")
     )
     return (
         same
-        and told.then_colour in (None, shown.then_colour)
-        and told.visibility in ("always", shown.visibility)
-        and told.second in (None, shown.second)
+        and captioned.then_colour in (None, shown.then_colour)
+        and captioned.visibility in ("always", shown.visibility)
+        and captioned.second in (None, shown.second)
     )
 
 
@@ -232,5 +232,5 @@ def recall_ceiling(scenes: Sequence[Scene]) -> tuple[float, float]:
     Even a perfect model must guess among the k clips of which a caption is true, and among the k captions that are
     true of a clip.
     """
-    truth_TV = np.array([[describes(told, shown) for shown in scenes] for told in scenes])
+    truth_TV = np.array([[describes(captioned, shown) for shown in scenes] for captioned in scenes])
     return 100 * float(np.mean(1 / truth_TV.sum(axis=1))), 100 * float(np.mean(1 / truth_TV.sum(axis=0)))

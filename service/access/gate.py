@@ -28,7 +28,7 @@ _HOW = "send it as `Authorization: Bearer emcl_…` (or `X-API-Key: emcl_…`); 
 
 
 class Gate:
-    """Checks credentials and rates. Without ``key_store`` no keys are required: then everybody may do everything."""
+    """Checks credentials and rates. Without ``key_store`` no keys are required, and everybody may do everything."""
 
     def __init__(
         self, key_store: KeyStore | None, limits: RateLimiter, *, session_seconds: int, origins: Collection[str] = ()

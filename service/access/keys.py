@@ -69,7 +69,7 @@ class Key:
     revoked: float | None = None
 
     def state(self, now: float) -> Literal["valid", "expired", "revoked"]:
-        """What the key is worth at a time."""
+        """Its state at a time."""
         if self.revoked is not None:
             return "revoked"
         return "valid" if self.expires is None or now < self.expires else "expired"
@@ -120,7 +120,7 @@ class KeyStore:
         return key, token
 
     def revoke(self, named: str) -> Key:
-        """Make a key, given by its id or its name, worthless from now on. Raises ``ValueError``."""
+        """Revoke a key, given by its id or its name. Raises ``ValueError``."""
         now = time.time()
         with self._writing() as keys:
             found = [key for key in keys.values() if named in (key.key_id, key.name) and key.revoked is None]

@@ -1,8 +1,8 @@
-"""How often a key may ask: token buckets, shared through Redis or, without it, kept in this process.
+"""Rates of keys: token buckets, shared through Redis or, without it, kept in this process.
 
 A bucket holds at most ``burst`` tokens and gains ``per_second``; a request takes one. In Redis one script does it all
-at once, by Redis' own clock, so that no two processes count differently. When Redis does not answer, each process goes
-on with its own buckets: the limit is then as strict per process, never off.
+at once, by Redis' own clock, so that no two processes count differently. When Redis does not answer, each process uses
+its own buckets: the limit then applies per process and is never off.
 """
 
 from __future__ import annotations

@@ -434,7 +434,7 @@ session = Endpoint(
 
 @endpoint("POST", "/v1/jobs", _a(JobOut))
 def submit_job(kind: Literal["index", "train", "evaluate", "calibrate"], **parameters: Any) -> Sent:
-    """Hand in a job; ``parameters`` as ``docs/api.md`` describes them for each kind."""
+    """Submit a job; ``parameters`` as ``docs/api.md`` describes them for each kind."""
     return Sent(json={"kind": kind, **parameters})
 
 
@@ -462,13 +462,13 @@ def job_log_bytes(job_id: str, *, offset: int = 0) -> Sent:
 job_metrics = Endpoint("GET", "/v1/jobs/{job_id}/metrics", _a(JobMetrics), _of_job, "The curves of a training job.")
 
 cancel_job = Endpoint(
-    "POST", "/v1/jobs/{job_id}/cancel", _a(JobOut), _of_job, "Cancel a waiting job, or have a running one stopped."
+    "POST", "/v1/jobs/{job_id}/cancel", _a(JobOut), _of_job, "Cancel a waiting job, or stop a running one."
 )
 
 resume_job = Endpoint(
-    "POST", "/v1/jobs/{job_id}/resume", _a(JobOut), _of_job, "Queue a job again that failed, was cancelled or lost."
+    "POST", "/v1/jobs/{job_id}/resume", _a(JobOut), _of_job, "Queue a failed, cancelled or lost job again."
 )
 
 forget_job = Endpoint(
-    "DELETE", "/v1/jobs/{job_id}", _nothing, _of_job, "Remove a job that has ended, with all that it made."
+    "DELETE", "/v1/jobs/{job_id}", _nothing, _of_job, "Remove a finished job with everything that it made."
 )

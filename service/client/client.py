@@ -1,11 +1,11 @@
-"""A client of the service, typed, in two kinds: ``Client`` and, to be awaited, ``AsyncClient``.
+"""A typed client of the service: ``Client``, and ``AsyncClient`` for asyncio.
 
     with Client("http://127.0.0.1:8000", api_key="emcl_…") as client:
         for hit in client.search("a big red heart circles around over a brown checkerboard background", k=3).hits:
             print(hit.title, hit.moment, hit.score)
 
 Answers are the service's own schemas; errors are exceptions (``service.client.transport``). A service that is busy
-(429, 503 with ``Retry-After``) did nothing, so the request is sent again after the time that it names, within
+(429, 503 with ``Retry-After``) did nothing, so the request is retried after the time that it names, within
 ``Patience``. Importing this loads no model and needs none of PyTorch, FAISS and FFmpeg.
 """
 
@@ -120,7 +120,7 @@ class Client(_Endpoints):
         self.close()
 
     def run(self, call: Call[T]) -> T:
-        """Send a call, again while the service is busy and patience lasts. Raises ``ClientError``."""
+        """Send a call, and retry while the service is busy and patience lasts. Raises ``ClientError``."""
         waits = Waits(self._patience)
         while True:
             with readable(call) as file:
@@ -156,7 +156,7 @@ class Client(_Endpoints):
 
 
 class AsyncClient(_Endpoints):
-    """As ``Client``, with methods that are awaited."""
+    """As ``Client``, with coroutines as methods."""
 
     def __init__(
         self,
@@ -183,7 +183,7 @@ class AsyncClient(_Endpoints):
         await self.close()
 
     async def run_later(self, call: Call[T]) -> T:
-        """Send a call, again while the service is busy and patience lasts. Raises ``ClientError``."""
+        """Send a call, and retry while the service is busy and patience lasts. Raises ``ClientError``."""
         waits = Waits(self._patience)
         while True:
             with readable(call) as file:
@@ -216,18 +216,18 @@ class AsyncClient(_Endpoints):
 
 
 class _Follower:
-    """Hands on a growing log as text, no character cut in two."""
+    """Passes on a growing log as text, never splitting a character."""
 
-    def __init__(self, tell: Callable[[str], None] | None) -> None:
-        self.wanted = tell is not None
+    def __init__(self, on_text: Callable[[str], None] | None) -> None:
+        self.wanted = on_text is not None
         self.offset = 0
-        self._tell = tell
+        self._on_text = on_text
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def take(self, new: bytes) -> None:
         self.offset += len(new)
-        if self._tell is not None and (text := self._decoder.decode(new)):
-            self._tell(text)
+        if self._on_text is not None and (text := self._decoder.decode(new)):
+            self._on_text(text)
 
 
 def _deadline(timeout_seconds: float | None) -> float | None:

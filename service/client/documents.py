@@ -1,4 +1,4 @@
-"""A hit as retrievers of other frameworks want it: text, and metadata of plain values."""
+"""A hit for retrievers of other frameworks: text, and metadata of plain values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from service.schemas.search import HitOut
 
 
 def text_of(video: VideoOut) -> str:
-    """What a language model reads of a video: its captions, one a line, or its title if it has none."""
+    """The text of a video for a language model: its captions, one a line, or its title if it has none."""
     return "\n".join(video.captions) or video.title
 
 

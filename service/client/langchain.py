@@ -22,7 +22,7 @@ class VideoRetriever(BaseRetriever):
 
     ``page_content`` of a document is the video's captions, or its title if it has none; ``metadata`` holds
     ``video_id``, ``title``, ``start_seconds``, ``end_seconds``, ``moment_seconds``, ``score``, ``tags``, and absolute
-    ``stream_url`` and ``thumbnail_url``. Raises ``service.client.ClientError`` where the service refuses or is away.
+    ``stream_url`` and ``thumbnail_url``. Raises ``service.client.ClientError``.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)

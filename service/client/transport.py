@@ -42,7 +42,7 @@ class UnexpectedAnswerError(ClientError):
 
 
 class JobFailedError(ClientError):
-    """A job ended, but not well. ``job`` says how."""
+    """A job ended without success. ``job`` has the details."""
 
     def __init__(self, job: JobOut) -> None:
         super().__init__(f"job {job.job_id} ({job.kind}) is {job.state}: {job.error or 'no reason given'}")
@@ -80,7 +80,7 @@ class NotFoundError(ProblemError):
 
 
 class ConflictError(ProblemError):
-    """What was asked for does not go together with what is there."""
+    """The request conflicts with the present state."""
 
 
 class GoneError(ProblemError):
@@ -100,7 +100,7 @@ class UnprocessableError(ProblemError):
 
 
 class BusyError(ProblemError):
-    """The service is busy or the key asks too often; nothing was done."""
+    """The service is busy, or the key exceeds its rate; nothing was done."""
 
 
 class ServiceFailedError(ProblemError):
@@ -148,7 +148,7 @@ _BUSY = (429, 503)
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
-    """How often a busy service is asked again, and how long is waited for it in all."""
+    """How often a request to a busy service is retried, and for how long in all."""
 
     retries: int = 3
     seconds: float = 30.0
@@ -211,7 +211,7 @@ def answer_of(call: Call[T], response: httpx.Response) -> T:
 
 
 def no_answer(base_url: httpx.URL, error: httpx.TransportError) -> NoAnswerError:
-    """The error that says that nothing came back."""
+    """The error for a missing answer."""
     return NoAnswerError(
         f"no answer from {base_url}: {str(error) or type(error).__name__}; is the service running (`emcl serve`)?"
     )

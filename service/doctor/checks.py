@@ -1,6 +1,6 @@
-"""``emcl doctor``: is everything there that the service needs, and what to do where it is not.
+"""``emcl doctor``: is everything there that the service needs, and if not, what to do.
 
-Each check looks at one thing and says ``ok``, ``warning`` or ``problem``, what it found, and the next step. Checks
+Each check examines one thing and reports ``ok``, ``warning`` or ``problem``, what it found, and the next step. Checks
 share what is expensive (the loaded model, the open index) through a ``Context``, and none keeps another from running:
 what raises is reported as a problem of that check, so that the command works on an installation that is half broken.
 """
@@ -48,7 +48,7 @@ def problem(detail: str, next_step: str) -> Check:
 
 
 class NotCheckedError(Exception):
-    """Another check has failed that this one stands on."""
+    """A check that this one depends on has failed."""
 
 
 @dataclass
@@ -92,7 +92,7 @@ def examine(context: Context, examinations: Iterable[tuple[str, Examination]]) -
                 found = warning(f"not checked: {error}", "fix that first")
             except ValueError as error:  # ours say what to do
                 found = problem(str(error), "fix that, then run this again")
-            except Exception as error:  # whatever is broken: that is what we are here to report
+            except Exception as error:  # whatever is broken is to be reported
                 found = problem(f"{type(error).__name__}: {error}", "fix what the message names, then run this again")
             yield Check(**{**asdict(found), "name": name, "seconds": round(time.perf_counter() - started, 3)})
     finally:

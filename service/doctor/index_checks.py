@@ -141,7 +141,7 @@ def check_writer(context: Context) -> Check:
 
 
 def check_jobs(context: Context) -> Check:
-    """The job store can be read, and somebody works on it."""
+    """The job store can be read, and a worker runs its jobs."""
     from service.jobs.store import JobStore
 
     settings = context.settings

@@ -17,7 +17,7 @@ from service.doctor.checks import Check, Context, Examination, ok, problem, warn
 OLDEST_PYTHON = (3, 11)
 FEWEST_OPEN_FILES = 1024
 GIBIBYTE = 1024**3
-_TOLD = ("torch", "torchvision", "open_clip_torch", "av", "numpy", "fastapi")
+_PACKAGES = ("torch", "torchvision", "open_clip_torch", "av", "numpy", "fastapi")
 
 
 def check_python(context: Context) -> Check:
@@ -29,11 +29,11 @@ def check_python(context: Context) -> Check:
 
 
 def check_packages(context: Context) -> Check:
-    """What the service stands on is installed, and torchvision was built for this torch."""
-    missing = [name for name in _TOLD if version_of(name) is None]
+    """The packages of the service are installed, and torchvision was built for this torch."""
+    missing = [name for name in _PACKAGES if version_of(name) is None]
     if missing:
         return problem(f"{', '.join(missing)} not installed", "install the project again: pip install '.[cpu]'")
-    told = ", ".join(f"{name} {version_of(name)}" for name in _TOLD)
+    found = ", ".join(f"{name} {version_of(name)}" for name in _PACKAGES)
     wanted = torch_wanted_by_torchvision()
     if wanted is not None and wanted != _plain(version_of("torch")):
         return problem(
@@ -41,7 +41,7 @@ def check_packages(context: Context) -> Check:
             "installed",
             "install both together, from one index: pip install --upgrade torch torchvision",
         )
-    return ok(told)
+    return ok(found)
 
 
 def check_torchvision(context: Context) -> Check:
@@ -53,7 +53,8 @@ def check_torchvision(context: Context) -> Check:
     except RuntimeError as error:
         import_open_clip()  # raises what it cannot repair
         return warning(
-            f"torchvision's compiled part does not match torch ({str(error).splitlines()[0]}); the model works without",
+            f"torchvision's compiled part does not match torch ({str(error).splitlines()[0]}); the model works "
+            "without it",
             "install torch and torchvision from one index",
         )
     return ok("torchvision imports with its compiled part")
@@ -95,7 +96,7 @@ def check_gpu(context: Context) -> Check:
 
 
 def check_disk(context: Context) -> Check:
-    """Room, and the right to write, where the service writes."""
+    """Free space and permissions where the service writes."""
     settings = context.settings
     places = {
         "store": settings.store,
@@ -103,16 +104,16 @@ def check_disk(context: Context) -> Check:
         "uploads": settings.upload_folder or Path(tempfile.gettempdir()),
     }
     needed = {"uploads": settings.upload_slots * int(settings.upload_max_bytes)}
-    told, short = [], []
+    found, short = [], []
     for name, path in places.items():
         folder = _existing(path)
         if not os.access(folder, os.W_OK):
             return problem(f"{folder} ({name}) cannot be written", "give the service's user the right to, or move it")
         free = shutil.disk_usage(folder).free
-        told.append(f"{name} {free / GIBIBYTE:.1f} GiB")
+        found.append(f"{name} {free / GIBIBYTE:.1f} GiB")
         if free < max(GIBIBYTE, needed.get(name, 0)):
             short.append(name)
-    detail = f"free: {', '.join(told)}"
+    detail = f"free: {', '.join(found)}"
     if short:
         return warning(detail, f"make room for {', '.join(short)}; uploads need slots x largest upload")
     return ok(detail)
@@ -157,7 +158,7 @@ def check_keys(context: Context) -> Check:
 
 
 def check_redis(context: Context) -> Check:
-    """Redis answers, and forgets the right things when it is full."""
+    """Redis answers, and its eviction policy is right."""
     settings = context.settings
     if settings.redis_url is None:
         return ok("not configured; caches, rates and jobs stay in this process")

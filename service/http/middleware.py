@@ -1,11 +1,11 @@
-"""What every request passes, outermost first: security headers, faults become 500, the host check, other origins,
+"""Middleware of every request, outermost first: security headers, faults become 500, the host check, other origins,
 the limits of searches and of requests, keys and rates, the limit of bodies.
 
 Plain ASGI middleware, so that bodies stay streams and a disconnected client is noticed.
 
 ``Admission`` limits the requests under way and the bytes of bodies held for them. A request over the limit is refused
-before anything of it is read, so that ten thousand of them cost no more memory than the limit allows. Some places are
-reserved for operators: probes, metrics, jobs and the index itself are answered while all others are taken.
+before it is read, so that ten thousand of them cost no more memory than the limit allows. Some places are reserved for
+operators: probes, metrics, jobs and the index itself are answered while all others are taken.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Admission:
         """Admit one request, until ``leave``. Raises ``Overloaded``."""
         places = self.max_requests + (_RESERVED if path.startswith(_RESERVED_PATHS) else 0)
         if self.active >= places:
-            raise self._full(f"{self.active} requests are under way already", f"at most {self.max_requests} at once")
+            raise self._full(f"{self.active} requests are in progress already", f"at most {self.max_requests} at once")
         self.active += 1
 
     def leave(self) -> None:
@@ -252,7 +252,7 @@ class RefuseSearches:
 
 
 class LimitRequests:
-    """Refuses, unread, what is over the number of requests under way."""
+    """Refuses requests over the limit before they are read."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -1,8 +1,8 @@
-"""Every error answer of the service: RFC 9457 problem details. A browser at a wrong address gets a page instead.
+"""Every error answer of the service: RFC 9457 problem details. A browser gets a page instead.
 
 A body of ``application/problem+json`` with ``type`` (a link into ``/docs``), ``title``, ``status``, ``detail`` (what
-was wrong), ``expected`` and ``next_step``. Validation errors add ``errors``, one per wrong field. A bug is
-answered with 500, an ``incident`` that the log has too, and nothing of what happened inside.
+was wrong), ``expected`` and ``next_step``. Validation errors add ``errors``, one per wrong field. A bug is answered
+with 500 and an ``incident`` that is in the log too, without internal details.
 """
 
 from __future__ import annotations
@@ -94,13 +94,13 @@ def from_fault(incident: str) -> ProblemResponse:
         title="The service failed",
         detail="An unexpected error occurred; it is not the fault of the request.",
         expected="an answer",
-        next_step=f"try again; if it stays, report it with the log lines of incident {incident}",
+        next_step=f"try again; if it happens again, report it with the log lines of incident {incident}",
         incident=incident,
     )
 
 
 def kinds() -> list[dict[str, Any]]:
-    """Every kind of problem with its slug, status and meaning, by status: what ``/docs`` lists."""
+    """Every kind of problem with its slug, status and meaning, by status, as ``/docs`` lists them."""
     errors: list[dict[str, Any]] = [
         {"slug": kind.slug, "status": kind.status, "title": kind.title, "meaning": (kind.__doc__ or "").strip()}
         for kind in ServiceError.__subclasses__()
@@ -163,7 +163,7 @@ def register(app: FastAPI) -> None:
 
 
 def _is_for_people(request: Request) -> bool:
-    """Whether a browser was led to this address: scripts ask for JSON or for anything, and below /v1 is the API."""
+    """Whether a browser navigated here: scripts accept JSON or anything, and below /v1 is the API."""
     wanted = request.headers.get("accept", "")
     return request.method == "GET" and "text/html" in wanted and not request.url.path.startswith("/v1/")
 

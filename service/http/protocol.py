@@ -1,4 +1,4 @@
-"""What a connection may cost before it is a request: how many there are, and how long a request's head may take.
+"""Limits on connections before they are requests: their number, and the time for a request's head.
 
 uvicorn's own protocol, with two bounds that it lacks. A connection over the limit gets 503 with Retry-After and is
 closed; one that does not send the head of a request in time, the first or a later one, is closed without an answer.

@@ -1,6 +1,6 @@
-"""Receiving an upload: a multipart body is written, as it streams in, to a file that has no name.
+"""Receiving an upload: a multipart body is streamed into a file that has no name.
 
-In: a request with one ``file`` part, and texts where a route takes any. Out: that part's bytes as an open, anonymous
+In: a request with one ``file`` part, and texts if a route accepts them. Out: that part's bytes as an open, anonymous
 temporary file, which is gone when it is closed, also if this process is killed. The size is counted while it streams:
 at the limit reading stops, the answer is 413 and the connection is closed. The client's file name is never used for
 anything.
@@ -92,7 +92,7 @@ class UploadReceiver:
     def _take_slot(self) -> None:
         if self._taken >= self.slots:
             raise Overloaded(
-                f"{self._taken} uploads are under way already",
+                f"{self._taken} uploads are in progress already",
                 expected=f"at most {self.slots} at once",
                 next_step="try again after the seconds in Retry-After, or raise --upload-slots",
                 retry_after_seconds=2,

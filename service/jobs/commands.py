@@ -1,6 +1,6 @@
-"""From a job to the command line that does it, and from what that leaves behind to the job's result.
+"""The command line of a job, and the job's result from the files that it wrote.
 
-The command is the one that a person would type. Everything it writes goes to the job's folder, but for an index job
+The command is the one that a user would type. Everything it writes goes to the job's folder, but for an index job
 that adds to a store. Running it again continues what an earlier attempt began.
 
 How far a job's process is, read from what it writes: progress lines, or a training run's log.
@@ -97,7 +97,7 @@ class TrainingProgress:
 
 
 class NoProgress:
-    """Of a command that says nothing."""
+    """Of a command that reports no progress."""
 
     def latest(self) -> JobProgress | None:
         """Nothing."""
@@ -162,7 +162,7 @@ def command_of(job: Job, job_store: JobStore, settings: Settings) -> Command:
 
 
 def result_of(job: Job, job_store: JobStore, settings: Settings, exit_code: int) -> dict[str, Any]:
-    """The result of a job whose command ended well. Raises ``ValueError`` or ``OSError`` if it left none."""
+    """The result of a job whose command succeeded. Raises ``ValueError`` or ``OSError`` if it left none."""
     folder = job_store.job_folder(job.job_id)
     if job.kind == "index":
         return _index_result(store_of(job, job_store, settings), complete=exit_code != INCOMPLETE)

@@ -1,4 +1,4 @@
-"""What a job may be asked for, by kind: the bodies of ``POST /v1/jobs``. Unknown fields are errors.
+"""Parameters of jobs, by kind: the bodies of ``POST /v1/jobs``. Unknown fields are errors.
 
 These checks need the request alone; ``service.jobs.submission`` checks it against folders and other jobs.
 Wherever a model is named: ``demo``, ``served`` (the one that the served index was built with), or the id of a
@@ -36,7 +36,7 @@ class JobParameters(BaseModel):
 
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$", description="`auto`, `cpu` or `cuda:N`.")
     timeout_seconds: float | None = Field(
-        None, gt=0, description="Stop it after this time. Default, and most: --job-timeout-seconds."
+        None, gt=0, description="Stop it after this time. Default and maximum: --job-timeout-seconds."
     )
 
 
@@ -52,7 +52,7 @@ class IndexJob(JobParameters):
         description="`served`: add to the index that is served; `new`: make one in the job's folder; or the id of the "
         "index job that made one.",
     )
-    model: ModelName | None = Field(None, description="With `new`: whose index it becomes. Default: `served`.")
+    model: ModelName | None = Field(None, description="With `new`: the model of the index. Default: `served`.")
     prune: bool = Field(False, description="Remove videos whose files are gone.")
     segment_seconds: float | None = Field(None, ge=0.1, description="With `new`: longer videos are cut.")
     workers: int | None = Field(None, ge=1, le=64, description="Decoding processes.")
@@ -72,9 +72,9 @@ class TrainJob(JobParameters):
     """Train a model; `emcl train`. Paths in the configuration must be inside --jobs-inputs."""
 
     kind: Literal["train"]
-    config: dict[str, Any] | None = Field(None, description="The configuration itself, as configs/*.yaml hold it.")
-    config_file: Name | None = Field(None, description="Instead: a YAML or JSON file inside --jobs-inputs.")
-    start_from: ModelName | None = Field(None, description="Begin with these weights; `demo` or a job's id.")
+    config: dict[str, Any] | None = Field(None, description="The configuration itself, as in configs/*.yaml.")
+    config_file: Name | None = Field(None, description="Instead of `config`: a YAML or JSON file inside --jobs-inputs.")
+    start_from: ModelName | None = Field(None, description="Start from these weights; `demo` or a job's id.")
 
     @model_validator(mode="after")
     def _one_configuration(self) -> TrainJob:
@@ -86,10 +86,10 @@ class TrainJob(JobParameters):
 
 
 class MeasureJob(JobParameters):
-    """What evaluation and calibration have in common."""
+    """Common parameters of evaluation and calibration."""
 
     data: Name = Field(description="Manifest, its folder, or a data set's configuration, inside --jobs-inputs.")
-    allow_missing: bool = Field(False, description="Go on although videos are missing.")
+    allow_missing: bool = Field(False, description="Continue although videos are missing.")
     model: ModelName = Field("served", description="Which model.")
 
 
@@ -99,7 +99,7 @@ class EvaluateJob(MeasureJob):
     kind: Literal["evaluate"]
     split: Literal["train", "val", "test"] = Field("test", description="Which split of a data set.")
     candidates: int | None = Field(
-        None, ge=1, le=100_000, description="Candidates that stage 1 hands to the reranking. Default: the model's."
+        None, ge=1, le=100_000, description="Candidates from stage 1 to rerank. Default: the model's."
     )
 
 

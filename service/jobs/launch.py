@@ -21,7 +21,7 @@ def main() -> None:
     if os.fork() == 0:
         watch(pipe)
     os.close(pipe)
-    # A worker in the background of a shell ignores SIGINT and would bequeath that; the command must hear it.
+    # A worker in the background of a shell ignores SIGINT, and the command would inherit that but must react to it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.nice(nice)
     if memory:

@@ -4,7 +4,7 @@
        ▲          │                        │
        └──────────┴──── resume, or a worker that was stopped ◄──┘
 
-``lost`` means that the processes of a running job are gone without having said how it ended.
+``lost`` means that the processes of a running job ended without a result.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class JobProgress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """One job. Times are seconds since 1970 and for people alone: nothing is decided by them.
+    """One job. Times are seconds since 1970 and only informative: nothing depends on them.
 
-    ``attempts`` counts how often it was started; ``stopping`` says that somebody asked for it to be cancelled.
+    ``attempts`` counts how often it was started; ``stopping``: its cancellation was requested.
     ``key_name`` names the key that submitted it, ``None`` without keys.
     """
 
@@ -57,5 +57,5 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing happens to it any more unless somebody asks."""
+        """Whether it has ended, until somebody resumes it."""
         return self.state not in UNFINISHED

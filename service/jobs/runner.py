@@ -1,4 +1,4 @@
-"""Runs one claimed job as a process group of its own, and writes into the job store what becomes of it.
+"""Runs one claimed job as a process group of its own, and records the outcome in the job store.
 
     started ─┬─ ended by itself ── succeeded, failed, or queued again if the system killed it and attempts are left
              ├─ cancelled, timed out, or the worker is stopping: SIGINT, then SIGTERM, then SIGKILL to the group
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 Reason = Literal["cancelled", "timeout", "worker stopped"]
 
 POLL_SECONDS = 0.1
-STORE_SECONDS = 0.5  # how often progress is stored and a request to stop is looked for
+STORE_SECONDS = 0.5  # how often progress is stored and requests to stop are checked
 _TAIL_BYTES = 4000
 
 
@@ -141,7 +141,7 @@ class JobRunner:
         try:
             result = result_of(job, self.job_store, self.settings, code)
         except (ValueError, KeyError, OSError) as error:
-            message = f"its command ended well, but its result cannot be read: {error}"
+            message = f"its command succeeded, but its result cannot be read: {error}"
             self._insist(lambda: self.job_store.fail(job.job_id, message))
             return
         self._insist(lambda: self.job_store.succeed(job.job_id, result))
@@ -154,7 +154,7 @@ class JobRunner:
             logger.warning("job %s: its log cannot be written: %s", job.job_id, error)
 
     def _insist(self, write: Callable[[], None]) -> None:
-        """Write the end of a job, also if the disk is full for a while: without it the work would count as lost."""
+        """Record the end of a job, and wait while the disk is full: otherwise the job would count as lost."""
         pause = 0.5
         while True:
             try:
@@ -180,7 +180,7 @@ def _stop_group(process: subprocess.Popen[bytes], grace_seconds: float) -> None:
 
 
 def _why(code: int, log: Path) -> str:
-    """What a failed command said last, for people."""
+    """The last message of a failed command."""
     if code < 0:
         name = signal.Signals(-code).name
         hint = " (out of memory?)" if name == "SIGKILL" else ""

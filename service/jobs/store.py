@@ -57,14 +57,14 @@ CREATE TABLE jobs (
 );
 CREATE INDEX jobs_by_state ON jobs (state, kind)
 """
-LOST = "the processes of this job ended without saying how; its worker was probably killed"
+LOST = "the processes of this job ended without a result; its worker was probably killed"
 
 
 class AliveLock:
     """The lock of one job, held until ``release`` or the end of all processes that have it: evidence of work.
 
-    The kernel releases it, so no clock, no process number and no boot can deceive it: a lock that can be taken means
-    that every process which held it has ended, be it in another container on the same volume. The runner's child
+    The kernel releases it, so it does not depend on clocks, process numbers or reboots: a lock that can be taken means
+    that every process that held it has ended, even in another container on the same volume. The runner's child
     processes inherit it, so that a job counts as alive until the last of them is gone.
     """
 
@@ -95,7 +95,7 @@ class AliveLock:
         return cls(descriptor)
 
     def release(self) -> None:
-        """Let go of it, also for the processes that inherited it."""
+        """Release it, also for the processes that inherited it."""
         fcntl.flock(self.descriptor, fcntl.LOCK_UN)
         os.close(self.descriptor)
 
@@ -284,11 +284,11 @@ class JobStore:
         self._end(job_id, "failed", error=error)
 
     def end_cancelled(self, job_id: str) -> None:
-        """End a running job because somebody asked for it."""
+        """End a running job because its cancellation was requested."""
         self._end(job_id, "cancelled", error="cancelled on request")
 
     def requeue(self, job_id: str) -> None:
-        """Put a running job back: its worker is being stopped, another one goes on with it."""
+        """Queue a running job again, because its worker is being stopped."""
         self._change(job_id, "state = 'queued', pid = NULL, host = NULL", (), only="state = 'running'")
         self.let_go(job_id)
 
@@ -307,7 +307,7 @@ class JobStore:
         return job
 
     def resume(self, job_id: str) -> Job:
-        """Queue a job again that failed, was cancelled or lost. Raises ``Conflict`` if it is none of these."""
+        """Queue a failed, cancelled or lost job again. Raises ``Conflict`` if it is none of these."""
         changed = self._change(
             job_id,
             "state = 'queued', stopping = 0, ended = NULL, error = NULL, pid = NULL, host = NULL",

@@ -1,7 +1,7 @@
 """Submits, cancels and resumes jobs. An accepted job has been checked, is in the job store, and will be run.
 
-Everything that can be known is checked at once: paths are inside --jobs-inputs, configurations are valid, the jobs
-that are named made what is wanted of them.
+Everything that can be checked is checked at once: paths are inside --jobs-inputs, configurations are valid, the jobs
+that are named made what the new one needs.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class EmbeddedWorker:
         try:
             process.wait(2 * self._settings.job_grace_seconds + _MARGIN_SECONDS)
         except subprocess.TimeoutExpired:
-            logger.error("the worker did not end; killing it, its jobs count as lost")
+            logger.error("the worker did not end; killing it, so its jobs count as lost")
             process.kill()
             process.wait()
 
@@ -103,7 +103,7 @@ class JobService:
         self.worker = EmbeddedWorker(settings) if embedded else None
 
     def start(self) -> None:
-        """Have jobs run that an earlier service accepted and did not finish."""
+        """Run jobs that an earlier service accepted and did not finish."""
         if self.worker is not None and self.job_store.exists and self.job_store.unfinished(KINDS):
             self.worker.ensure()
 
@@ -143,7 +143,7 @@ class JobService:
         return job
 
     def cancel(self, job_id: str) -> Job:
-        """Cancel a job that waits, ask for a running one to be stopped. Raises ``Conflict`` if it has ended."""
+        """Cancel a waiting job, or request a running one to stop. Raises ``Conflict`` if it has ended."""
         self.job_store.find_lost()
         return self.job_store.cancel(job_id)
 
@@ -162,7 +162,7 @@ class JobService:
         return job
 
     def forget(self, job_id: str) -> None:
-        """Remove a finished job with all that it made. Raises ``Conflict`` if that is still of use."""
+        """Remove a finished job with everything that it made. Raises ``Conflict`` if that is still used."""
         users = [job.job_id for job in self.job_store.referring(job_id)]
         if self.served_job == job_id:
             users.append("the index that is served")
@@ -210,7 +210,7 @@ class JobService:
             )
 
     def _model(self, named: str) -> str:
-        """What stays true of a model's name: whatever is served later, the job uses what is served now."""
+        """Pin a model's name: the job uses what is served now, whatever is served later."""
         if named == "served" and self.served_job is not None:
             return str(self.job_store.get(self.served_job).parameters["model"])
         if named not in ("demo", "served"):
@@ -256,7 +256,7 @@ class JobService:
 
 
 def _check_keepable(parameters: dict[str, Any]) -> None:
-    """Raise ``Unprocessable`` for what Python reads as JSON, but what could not be written as such again."""
+    """Raise ``Unprocessable`` for values that Python reads from JSON but that cannot be written as JSON."""
     try:
         json.dumps(parameters, allow_nan=False, ensure_ascii=False).encode()
         depth = _depth(parameters)

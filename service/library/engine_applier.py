@@ -1,6 +1,6 @@
 """Brings the collections of an external engine up to date while the service runs.
 
-Answers do not wait for it: what the engine lacks is searched in the view itself (``indexer.engine.reader``). It keeps
+Answers do not depend on it: what the engine lacks is searched in the view itself (``indexer.engine.reader``). It keeps
 that little. Several services of one store may run one each; whichever finds a change first applies it.
 """
 
@@ -26,12 +26,12 @@ class EngineApplier:
         self._thread = Thread(target=self._run, name="engine applier", daemon=True)
 
     def start(self) -> None:
-        """Begin; without an engine, or with 0 seconds between two looks, nothing happens."""
+        """Start; does nothing without an engine, or with an interval of 0 seconds."""
         if self._settings.engine is not None and self._settings.engine_apply_seconds > 0:
             self._thread.start()
 
     def close(self) -> None:
-        """Stop, after the step that is being taken."""
+        """Stop after the present step."""
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join()

@@ -1,7 +1,7 @@
 """Folders that a service keeps indexed: ``emcl index watch`` as a child process, started again if it ends.
 
 It decodes and encodes in a process of its own, so that searches wait for neither, and loads the model a second time.
-What it prints goes to the service's log. It cannot outlive the service (``service.jobs.launch``).
+Its output goes to the service's log. It cannot outlive the service (``service.jobs.launch``).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class FolderWatch:
             self._thread.start()
 
     def close(self) -> None:
-        """Stop, when the video under way is written or ``GRACE_SECONDS`` have passed."""
+        """Stop once the current video is written or ``GRACE_SECONDS`` have passed."""
         self._stop.set()
         if self._thread.ident is None:
             return

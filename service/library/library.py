@@ -57,7 +57,7 @@ class Library:
         self.additions.close()
 
     def migrate(self) -> Future[None]:
-        """Bring the catalogue up to date: an older one cannot be searched by words before it was opened for writing."""
+        """Migrate the catalogue: an older one cannot be searched by words until it was opened for writing."""
         return self.writer.run(lambda _: None)
 
     def remove_video(self, video_id: str) -> Future[None]:
@@ -81,7 +81,7 @@ class Library:
         done: Future[None] = Future()
 
         def settle(_: object) -> None:
-            # Where another process writes, this video cannot have been committed: its bytes are all there is of it.
+            # Where another process writes, this video cannot have been committed: it consists of its bytes alone.
             error = removed.exception()
             if isinstance(error, Overloaded):
                 if self.additions.pending(video_id) is None:

@@ -99,7 +99,7 @@ class AdditionWork:
         self._commit(accepted, lambda writer: self._store(writer, accepted, video, texts_ND))
 
     def _when_its_turn(self, call: Callable[[], T]) -> T:
-        """Run a call of the encoder, however often its turn does not come because searches fill the queue."""
+        """Run a call of the encoder, and retry while searches fill the queue."""
         while True:
             try:
                 return self._compute(call)  # type: ignore[return-value]  # what the call returns
@@ -108,7 +108,7 @@ class AdditionWork:
                     raise
 
     def _commit(self, accepted: Accepted, work: Callable[[StoreWriter], None]) -> None:
-        """Have the writer do it, once no other process writes."""
+        """Run it in the writer, once no other process writes."""
         while True:
             try:
                 return self._writer.run(work).result()
@@ -162,7 +162,7 @@ KIND = "add-video"
 
 @dataclass(frozen=True, kw_only=True)
 class Addition:
-    """What became of an upload: ``new`` if its bytes were not known; ``job_id`` if it is still being worked on."""
+    """The outcome of an upload: ``new`` if its bytes were not known; ``job_id`` if it is still being worked on."""
 
     video_id: str
     new: bool
@@ -179,7 +179,7 @@ class VideoDetails:
 
 
 class Additions:
-    """Takes videos in for the store in ``path``, which ``engine`` serves. Safe from several threads.
+    """Accepts videos for the store in ``path``, which ``engine`` serves. Safe from several threads.
 
     ``compute`` runs a call of the encoder when its turn among the searches comes; each video has a job in
     ``job_store``; at most ``max_pending`` videos wait. ``added`` and ``failed`` count videos.
@@ -243,7 +243,7 @@ class Additions:
             self._starter.join()
 
     def close(self) -> None:
-        """Wait for the end of what ``stop`` ended; after the writer was closed, which may still owe a result."""
+        """Wait for the thread to end, after the writer was closed, which may still have to deliver a result."""
         if self._worker is not None:
             self._worker.join()
         self.upload_store.close()

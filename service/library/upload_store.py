@@ -5,8 +5,8 @@
     STORE/media.lock                 held by the one service that accepts videos for this store
 
 A video is accepted when both files are on the disk. Both are named by the video's id, whatever path the store is
-reached by. Bytes of an id that neither a record nor the catalogue names were never acknowledged, or are what a deletion
-that was cut short left behind: they are removed when a service starts.
+reached by. Bytes of an id that neither a record nor the catalogue names were never acknowledged, or are left from an
+interrupted deletion: they are removed when a service starts.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class UploadStore:
         write_atomically(self._record(accepted.video_id), content)  # syncs the folder, and so the other name
 
     def done(self, video_id: str) -> None:
-        """Delete the record of a video that is in the catalogue now, or never will be."""
+        """Delete the record of a video that is in the catalogue now or was given up."""
         self._record(video_id).unlink(missing_ok=True)
         sync_folder(self.folder)
 

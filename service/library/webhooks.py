@@ -1,10 +1,10 @@
-"""Webhooks: what has happened is sent to addresses that the operator named, and to no others.
+"""Webhooks: events are sent to addresses that the operator named, and to no others.
 
     jobs that ended, videos that can be found ──► webhooks.db, one row for each event and address ──► POST, signed
 
 An event is in the outbox before anything is sent, so a service that is killed sends it when it is started again: each
-arrives at least once, and its id says whether it is one that came before. What happens while no service runs is noticed
-by the next one. Requests are signed as https://www.standardwebhooks.com says, so that receivers can use its libraries.
+arrives at least once, and its id identifies repetitions. What happens while no service runs is noticed by the next one.
+Requests are signed as https://www.standardwebhooks.com says, so that receivers can use its libraries.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Outbox:
         self._database.close()
 
     def notice(self, job_store: JobStore, store: Path, live: LiveIndex, urls: Iterable[str]) -> int:
-        """Put events of what is new into the outbox; returns how many.
+        """Put new events into the outbox; returns how many.
 
         What was there when webhooks were turned on, or when a store was seen for the first time, is not new.
         """
@@ -244,7 +244,7 @@ class Webhooks:
         self.waiting = outbox.waiting()
 
     def _send_next(self, outbox: Outbox, url: str) -> bool:
-        """Send the oldest event for an address; whether the next one may follow at once."""
+        """Send the oldest event for an address; returns whether the next one may follow at once."""
         now = self._clock()
         event = outbox.due(url, now)
         if event is None:
@@ -269,7 +269,7 @@ class Webhooks:
         return False
 
     def _post(self, url: str, event_id: str, body: str) -> str | None:
-        """Send one event; why it was not taken, None if it was. Nothing of the answer is read but its status."""
+        """Send one event; returns why it was not accepted, or None. Only the status of the answer is read."""
         try:
             headers = signed_headers(event_id, int(time.time()), body, self._key)
             with self.http.stream("POST", url, content=body, headers=headers) as answer:
@@ -279,7 +279,7 @@ class Webhooks:
 
 
 def _host(url: str) -> str:
-    """An address without what may be secret in it: user, path and query."""
+    """An address without its secret parts: user, path and query."""
     return httpx.URL(url).host
 
 
@@ -289,7 +289,7 @@ def _body(kind: str, data: dict[str, Any]) -> str:
 
 
 def _job_facts(job: Job) -> dict[str, Any]:
-    """What receivers learn of a job; its parameters and paths are not among that."""
+    """What receivers learn about a job, without its parameters and paths."""
     times = {
         name: None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
         for name, seconds in (("created", job.created), ("started", job.started), ("ended", job.ended))

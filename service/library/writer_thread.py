@@ -1,4 +1,4 @@
-"""The one thread of a service that writes to its store: every change is made here, one after the other.
+"""The one thread of a service that writes to its store: all changes happen here, one after the other.
 
 In: functions of an open ``StoreWriter``, from any thread. Out: their results as futures, set when what they committed
 is durable *and* is being served. The store's lock is held only while there is something to do, so that ``emcl index``
@@ -166,7 +166,7 @@ class LibraryWriter:
             try:
                 self._publishing.start()
             except BaseException:
-                self._publishing = None  # there is no more thread to be had
+                self._publishing = None  # the system gives no more threads
                 raise
 
     def _publish(self, settings: StoreSettings) -> None:
@@ -195,7 +195,7 @@ class LibraryWriter:
 
 
 def _told(error: BaseException) -> BaseException:
-    """What a caller can do something about, as such; everything else as it is."""
+    """Errors that a caller can act on, as ``ServiceError``; everything else unchanged."""
     if isinstance(error, StoreLocked):
         expected, next_step = "no other process that writes to the store", "try again after the seconds in Retry-After"
     elif errors.is_full(error):

@@ -1,10 +1,10 @@
 """A moment of a video as a file of its own: MP4 with picture and sound.
 
 Packets are copied where MP4 can hold them and the container has presentation times: nothing is lost and it takes as
-long as reading. The copy has to begin at a key frame; an edit list tells players to start at the moment itself. All
-else is encoded again as H.264 and AAC, and so is everything on request.
+long as reading. The copy has to begin at a key frame; an edit list tells players to start at the moment itself.
+Everything else is encoded again as H.264 and AAC, as is any clip on request.
 
-Runs in the process of ``service.media.preview_worker``; never call it on a stranger's file elsewhere.
+Runs in the process of ``service.media.preview_worker``; never call it on an untrusted file elsewhere.
 """
 
 from __future__ import annotations
@@ -329,7 +329,7 @@ class _SoundEncoder:
         self._waiting += self._stream.encode(None)
 
     def write(self, *, begin: bool) -> None:
-        """Write what waits, if the picture has begun."""
+        """Write waiting packets, once the picture has begun."""
         if begin:
             self._out.mux(self._waiting)
             self._waiting = []

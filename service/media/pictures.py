@@ -1,6 +1,6 @@
 """A moment of a video as a JPEG, and many as one: a sprite.
 
-Torch-free, so that the sandboxed process of strangers' videos can make them too.
+Without PyTorch, so that the sandboxed process can make them too.
 """
 
 from __future__ import annotations

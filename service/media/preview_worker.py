@@ -1,6 +1,6 @@
 """What a child of ``service.media.fork_server`` does to make a preview or a clip; the service itself never imports it.
 
-Takes its job, the video as standard input and the file to write as standard output, both regular files. Says in one
+Takes its job, the video as standard input and the file to write as standard output, both regular files. Reports in one
 JSON line on standard error what is wrong with the video. Limits are set before a byte of the video is read.
 """
 
@@ -51,7 +51,7 @@ def main(job: dict[str, Any]) -> int:
             else:
                 limits = DecodeLimits(max_pixels=job["max_pixels"], check_clock=job["check_clock"])
                 write_clip(path, target, Clip(**job["clip"]), limits)
-    except Exception as error:  # whatever a stranger's file provokes is reported, by type
+    except Exception as error:  # whatever an untrusted file provokes is reported, by type
         json.dump({"error": type(error).__name__, "message": str(error)[:1000]}, complaint)
         complaint.flush()
         return 1

@@ -1,7 +1,7 @@
 """Previews: what browsers cannot play (HEVC, MPEG-4 part 2 and others) once more as small H.264. And clips: a moment as
 a file of its own (``service.media.clips``).
 
-Both are made when they are first asked for, in a process of its own with limits on processor time, memory, wall time
+Both are made on the first request, in a process of its own with limits on processor time, memory, wall time
 and the size of what it writes (``service.media.preview_worker``), and kept in a folder of bounded size, from which the
 least recently used are removed.
 """
@@ -53,7 +53,7 @@ class PreviewLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """A video of which a preview is wanted, or a clip: its id, and where its file is.
+    """A video to make a preview or a clip of: its id, and the path of its file.
 
     ``check_clock`` as in ``DecodeLimits``.
     """
@@ -97,7 +97,7 @@ class Previews:
         self.batcher.start()
 
     async def close(self) -> None:
-        """Stop; waiting callers get ``Overloaded``, and the preview that is being made is given up."""
+        """Stop; waiting callers get ``Overloaded``, and the preview in progress is abandoned."""
         if self._process is not None:
             self._process.kill()
         await self.batcher.close()
@@ -221,7 +221,7 @@ class Previews:
         )
 
     def _make_room(self, size_bytes: int) -> None:
-        """Remove previews, those first that were not watched for longest, until one of this size fits."""
+        """Remove the least recently watched previews until one of this size fits."""
         kept = sorted((path.stat().st_mtime_ns, path.stat().st_size, path) for path in self.folder.glob("*.mp4"))
         excess = sum(size for _, size, _ in kept) + size_bytes - self.limits.cache_bytes
         for _, size, path in kept:

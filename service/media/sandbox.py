@@ -1,7 +1,7 @@
 """Decoding of uploads in a process of its own, with limits on processor time, memory and wall time.
 
-In: an open file with a stranger's bytes. Out: frames ready for the image tower, or an error that says what is wrong
-with the file. A video decoder is a large body of C that reads hostile input: here it can crash, spin or swell without
+In: an open file with untrusted bytes. Out: frames ready for the image tower, or an error that says what is wrong with
+the file. A video decoder is a large body of C that reads hostile input: here it can crash, loop or fill memory without
 harm to the service. The process (``service.media.sandbox_worker``, forked by ``service.media.fork_server``) imports no
 model, gets an empty environment, may create no file and is killed when it takes too long; its answer is read up to a
 bound and parsed without pickle.

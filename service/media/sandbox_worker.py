@@ -2,7 +2,7 @@
 
 Takes its job and the video as standard input, a file. Writes one JSON line and, on success, two ``.npy`` arrays
 (frames, timestamps) or a JPEG to what was standard output. Limits are set before a single byte of the video is read;
-the decoder's own chatter goes nowhere.
+the decoder's own messages are discarded.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main(job: dict[str, Any]) -> int:
                 _answer_picture(job, upload.fileno(), size_bytes, answer)
             else:
                 _answer(job, upload.read(), answer)
-        except Exception as error:  # whatever a stranger's file provokes is reported, by type
+        except Exception as error:  # whatever an untrusted file provokes is reported, by type
             _write_header(answer, {"error": type(error).__name__, "message": str(error)[:2000]})
     return 0
 

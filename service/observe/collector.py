@@ -1,7 +1,7 @@
 """The state of a running service as Prometheus metrics, read from its parts at the moment when Prometheus asks.
 
-Each part is read on its own: one that cannot be read is logged, reported by ``emcl_collector_up``, and keeps none of
-the others from being seen. Caches, queues and counters are plain attributes of the parts; nothing is copied.
+Each part is read on its own: one that cannot be read is logged, reported by ``emcl_collector_up``, and does not hide
+the others. Caches, queues and counters are plain attributes of the parts; nothing is copied.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class ServiceCollector(Collector):
         }
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: what there is, is known when it is read."""
+        """Nothing: the metrics are only known when they are read."""
         return []
 
     def collect(self) -> Iterator[Metric]:

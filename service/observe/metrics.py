@@ -1,4 +1,4 @@
-"""What the service counts and times: Prometheus metrics of one application, and the middleware that observes requests.
+"""The service's own measurements: Prometheus metrics of one application, and the middleware that observes requests.
 
 Two kinds of numbers. What happens is counted here (requests, stages, batches, problems, uploads);
 what *is* (queues, caches, the index, jobs, memory) is read from the parts of the service when Prometheus asks
@@ -77,7 +77,7 @@ class Telemetry:
         self.uploads = Counter("emcl_uploads", "Uploads, by what became of them.", ("outcome",), registry=self.registry)
 
     def watch(self, collector: Collector) -> None:
-        """Read ``collector`` too when asked for the metrics, in place of one that was given before."""
+        """Also read ``collector`` on each scrape, instead of any former one."""
         self.forget()
         self.registry.register(collector)
         self._watched = collector

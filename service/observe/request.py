@@ -1,7 +1,7 @@
-"""What is known of the request that is being answered: its id, its stages, what went wrong. A leaf.
+"""The request that is being answered: its id, its stages, its problem. A leaf.
 
 The outermost middleware (``service.observe.metrics.Observe``) makes one ``Observation`` for each request and holds it
-in a context variable; whatever works for the request may write into it, and reads it through ``current``.
+in a context variable; code that works for the request may write into it, and reads it through ``current``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Captions: added, listed, removed. A caption is a text that an uploaded video finds."""
+"""Adding, listing and removing captions. A caption is a text that an uploaded video finds."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def list_captions(
 async def add_captions(asked: CaptionsIn, services: ServicesDep) -> CaptionsAdded:
     """Store captions, of indexed videos or of none; they can be found when this is answered.
 
-    All or none of them. One that is there already stays as it is, and keeps its id.
+    All or none of them. Existing captions stay as they are and keep their ids.
     """
     engine = services.engine
     captions = [(one.video_id, check_caption(engine.limits, one.text)) for one in asked.captions]
@@ -62,5 +62,5 @@ async def add_captions(asked: CaptionsIn, services: ServicesDep) -> CaptionsAdde
 
 @router.delete("/{caption_id}", summary="Remove a caption", status_code=204, dependencies=[require("write")])
 async def remove_caption(caption_id: CaptionId, services: ServicesDep) -> None:
-    """Forget a caption: no video finds it any more."""
+    """Remove a caption: no video finds it any more."""
     await asyncio.wrap_future(services.library.remove_caption(caption_id))

@@ -4,9 +4,9 @@ Behaviour follows clip-retrieval 2.45 (MIT licence), ``clip_back.py`` and ``clip
 its Content-Type says; an answer has one entry for each of ``num_result_ids`` results, of which the first ``num_images``
 carry metadata; ``id`` is an integer (here: of a segment) that ``/metadata`` describes.
 
-What cannot mean anything here is not silently dropped: an option that would change the answer is refused with a reason
+Nothing is silently dropped: an option that would change the answer is refused with a reason
 (pictures, URLs, ``use_mclip``, ``modality: text``); one that asks for a filter or a re-ranking by a model that this
-service does not have, and that the client sends unless told otherwise, is let through and named in the answer's
+service does not have, and that the client sends by default, is accepted and named in the answer's
 ``X-Not-Applied`` header.
 """
 
@@ -58,9 +58,9 @@ class KnnRequest(_Body):
     num_result_ids: int | None = Field(None, ge=1, description="Results. Default: `num_images`.")
     deduplicate: bool = Field(False, description="One result for each video, its best segment.")
     use_mclip: bool = Field(False, description="Refused if true: there is one model.")
-    use_safety_model: bool = Field(False, description="Not applied: there is no such model.")
-    use_violence_detector: bool = Field(False, description="Not applied: there is no such model.")
-    aesthetic_score: int | Literal[""] | None = Field(None, description="Not applied: there is no such model.")
+    use_safety_model: bool = Field(False, description="Not applied: this service has no such model.")
+    use_violence_detector: bool = Field(False, description="Not applied: this service has no such model.")
+    aesthetic_score: int | Literal[""] | None = Field(None, description="Not applied: this service has no such model.")
     aesthetic_weight: float | Literal[""] | None = Field(None, description="Not applied, as `aesthetic_score`.")
 
     @property
@@ -100,7 +100,7 @@ class MetadataRequest(_Body):
 
 
 class MetadataEntry(_Body):
-    """What is known of one id."""
+    """The metadata of one id."""
 
     id: int
     metadata: dict[str, Any]
@@ -136,7 +136,7 @@ async def clip_retrieval_knn(request: Request, response: Response, services: Ser
 
 @router.post("/metadata", summary="clip-retrieval: describe results", openapi_extra=_json_body(MetadataRequest))
 async def clip_retrieval_metadata(request: Request, services: ServicesDep) -> list[MetadataEntry]:
-    """What is known of the segments with these ids."""
+    """The metadata of the segments with these ids."""
     asked = await _parse(request, MetadataRequest)
     _check_index(asked.indice_name)
     base = str(request.base_url).rstrip("/")

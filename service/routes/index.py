@@ -31,10 +31,10 @@ async def describe_index(services: ServicesDep) -> IndexAnswer:
 
 @router.post("/v1/index/reload", tags=["index"], summary="Serve the newest generation", dependencies=[require("admin")])
 async def reload_index(request: Request, services: ServicesDep, asked: ReloadRequest | None = None) -> IndexAnswer:
-    """Open the generation that was published last; queries under way end on the one that they began with.
+    """Open the generation that was published last; queries in progress finish on the former one.
 
     With `index`, serve another index, with the model that it was built with, until the service ends: the one that an
-    index job made, or the `configured` one. If it cannot be opened, the present one is served on and the answer is 409.
+    index job made, or the `configured` one. If it cannot be opened, the former index stays and the answer is 409.
     """
     before = _describe(services).generation
     if asked is not None and asked.index is not None:
@@ -50,14 +50,14 @@ async def reload_index(request: Request, services: ServicesDep, asked: ReloadReq
 @router.get("/health/live", tags=["health"], summary="Does the process answer?")
 @router.head("/health/live", include_in_schema=False)
 async def check_live() -> LiveAnswer:
-    """Always true when it is answered."""
+    """Always true."""
     return LiveAnswer(live=True)
 
 
 @router.get("/health/ready", tags=["health"], summary="Does search work?")
 @router.head("/health/ready", include_in_schema=False)
 async def check_ready(request: Request, services: ServicesDep) -> ReadyAnswer:
-    """Sends one query through encoding, search and reranking, nothing of it cached; 503 if too much waits before it."""
+    """Runs one query through encoding, search and reranking without caches; 503 if the queue is too long."""
     result = await unless_gone(request, services.probe())
     return ReadyAnswer(
         ready=True,

@@ -20,7 +20,7 @@ from service.jobs.submission import JobService
 from service.schemas.jobs import JobMetrics, JobOut, JobsPage
 
 _EVENT_SECONDS = 0.5
-_KEEP_ALIVE_SECONDS = 15.0  # proxies give up on what says nothing
+_KEEP_ALIVE_SECONDS = 15.0  # proxies close silent connections
 _BLOCK_BYTES = 64 * 1024
 _ACCEPTED = 202
 _TEXT = "text/plain; charset=utf-8"
@@ -40,10 +40,7 @@ JobId = Annotated[str, InPath(pattern=JOB_ID, description="A job's id.")]
 
 @router.post("", summary="Submit a job", status_code=_ACCEPTED)
 async def submit_job(asked: AnyJob, request: Request, response: Response, jobs: JobServiceDep) -> JobOut:
-    """Accept a job, checked in all that can be known before it runs.
-
-    503 if too many wait.
-    """
+    """Accept a job after checking everything that can be checked before it runs. 503 if too many are waiting."""
     key = getattr(request.state, "key", None)
     job = await asyncio.to_thread(jobs.submit, asked, key_name=None if key is None else key.name)
     response.headers["Location"] = f"/v1/jobs/{job.job_id}"
@@ -87,9 +84,8 @@ async def get_job_log(
     jobs: JobServiceDep,
     offset: Annotated[int, Query(ge=0, le=2**53, description="Bytes to leave out before the first.")] = 0,
 ) -> Response:
-    """What the job's process has printed by now, as text; byte ranges work.
-
-    The header X-Log-Size is the offset to go on from.
+    """The output of the job's process so far, as text; byte ranges work. The header X-Log-Size is the offset to
+    continue from.
     """
     path = await asyncio.to_thread(_log_path, jobs, job_id)
     size = path.stat().st_size
@@ -130,19 +126,19 @@ async def follow_job(job_id: JobId, request: Request, jobs: JobServiceDep) -> St
 
 @router.post("/{job_id}/cancel", summary="Cancel a job", status_code=_ACCEPTED)
 async def cancel_job(job_id: JobId, jobs: JobServiceDep) -> JobOut:
-    """A waiting job is cancelled at once, a running one is asked to stop, then made to. 409 if it has ended."""
+    """A waiting job is cancelled at once; a running one is interrupted, then killed. 409 if it has ended."""
     return JobOut.of(await asyncio.to_thread(jobs.cancel, job_id))
 
 
 @router.post("/{job_id}/resume", summary="Resume a job", status_code=_ACCEPTED)
 async def resume_job(job_id: JobId, jobs: JobServiceDep) -> JobOut:
-    """Queue a job again that failed, was cancelled or lost; it continues from what it had made. 409 otherwise."""
+    """Queue a failed, cancelled or lost job again; it continues where it stopped. 409 otherwise."""
     return JobOut.of(await asyncio.to_thread(jobs.resume, job_id))
 
 
 @router.delete("/{job_id}", summary="Forget a job", status_code=204)
 async def forget_job(job_id: JobId, jobs: JobServiceDep) -> None:
-    """Remove a job that has ended, with its log and all that it made. 409 if it runs, or if that is still used."""
+    """Remove a finished job with its log and output. 409 if it runs, or if its output is still used."""
     await asyncio.to_thread(jobs.forget, job_id)
 
 

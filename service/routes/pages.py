@@ -1,4 +1,4 @@
-"""The page at ``/`` and the description of the API at ``/docs``. No build step, nothing from elsewhere."""
+"""The page at ``/`` and the description of the API at ``/docs``. No build step, nothing from other hosts."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ async def page() -> FileResponse:
 
 @router.get("/docs")
 async def docs() -> FileResponse:
-    """The description of the API, drawn from ``/openapi.json``."""
+    """The description of the API, from ``/openapi.json``."""
     return FileResponse(WEB / "docs.html", headers=_FRESH)

@@ -26,7 +26,7 @@ Seconds = Annotated[float, Query(ge=0, le=1e7, allow_inf_nan=False, description=
 router = APIRouter(prefix="/v1/videos", tags=["videos"], dependencies=[require("search")])
 
 
-@router.get("/{video_id}/preview", summary="Play a video that browsers cannot", response_class=FileResponse)
+@router.get("/{video_id}/preview", summary="Preview of a video that browsers cannot play", response_class=FileResponse)
 @router.head("/{video_id}/preview", include_in_schema=False)
 async def get_preview(
     video_id: VideoId,
@@ -35,7 +35,7 @@ async def get_preview(
 ) -> Response:
     """The video's pictures as small H.264 in MP4, with the same times, without sound; whole or in ranges.
 
-    It is made when it is first asked for, which takes a while. 413 if that would take too much.
+    It is made on the first request, which takes a while. 413 if that exceeds the limits.
     """
 
     def find() -> Wanted:
@@ -69,9 +69,8 @@ async def get_clip(
         bool, Query(description="Encode again, for players that ignore where in a copied file the moment begins.")
     ] = False,
 ) -> Response:
-    """Picture and sound from `from` to `to`, as MP4: copied without loss where that is possible, else encoded again.
-
-    413 if it is longer than the service allows or takes too much.
+    """Picture and sound from `from` to `to`, as MP4: copied without loss if possible, else encoded again. 413 if it is
+    longer than the service allows or exceeds other limits.
     """
 
     def find() -> tuple[Wanted, str]:

@@ -1,4 +1,4 @@
-"""Searching: by text, by an indexed video, by an uploaded one; and the two stages on their own."""
+"""Searching by text, by an indexed video or by an uploaded one; and the two stages on their own."""
 
 from __future__ import annotations
 
@@ -85,10 +85,10 @@ async def _results(asked: SearchRequest, request: Request, services: Services) -
     return await services.telemetry.timed(work, batched=True)
 
 
-@router.post("/search/export", summary="Save what a search finds as a file of another program", response_class=Response)
+@router.post("/search/export", summary="Save the hits of a search as a file", response_class=Response)
 async def export_search(asked: ExportRequest, request: Request, services: ServicesDep) -> Response:
     """The hits of a search as a playlist (`m3u`), an edit decision list (`edl`, CMX 3600) or one page with pictures
-    (`html`) that needs no other file. Takes what `/v1/search` takes, but `texts`.
+    (`html`) that needs no other file. Takes the fields of `/v1/search` except `texts`.
 
     The playlist has an address of each moment's clip, which players can open where the service asks for no key.
     """
@@ -160,7 +160,7 @@ async def _listed(hit: Hit, asked: ExportRequest, base: str, services: Services)
 
 
 async def _check_indexed(services: ServicesDep, query: SearchQuery) -> None:
-    """Find out before it is queued: a query that fails makes its whole batch run again one by one."""
+    """Check before queueing: a query that fails makes its whole batch run again one by one."""
     await asyncio.to_thread(services.engine.check_indexed, query)
 
 
@@ -171,7 +171,7 @@ async def search_video(
     k: Annotated[int, Query(description="Most captions, and most videos.")] = 10,
     offset: Annotated[int, Query(description="Captions and videos to leave out before the first.")] = 0,
     candidates: Annotated[
-        int | None, Query(description="What stage 1 hands to the reranking. Default: the checkpoint's, mostly 100.")
+        int | None, Query(description="Candidates from stage 1 to rerank. Default: the checkpoint's, usually 100.")
     ] = None,
     rerank: Annotated[Rerank, Query(description="As in `/v1/search`.")] = "emcl",
     group: Annotated[Group, Query(description="As in `/v1/search`, for the similar videos.")] = "video",

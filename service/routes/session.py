@@ -16,13 +16,13 @@ router = APIRouter(prefix="/v1/session", tags=["session"])
 
 @router.get("", summary="Who is signed in?")
 async def describe_session(request: Request, services: ServicesDep) -> SessionAnswer:
-    """Answered without a key: a page asks this first to know whether it must ask for one."""
+    """Answered without a key, so that a page can find out whether one is needed."""
     return _describe(request, services.gate.keys_required)
 
 
 @router.post("", summary="Sign in", dependencies=[require("search")])
 async def sign_in(request: Request, response: Response, services: ServicesDep) -> SessionAnswer:
-    """Take the key in the `Authorization` header and set a cookie that stands for it, for this browser session.
+    """Exchange the key in the `Authorization` header for a session cookie.
 
     The cookie is `HttpOnly` and `SameSite=Strict`. Requests with it that change something must also carry
     `X-Requested-With` (or come from the server's own origin). It ends with the time in the answer, when the browser is
@@ -33,9 +33,9 @@ async def sign_in(request: Request, response: Response, services: ServicesDep) -
         raise Conflict(
             "this service requires no keys", expected="no session", next_step="ask without a key or a session"
         )
-    if token_of(request.headers) is None:  # a session cannot prolong itself
+    if token_of(request.headers) is None:  # a session cannot renew itself
         raise Unauthorised(
-            "signing in takes the key itself",
+            "signing in needs the key itself",
             expected="Authorization: Bearer emcl_…",
             next_step="send the key in the Authorization header",
         )

@@ -1,4 +1,4 @@
-"""Videos: added, listed, described, edited, removed, streamed, pictured. What is listed as indexed is searchable."""
+"""Adding, listing, editing, removing and streaming videos, and their pictures. Indexed videos are searchable."""
 
 from __future__ import annotations
 
@@ -66,14 +66,12 @@ async def list_videos(
     services: ServicesDep,
     offset: Annotated[int, Query(ge=0, le=2**53, description="Videos to leave out before the first.")] = 0,
     limit: Annotated[int, Query(ge=1, le=_MAX_PAGE, description="Most videos.")] = 100,
-    state: Annotated[StateFilter, Query(description="`any` lists all, whatever became of them.")] = "indexed",
+    state: Annotated[StateFilter, Query(description="`any` lists all, whatever their state.")] = "indexed",
     tag: Annotated[list[str], Query(max_length=MAX_TAGS, description="Only videos with all of these tags.")] = _NONE,
     title: Annotated[
         str | None, Query(min_length=1, max_length=MAX_TITLE_CHARS, description="Only titles that contain this.")
     ] = None,
-    sort: Annotated[
-        VideoOrder, Query(description="`newest`: those that were indexed last come first. Ties are in order of id.")
-    ] = "id",
+    sort: Annotated[VideoOrder, Query(description="`newest`: last indexed first. Ties are in order of id.")] = "id",
 ) -> VideosPage:
     """A page of videos in the order of `sort`."""
     wanted: VideoState | None = None if state == "any" else state
@@ -98,7 +96,7 @@ async def list_videos(
     dependencies=[require("write")],
 )
 async def add_video(request: Request, response: Response, services: ServicesDep) -> VideoAdded:
-    """Keep the video in the form field `file`, and make it searchable: 202, with the job that does.
+    """Store the video in the form field `file` and index it: 202, with the job that indexes it.
 
     `title`, `tags` and `captions` may come with it, the latter two several times. The same bytes again are the same
     video: 200, and nothing else happens. A video that cannot be decoded fails its job, and nothing of it is kept.
@@ -123,7 +121,7 @@ async def add_video(request: Request, response: Response, services: ServicesDep)
 
 @router.patch("/{video_id}", summary="Edit a video", dependencies=[require("write")])
 async def edit_video(video_id: VideoId, asked: VideoEdit, services: ServicesDep) -> VideoOut:
-    """Change its tags or its title; searches filter by the new ones from now on."""
+    """Change the tags or the title of a video; searches use the new ones at once."""
     tags = None if asked.tags is None else check_tags(asked.tags)
     title = None if asked.title is None else check_title(asked.title)
     await asyncio.wrap_future(services.library.edit_video(video_id, tags=tags, title=title))
@@ -132,7 +130,7 @@ async def edit_video(video_id: VideoId, asked: VideoEdit, services: ServicesDep)
 
 @router.delete("/{video_id}", summary="Remove a video", status_code=204, dependencies=[require("write")])
 async def remove_video(video_id: VideoId, services: ServicesDep) -> None:
-    """Forget it with its captions: no search finds it any more. Its file is removed if it came over HTTP."""
+    """Remove a video and its captions from every search. Its file is deleted if it came over HTTP."""
     await asyncio.wrap_future(services.library.remove_video(video_id))
     await asyncio.to_thread(services.previews.forget, video_id)
     await asyncio.to_thread(services.sprites.forget, video_id)

@@ -22,7 +22,7 @@ class UploadLimitsOut(Answer):
 
 
 class OverlayOut(Answer):
-    """What was committed since the generation was published; it is searchable all the same."""
+    """Changes since the generation was published; they are searchable too."""
 
     rows: int = Field(description="Segments and captions that were added or deleted.")
     publishing: bool = Field(description="Whether a generation with all of it is being published.")
@@ -30,7 +30,7 @@ class OverlayOut(Answer):
 
 
 class IndexOut(Answer):
-    """What one FAISS index is, and what it finds."""
+    """A FAISS index and its measured recall."""
 
     factory: str = Field(description="Kind, as a FAISS factory string; `Flat` is exact.")
     options: str = Field(description="FAISS's search parameters, and `refine`: how many times as many are scored.")
@@ -49,14 +49,14 @@ class EMCLOut(Answer):
 
     mode: str = Field(description="`off` or the mode, such as `channel`.")
     strength: float = Field(description="Its strength; 0 if it is off.")
-    text: str = Field(description="The same for people: what is active, and why.")
+    text: str = Field(description="The same in words: what is active, and why.")
 
 
 class IndexAnswer(Answer):
     """What is being served."""
 
     generation: str
-    version: str = Field(description="Changes whenever anything changes that can be found.")
+    version: str = Field(description="Changes whenever search results can change.")
     revision: int = Field(description="Changes of the store that are served, counted from its beginning.")
     overlay: OverlayOut
     created: str
@@ -90,7 +90,7 @@ class ReadyAnswer(Answer):
 
     ready: bool
     hits: int = Field(description="Hits of that query: 0 only if the index is empty.")
-    redis: str = Field(description="`ok`, `unavailable` (search goes on without it) or `off` (there is none).")
+    redis: str = Field(description="`ok`, `unavailable` (search works without it) or `off` (not configured).")
     trouble: list[str] = Field(
         default_factory=list, description="Background work that failed and is tried again; the log says why."
     )
@@ -104,9 +104,9 @@ class LiveAnswer(Answer):
 
 
 class SessionAnswer(Answer):
-    """Who is signed in, and whether anybody needs to be."""
+    """Who is signed in, and whether keys are required."""
 
-    keys_required: bool = Field(description="Whether the service answers only who has a key.")
+    keys_required: bool = Field(description="Whether the service requires a key.")
     signed_in: bool = Field(description="Whether this request carried a valid key or session.")
     name: str | None = Field(None, description="Name of the key.")
     scope: Scope | None = Field(None, description="What the key may do: `search`, `write` or `admin`.")

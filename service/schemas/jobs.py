@@ -35,8 +35,8 @@ class JobOut(Answer):
 
     job_id: str
     kind: str
-    state: JobState = Field(description="`lost`: its processes ended without saying how.")
-    stopping: bool = Field(description="Somebody asked for it to be cancelled; it is being stopped.")
+    state: JobState = Field(description="`lost`: its processes ended without a result.")
+    stopping: bool = Field(description="It is being cancelled.")
     resumable: bool = Field(description="POST …/resume continues it.")
     parameters: dict[str, Any]
     progress: JobProgressOut
@@ -46,7 +46,7 @@ class JobOut(Answer):
     ended: datetime | None
     result: dict[str, Any] | None
     error: str | None
-    key_name: str | None = Field(description="Whose key asked for it.")
+    key_name: str | None = Field(description="Name of the key that submitted it.")
 
     @classmethod
     def of(cls, job: Job) -> JobOut:

@@ -91,7 +91,7 @@ class VideoOut(Answer):
     size_bytes: int
     tags: list[str]
     state: str = Field(description="`indexed`, `pending` or `failed`.")
-    reason: str | None = Field(description="Why it failed, or what of it could not be read.")
+    reason: str | None = Field(description="Why it failed, or which parts could not be read.")
     segments: list[SegmentOut]
     captions: list[str]
     transcripts: list[TranscriptOut] = Field([], description="What is said, in order of language.")
@@ -169,7 +169,7 @@ class VideoAdded(Answer):
 
 
 class VideoEdit(Request):
-    """What is to change; what is left out stays."""
+    """Fields to change; others keep their values."""
 
     tags: list[str] | None = Field(None, max_length=MAX_TAGS, description="All its tags from now on.")
     title: str | None = Field(

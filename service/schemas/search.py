@@ -1,4 +1,4 @@
-"""The JSON of the service: what requests may hold and what answers do. Unknown fields are errors.
+"""The JSON of requests and answers. Unknown fields are errors.
 
 Times are seconds from the video's first frame. Limits that depend on settings are checked by
 ``service.search.values.QueryLimits``, so that the command line has them too.
@@ -71,12 +71,12 @@ class SearchRequest(Request):
 
     text: str | None = Field(None, description="What to look for.")
     texts: list[str] | None = Field(None, description="Several queries at once; the answer then holds `results`.")
-    video_id: str | None = Field(None, pattern=VIDEO_ID, description="Videos like this one, itself left out.")
+    video_id: str | None = Field(None, pattern=VIDEO_ID, description="Videos like this one, without the video itself.")
     segment: int | None = Field(None, ge=0, description="With `video_id`: like this segment of it, not all of them.")
     k: int = Field(10, description="Most hits.")
     offset: int = Field(0, description="Hits to leave out before the first.")
     candidates: int | None = Field(
-        None, description="Segments that stage 1 hands to the reranking. Default: the checkpoint's, mostly 100."
+        None, description="Segments from stage 1 to rerank. Default: the checkpoint's, usually 100."
     )
     rerank: Rerank = Field("emcl", description="`emcl`, `none` (pooling without EMCL) or `frozen` (stage 1 alone).")
     group: Group = Field("video", description="`video`: the best segment of each video; `segment`: every segment.")
@@ -210,7 +210,7 @@ class SourceOut(Answer):
 
     generation: str = Field(description="The generation of the index.")
     fingerprint: str = Field(description="The model's content hash.")
-    stage_ms: dict[str, float] = Field(description="Milliseconds that each stage took, for the whole batch.")
+    stage_ms: dict[str, float] = Field(description="Milliseconds of each stage, for the whole batch.")
     emcl: str = Field("off", description="Mode of EMCL that the hits were ranked with; `off` if it changed nothing.")
     strength: float = Field(0.0, description="Strength of that correction; 0 if it is off.")
 
@@ -231,9 +231,7 @@ class SearchAnswer(Answer):
 
     hits: list[HitOut]
     source: SourceOut
-    truncated: bool = Field(
-        False, description="The text is longer than what the model reads; what follows its limit was ignored."
-    )
+    truncated: bool = Field(False, description="The text is longer than the model reads; its end was ignored.")
     unknown_script: str | None = Field(
         None, description="A script in the text that the model's tokenizer does not know, such as `Cyrillic`."
     )
@@ -444,7 +442,7 @@ class Problem(Answer):
     expected: str = Field(description="What would have been right.")
     next_step: str = Field(description="What to do now.")
     errors: list[dict[str, str]] | None = Field(None, description="Each wrong field, for validation errors.")
-    incident: str | None = Field(None, description="Where the log has more, for faults of the service.")
+    incident: str | None = Field(None, description="For faults of the service: an id to find the cause in the log.")
     request_id: str | None = Field(None, description="Of this request, as in the header and the log.")
 
 

@@ -240,12 +240,12 @@ class Engine:
             return active_emcl(self.encoder.config.emcl, generation.reader.correction)
 
     def demo_notice(self) -> str | None:
-        """What people have to know where the demo model serves other videos than its own; None elsewhere."""
+        """A warning if the demo model serves videos other than its own, else None."""
         with self.live.lease() as generation:
             return generation.demo_notice
 
     def probe(self) -> SearchResult:
-        """One query through every stage, with nothing taken from a cache: what "ready" means."""
+        """One query through every stage without caches: the readiness check."""
         with self.live.lease() as generation:
             watch = _Stopwatch()
             rows_QD = self.encoder.encode_texts([PROBE_TEXT])
@@ -477,7 +477,7 @@ def search_text(generation: Generation, query: SearchQuery) -> SearchResult:
 
 
 def _explained(hit: Hit, found: FoundByWords | None, seen: Mapping[int, str]) -> Hit:
-    """The hit with why it is one; ``seen`` are the segments that stage 1 found."""
+    """The hit with the reasons for it; ``seen`` are the segments that stage 1 found."""
     if found is None:
         return hit
     visual = ("visual",) if hit.segment_id in seen else ()

@@ -56,7 +56,7 @@ class Generation:
 
     @cached_property
     def demo_notice(self) -> str | None:
-        """What people have to know where the demo model serves other videos than its own; None elsewhere."""
+        """A warning if the demo model serves videos other than its own, else None."""
         return demo_notice(self.reader)
 
     def video(self, video_id: str) -> Video:
@@ -149,9 +149,9 @@ class LiveIndex:
 
 
 class Watcher:
-    """Looks every ``seconds`` whether another process published or committed anything, and serves it.
+    """Checks every ``seconds`` for changes that other processes published or committed, and serves them.
 
-    ``trouble`` says why the last look failed, None if it did not; what was served before is served on.
+    ``trouble`` is why the last check failed, or None; then the former view is still served.
     """
 
     def __init__(self, live: LiveIndex, seconds: float) -> None:
@@ -162,7 +162,7 @@ class Watcher:
         self._thread = Thread(target=self._watch, name="index watcher", daemon=True)
 
     def start(self) -> None:
-        """Begin to look; with 0 seconds, never."""
+        """Start checking; never with 0 seconds."""
         if self._seconds > 0:
             self._thread.start()
 
@@ -176,7 +176,7 @@ class Watcher:
         while not self._stop.wait(self._seconds):
             try:
                 self._live.refresh()
-            except Exception as error:  # of whatever kind: the next look may succeed
+            except Exception as error:  # of whatever kind: the next check may succeed
                 if str(error) != self.trouble:  # logged once, not every few seconds
                     logger.warning("the newest state of the index cannot be served: %s", error)
                 self.trouble = str(error)

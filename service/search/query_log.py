@@ -32,7 +32,7 @@ class QueryLog:
     """Keeps the newest ``rows`` embeddings of ``store``; with 0 rows, nothing. Safe for any number of threads."""
 
     def __init__(self, store: Path, rows: int) -> None:
-        """Go on with what an earlier service kept. A damaged file is begun anew."""
+        """Continue with what an earlier service kept; a damaged file is replaced."""
         self._store = store
         self._rows: deque[Floats] = deque(maxlen=rows)
         self._unwritten = 0
@@ -42,7 +42,7 @@ class QueryLog:
             try:
                 earlier_ND = read_query_log(store)
             except Damaged as error:
-                logger.warning("the log of queries begins anew: %s", error)
+                logger.warning("the log of queries starts over: %s", error)
                 earlier_ND = None
             self._rows.extend(() if earlier_ND is None else earlier_ND)
 

@@ -1,4 +1,4 @@
-"""What was computed before: results and text embeddings, in this process and, shared with others, in Redis.
+"""Cached results and text embeddings, in this process and, shared with others, in Redis.
 
 In: the queries of one request. Out: what is known of them. A result is known by a digest of all that decides it: the
 program's version, the model's fingerprint and configuration, what computes it (runtime and precision), the version of

@@ -1,4 +1,4 @@
-"""What the engine is asked and what it answers: plain values, checked against the service's limits. A leaf.
+"""Questions to the engine and its answers: plain values, checked against the service's limits. A leaf.
 
 Seconds count from a video's first frame. Scores are cosines in [-1, 1].
 """
@@ -248,7 +248,7 @@ class CaptionResult:
 
 @dataclass(frozen=True, kw_only=True)
 class QueryLimits:
-    """What the service takes on in one query; ``check_`` methods raise ``Unprocessable`` that names the limit."""
+    """Limits of one query; ``check_`` methods raise ``Unprocessable`` that names the limit."""
 
     max_texts: int
     max_text_chars: int
@@ -266,7 +266,7 @@ class QueryLimits:
         )
 
     def candidates_of(self, ranking: Ranking) -> int:
-        """How many candidates stage 1 hands to the reranking: what the query says, else the checkpoint's number."""
+        """How many candidates of stage 1 are reranked: the query's number, else the checkpoint's."""
         return self.default_candidates if ranking.candidates is None else ranking.candidates
 
     def check_texts(self, texts: tuple[str, ...]) -> None:
@@ -334,7 +334,7 @@ class QueryLimits:
             _check_unicode(text)
 
     def check_rerank(self, query: RerankQuery) -> None:
-        """A text and between 1 and ``max_candidates`` segments, each named once."""
+        """A text and 1 to ``max_candidates`` different segments."""
         self.check_texts((query.text,))
         if not 1 <= len(query.segments) <= self.max_candidates:
             raise _over(f"{len(query.segments)} segments", f"1 to {self.max_candidates}", "name fewer segments")

@@ -33,7 +33,7 @@ export function lineChart(title, series, { unit = "", most } = {}) {
   const figure = make("figure", { className: "chart" }, legend, svg);
   const line = draw("line", { class: "pointer", y1: BOX.top, y2: BOX.height - BOX.bottom, visibility: "hidden" });
   svg.append(line);
-  const tell = (/** @type {number} */ step) => {
+  const showStep = (/** @type {number} */ step) => {
     series.forEach((one, number) => {
       const near = one.points.reduce((best, point) => (Math.abs(point[0] - step) < Math.abs(best[0] - step) ? point : best), one.points[0]);
       figure.querySelectorAll("output")[number].textContent = `${shown(near?.[1] ?? NaN)}${unit}`;
@@ -48,9 +48,9 @@ export function lineChart(title, series, { unit = "", most } = {}) {
     line.setAttribute("x1", String(x(step)));
     line.setAttribute("x2", String(x(step)));
     line.setAttribute("visibility", "visible");
-    tell(step);
+    showStep(step);
   });
-  svg.addEventListener("pointerleave", () => { line.setAttribute("visibility", "hidden"); tell(x1); });
+  svg.addEventListener("pointerleave", () => { line.setAttribute("visibility", "hidden"); showStep(x1); });
   return figure;
 }
 

@@ -1,4 +1,4 @@
-"""The benchmark report: what fails is told and loses nothing, targets are judged, a quick run has the right shape."""
+"""The benchmark report: failures are reported and lose nothing, targets are judged, a quick run has the right shape."""
 
 from __future__ import annotations
 

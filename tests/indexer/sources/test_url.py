@@ -1,4 +1,4 @@
-"""URLs: fetched only where allowed, tried again where that helps, and told where it does not."""
+"""URLs: fetched only where allowed, retried where that helps, and reported where it does not."""
 
 from __future__ import annotations
 

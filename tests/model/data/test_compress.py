@@ -1,4 +1,4 @@
-"""Compression: the same frames, the right shape, upright, silent, resumable; failures are told and cost no more."""
+"""Compression: the same frames, the right shape, upright, silent, resumable; failures are reported and cost no more."""
 
 import os
 from fractions import Fraction

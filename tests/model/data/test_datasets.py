@@ -209,7 +209,7 @@ def test_training_on_test_videos_is_refused_even_if_nothing_selects_on_them(tmp_
     training_data(config.model_copy(update={"allow_overlap": True}), **build)
     assert "allowed by allow_overlap" in caplog.text
     assert "both in the train and the test" in overlaps(read_splits(config))[0]  # `emcl data check` says so too
-    (lists / "test_list.txt").unlink()  # one can train without the test set, but is told
+    (lists / "test_list.txt").unlink()  # training works without the test set, with a message
     training_data(config, **build)
     assert "could not be checked" in caplog.text
     assert "test_list.txt" in caplog.text

@@ -26,7 +26,7 @@ def invoke(*arguments):
 
 @pytest.fixture(scope="module")
 def msrvtt(tmp_path_factory):
-    """The set's folder: 10,000 names for a few compressed videos, every caption telling its own video's scene."""
+    """The set's folder: 10,000 names for a few compressed videos, every caption describing its own video's scene."""
     if not REAL.is_dir():
         pytest.skip("the real annotation files are not distributed with the project")
     folder = tmp_path_factory.mktemp("msrvtt")

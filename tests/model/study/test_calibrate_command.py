@@ -63,7 +63,7 @@ def test_a_dry_run_writes_nothing(checkpoint, validation_folder):
 
 
 def test_another_number_of_bases_is_another_model(checkpoint, validation_folder, tmp_path, monkeypatch):
-    """The state is saved with the weights, and the user is told that indexes must be built again."""
+    """The state is saved with the weights, and a message says that indexes must be built again."""
     monkeypatch.setattr(module.Calibration, "choice", lambda self, **_: EMCLConfig(num_bases=4, beta=0.5))
     new = tmp_path / "new.safetensors"
     before = checkpoint.with_suffix(".json").read_bytes()

@@ -1,4 +1,4 @@
-"""``emcl study zero-shot``: classes from files, who is counted, the table."""
+"""``emcl study zero-shot``: classes from files, which videos count, the table."""
 
 import json
 

@@ -170,7 +170,7 @@ def search_with(target: Target, file: Hostile) -> None:
 
 
 def all_at_once(work: Callable[[Hostile], None], files: Sequence[Hostile]) -> None:
-    """A few at a time; every failure is told, with the file that it came of."""
+    """A few at a time; every failure is reported with its file."""
 
     def one(file: Hostile) -> str | None:
         try:

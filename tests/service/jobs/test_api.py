@@ -1,4 +1,4 @@
-"""The HTTP interface of jobs: what is refused at once, what is accepted, kept, listed and told, and to whom."""
+"""The HTTP interface of jobs: what is refused at once, what is accepted, kept, listed and reported, and to whom."""
 
 import json
 import threading
