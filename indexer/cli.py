@@ -1,7 +1,7 @@
 """The commands of ``emcl index`` and ``emcl store``.
 
 Exit codes: 0 all done; 1 an error that is printed; 2 wrong usage; 3 done, but some files or captions could not be used
-(they are listed); 130 interrupted, what was done is kept. Heavy modules are imported inside the commands.
+(they are listed); 130 interrupted, committed work is kept. Heavy modules are imported inside the commands.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Paths = Annotated[
 ]
 MorePaths = Annotated[list[str] | None, typer.Argument(metavar="PATH...", help="As for build.")]
 ProgressFile = Annotated[
-    Path | None, typer.Option("--progress-file", help="Append progress to this file, as JSON lines, for programs.")
+    Path | None, typer.Option("--progress-file", help="Append progress to this file, as JSON lines.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -95,14 +95,14 @@ def print_verification(found: Verification, *, as_json: bool) -> None:
 
 
 def print_compaction(writer: StoreWriter, done: Compaction) -> None:
-    """What ``emcl index compact`` gained, and what of it is free only later."""
+    """What ``emcl index compact`` gained, and what is freed only later."""
     from indexer.store.compact import waiting_bytes
 
     gained = done.before_bytes - done.after_bytes
-    typer.echo(f"{done.shards} shards written anew: {gained} of {done.before_bytes} bytes gained")
+    typer.echo(f"{done.shards} shards rewritten: {gained} of {done.before_bytes} bytes gained")
     if waiting := waiting_bytes(writer):
         typer.echo(
-            f"{waiting} bytes of former shards are free when the generation that still names them goes: with the next "
+            f"{waiting} bytes of former shards are freed when the generation that uses them is removed: with the next "
             "publication, or now with `emcl index compact --drop-former`"
         )
 
@@ -133,7 +133,7 @@ def print_correction(store: Path) -> None:
 
 
 def print_notice(store: Path) -> None:
-    """Say on stderr what the demo model is, where it indexed anything but its own clips; nothing of other stores."""
+    """Warn on stderr if the demo model indexed anything but its own clips."""
     from indexer.errors import NotAStore
     from indexer.store.demo_notice import demo_notice, is_of_the_demo_model
     from indexer.store.generation import read_current
@@ -151,7 +151,7 @@ def print_notice(store: Path) -> None:
 
 
 def index_lines(indexes: Mapping[str, IndexReport]) -> list[str]:
-    """What each index is, what it takes and what it finds; nothing of indexes that hold nothing."""
+    """Kind, size and recall of each index that is not empty."""
     lines = []
     for side, report in indexes.items():
         if report.vectors:
@@ -189,12 +189,12 @@ def build(
     options: BuildOptions,
     progress_file: ProgressFile = None,
 ) -> None:
-    """Index videos into a store, made if need be. Run it again after an interruption, or when files changed."""
+    """Index videos into a store; creates it if needed. Run it again after an interruption, or when files changed."""
     from indexer.build.options import BuildRequest
     from indexer.options import check_wishes, recorded_settings
     from indexer.sources.discover import check_paths
 
-    check_paths(paths, options.protocols)  # a typing error is reported before weights are loaded and a store is made
+    check_paths(paths, options.protocols)  # typos are reported before weights are loaded and a store is created
     recorded = recorded_settings(store)
     if recorded is not None:
         check_wishes(recorded, wishes, store)
@@ -206,7 +206,9 @@ def build(
 @app.command("watch")
 @from_models
 def watch_command(
-    paths: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Folders with videos, and all below them.")],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER...", help="Folders with videos, searched recursively.")
+    ],
     store: Store,
     encoding: DeviceOnly,
     options: Annotated[BuildOptions, Only("workers", "timeout_seconds", "prune")],
@@ -214,13 +216,13 @@ def watch_command(
         float, typer.Option(min=0.1, help="A file is indexed when it has not changed for this long.")
     ] = 5.0,
     rescan_seconds: Annotated[
-        float, typer.Option(min=1, help="Look at all folders this often, even if no change was reported.")
+        float, typer.Option(min=1, help="Scan all folders this often, even if no change was reported.")
     ] = 600.0,
 ) -> None:
     """Keep a store up to date with folders: index them now, and again whenever files change, until interrupted.
 
-    Files that are still growing wait. A folder that disappears is waited for; nothing is removed for it. The store may
-    be served meanwhile.
+    Files that are still growing wait. If a folder disappears, the command waits for it and removes nothing. The store
+    may be served meanwhile.
     """
     import signal
     import threading
@@ -253,7 +255,7 @@ def watch_command(
             print_report(report)
             print_notice(store)
 
-    typer.echo(f"watching {', '.join(map(str, folders))}; Ctrl-C ends it", err=True)
+    typer.echo(f"watching {', '.join(map(str, folders))}; Ctrl-C stops it", err=True)
     with _interruptible():
         watch_folders(folders, index, settle_seconds=settle_seconds, rescan_seconds=rescan_seconds, stop=stop)
 
@@ -298,7 +300,7 @@ def remove(
     store: Store,
     encoding: DeviceOnly,
 ) -> None:
-    """Remove videos with their captions, whatever other paths lead to them. Files are not touched."""
+    """Remove videos with their captions, under all their paths. Files are not touched."""
     from indexer.build.progress import TerminalProgress
     from indexer.build.run import check_model, publish
     from indexer.store.writer import StoreWriter
@@ -314,7 +316,7 @@ def remove(
 
 @app.command("list")
 def list_videos(store: Store, as_json: Json = False) -> None:
-    """List every video with its state; also those that could not be read, with the reason."""
+    """List every video with its state, including unreadable ones with the reason."""
     from indexer.store.catalogue import CatalogueReader
     from indexer.store.generation import CATALOGUE
 
@@ -382,20 +384,20 @@ def bank(
         Path,
         typer.Option(
             exists=True,
-            help="Texts like the queries to come, best those that the model was trained on: JSON lines with "
-            "`captions`, or .txt with one a line.",
+            help="Texts like future queries, preferably the model's training captions: JSON lines with `captions`, or "
+            ".txt with one per line.",
         ),
     ],
-    size: Annotated[int, typer.Option(min=1, help="Most texts, drawn at random.")] = 5000,
+    size: Annotated[int, typer.Option(min=1, help="Maximum number of texts, drawn at random.")] = 5000,
     seed: Annotated[int, typer.Option(help="Seed of that draw.")] = 0,
     beta: Annotated[float, typer.Option(min=0.01, max=1000, help="QB-Norm's inverse temperature.")] = 20.0,
     top: Annotated[int, typer.Option(min=1, help="Segments that each text marks as hubs.")] = 1,
 ) -> None:
-    """Take texts as the bank of queries: fit EMCL's hub bases on them, publish, and compute what QB-Norm needs.
+    """Use texts as the query bank: fit EMCL's hub bases on them, publish, and compute the statistics of QB-Norm.
 
-    Hub bases correct all searches; `normalise: qb-norm` is a choice of each. Run it again after many videos were added:
-    QB-Norm's statistics cover only the segments indexed so far, while hub bases also correct new ones. A running
-    service takes it up when its index is reloaded (`POST /v1/index/reload`).
+    Hub bases correct all searches; `normalise: qb-norm` is chosen per search. Run it again after many videos were
+    added: QB-Norm's statistics cover only the segments indexed so far, while hub bases also correct new ones. A running
+    service uses it after its index is reloaded (`POST /v1/index/reload`).
     """
     from indexer.build.progress import TerminalProgress
     from indexer.build.run import check_model, publish
@@ -432,17 +434,17 @@ def bases(
         Path,
         typer.Option(
             exists=True,
-            help="Labelled videos that are not those to be measured on: JSON lines of {video, captions}, a folder with "
+            help="Labelled videos, other than those for evaluation: JSON lines of {video, captions}, a folder with "
             "captions.jsonl, or a data set's configuration.",
         ),
     ],
     split: Annotated[Literal["train", "val"], typer.Option(help="Which split of a data set.")] = "train",
     weight: Annotated[
-        float, typer.Option(min=0.0, max=10.0, help="Of the bases beside the cosine; 0 takes them out again.")
+        float, typer.Option(min=0.0, max=10.0, help="Weight of the bases beside the cosine; 0 removes them.")
     ] = 0.2,
     regularisation: Annotated[float, typer.Option(min=0.001, max=100.0, help="Of both covariances.")] = 1.0,
 ) -> None:
-    """Fit EMCL's paired bases on labelled videos, keep them in the store, and publish. Nothing is measured.
+    """Fit EMCL's paired bases on labelled videos, store them, and publish. Nothing is measured.
 
     `emcl calibrate --store` chooses weight and regularisation and keeps only what gains beyond chance.
     """
@@ -485,9 +487,9 @@ def create(
     encoding: ModelOnly,
     wishes: Annotated[Wishes, Only("segment_seconds", "index", "index_options", "index_memory", "index_recall")],
 ) -> None:
-    """Make an empty store, so that a service can start and take its first videos by `POST /v1/videos`.
+    """Create an empty store, so that a service can start and receive its first videos with `POST /v1/videos`.
 
-    Until the next publication (`emcl index build|add|rebuild`, or a service that has taken in enough) stage 1 ranks
+    Until the next publication (`emcl index build|add|rebuild`, or by a service with enough videos) stage 1 ranks
     without an EMCL map: there is no corpus yet to fit one on.
     """
     from indexer.errors import StoreError
@@ -508,12 +510,12 @@ def create(
 @from_models
 def merge(
     stores: Annotated[list[Path], typer.Argument(metavar="STORE...", help="Stores of one model; they are only read.")],
-    store: Annotated[Path, typer.Option(help="Folder of the merged store; made if need be, else added to.")],
+    store: Annotated[Path, typer.Option(help="Folder of the merged store; created if needed, else extended.")],
     encoding: DeviceOnly,
 ) -> None:
-    """Put stores together that were built apart, such as the parts of `build --partition`, without encoding anything.
+    """Merge stores, such as the parts of `build --partition`, without encoding anything.
 
-    A video that is in several is taken once; captions and tags are united. Run it again after an interruption.
+    A video that is in several is copied once; captions and tags are combined. Run it again after an interruption.
     """
     from indexer.build.progress import TerminalProgress
     from indexer.build.run import check_model, publish_if_changed
@@ -551,11 +553,11 @@ def compact(
         typer.Option(
             "--drop-former",
             help="Remove the former generation too, so that the space is free at once and not after the next "
-            "publication. Readers that have it open go on.",
+            "publication. Readers that have it open are not affected.",
         ),
     ] = False,
 ) -> None:
-    """Give back the space of removed videos and captions: shards are written anew without their rows, and published."""
+    """Reclaim the space of removed videos and captions: rewrite shards without their rows, and publish."""
     from indexer.build.progress import TerminalProgress
     from indexer.build.run import check_model, current_manifest, publish_if_changed
     from indexer.store.compact import compact as compact_store
@@ -606,7 +608,7 @@ def _run(
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """The first Ctrl-C ends a run in order; the second ends the process, also while a thread hangs on a dead mount."""
+    """The first Ctrl-C stops a run cleanly; the second ends the process, even while a thread hangs on a dead mount."""
     import signal
     import threading
 
@@ -619,7 +621,7 @@ def _interruptible() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo("interrupted: what was done is kept; run the same command again to continue and publish", err=True)
+        typer.echo("interrupted: committed work is kept; run the same command again to continue and publish", err=True)
         raise typer.Exit(INTERRUPTED) from None
     finally:
         if in_charge:
@@ -627,7 +629,7 @@ def _interruptible() -> Iterator[None]:
 
 
 def _print_default_model() -> None:
-    """Say which preset a new store takes, its size and licence, before anything is downloaded."""
+    """Report the preset of a new store, its size and licence, before anything is downloaded."""
     from indexer.options import new_store_preset
     from model.clip.presets import PRESETS
 
@@ -636,7 +638,7 @@ def _print_default_model() -> None:
 
 
 def _load(recorded: StoreSettings | None, options: EncoderOptions) -> tuple[Encoder, ModelSpec]:
-    """The encoder that is asked for, else the store's. Commands without --runtime use PyTorch in single precision."""
+    """The requested encoder, else the store's. Commands without --runtime use PyTorch in single precision."""
     from indexer.options import choose_model
     from model.encoder import load_encoder
 
@@ -666,7 +668,7 @@ def _new(wishes: Wishes, encoder: Encoder, spec: ModelSpec) -> StoreSettings:
     return new_settings(wishes, spec=spec, fingerprint=encoder.fingerprint, dim=encoder.dim, config=encoder.config)
 
 
-store_app = typer.Typer(help="Copy a store while it is served, and bring a copy back.", no_args_is_help=True)
+store_app = typer.Typer(help="Back up a store while it is served, and restore backups.", no_args_is_help=True)
 
 
 @store_app.command()
@@ -689,7 +691,7 @@ def restore(
     backup: Annotated[Path, typer.Option("--from", help="Folder of a backup.")],
     store: Annotated[Path, typer.Option(help="New folder of the store.")],
 ) -> None:
-    """Bring a backup back as a store, every file compared with its checksum."""
+    """Restore a backup as a store, checking the checksum of every file."""
     from indexer.build.progress import TerminalProgress
     from indexer.store.backup import restore as restore_store
     from indexer.store.backup import size_of
@@ -702,7 +704,7 @@ def restore(
 @store_app.command("export-embeddings")
 def export_embeddings(
     store: Store,
-    output: Annotated[Path, typer.Option(help="Folder for the files; it is made.")],
+    output: Annotated[Path, typer.Option(help="Folder for the files; created if needed.")],
     file_format: Annotated[
         Literal["npy", "parquet"],
         typer.Option("--format", help="`npy` with JSON Lines, or `parquet` (extra)."),
@@ -736,7 +738,7 @@ def import_embeddings(
             help="A .parquet file, a .npy file with its .jsonl, or a folder of clip-retrieval (img_emb/, metadata/).",
         ),
     ],
-    store: Annotated[Path, typer.Option(help="Folder of the store; made if need be.")],
+    store: Annotated[Path, typer.Option(help="Folder of the store; created if needed.")],
     encoding: Annotated[
         EncoderOptions,
         Only(
@@ -747,7 +749,7 @@ def import_embeddings(
     ],
     captions: Annotated[bool, typer.Option(help="Encode and add the captions that the source names.")] = True,
 ) -> None:
-    """Add videos by embeddings that the same model made elsewhere. Nothing is decoded; there is one frame a segment."""
+    """Add videos by embeddings that the same model made elsewhere. Nothing is decoded; each segment has one frame."""
     from indexer.build.encode import encode_captions
     from indexer.build.progress import TerminalProgress
     from indexer.build.run import publish_if_changed

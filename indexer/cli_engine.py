@@ -1,4 +1,5 @@
-"""``emcl engine``: an external vector engine (Milvus) as stage 1 of a store: made, filled, checked, exchanged, dropped.
+"""``emcl engine``: an external vector engine (Milvus) as stage 1 of a store: create, fill, check, switch and drop
+collections.
 
 The engine is derived from the store: it can be dropped and filled again at any time, and nothing is lost with it.
 """
@@ -48,12 +49,12 @@ def _connected(url: str, timeout_seconds: float = _TIMEOUT_SECONDS) -> Iterator[
 def create(
     store: Store,
     engine: Engine,
-    prefix: Annotated[str, typer.Option(help="How the collections' names begin: one prefix for each store.")] = "emcl",
+    prefix: Annotated[str, typer.Option(help="Prefix of the collections' names; use one for each store.")] = "emcl",
     index: Annotated[
         str, typer.Option(help="Index of the engine: auto (HNSW), HNSW, IVF_SQ8, IVF_FLAT, FLAT.")
     ] = "auto",
 ) -> None:
-    """Make empty collections. From now on publications keep their correction (map and bases) as it is."""
+    """Create empty collections. From now on publications keep the correction (map and bases)."""
     from indexer.engine import follow
 
     with _connected(engine) as connected:
@@ -63,7 +64,7 @@ def create(
 
 @app.command()
 def fill(store: Store, engine: Engine, name: Name = None) -> None:
-    """Write what the store holds and the collections do not; goes on where an interrupted fill stopped."""
+    """Write what the collections lack; continues where an interrupted fill stopped."""
     from indexer.build.progress import TerminalProgress
     from indexer.engine import follow
     from indexer.engine.state import need_state
@@ -79,7 +80,7 @@ def fill(store: Store, engine: Engine, name: Name = None) -> None:
 
 @app.command()
 def status(store: Store, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Say which collections there are, which are in use, and how far they are behind. Does not ask the engine."""
+    """List the collections, which are in use, and how far they are behind. Does not contact the engine."""
     from indexer.engine import follow
     from indexer.engine.state import need_state
 
@@ -113,7 +114,7 @@ def verify(store: Store, engine: Engine, name: Name = None) -> None:
 
 @app.command()
 def switch(store: Store, engine: Engine, name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
-    """Let searches use other collections. Running services follow without a failed query."""
+    """Switch searches to other collections. Running services follow without a failed query."""
     from indexer.engine import follow
 
     with _connected(engine) as connected:

@@ -1,4 +1,4 @@
-"""What can go wrong with a store. Imports nothing of the package.
+"""Errors of a store. Imports nothing of the package.
 
 StoreError (ValueError)
 ├── NotAStore            the folder holds no store, or none that was published
@@ -54,7 +54,7 @@ class WrongPreprocessing(ModelMismatch):
         super().__init__(
             f"{store} was built with the weights that are loaded ({named}), but by a release that cropped and resized "
             "every model's frames as OpenAI's CLIP does; these weights were trained on frames prepared in another "
-            "way, so the stored features are of the wrong pictures. Index the videos again "
+            "way, so the stored features are wrong. Index the videos again "
             f"into a new store: emcl index build VIDEOS --store NEW {named}"
         )
 

@@ -1,4 +1,4 @@
-"""What search sees of a library, whichever engine finds its vectors: predicates go in, ids with exact scores come out.
+"""The interface of a library for search, whichever engine finds its vectors: predicates in, ids with exact scores out.
 
 The embedded store implements ``Library`` (``indexer.store.reader``). Imports nothing of the package at run time.
 

@@ -1,4 +1,4 @@
-"""From command-line options to the settings of a store: what is given, else what the store records, else defaults."""
+"""Settings of a store from command-line options: the given value, else the store's, else the default."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def choose_model(recorded: StoreSettings | None, model: str | None, pretrained: 
 
 
 def new_store_preset() -> str:
-    """The preset of a store that names no model."""
+    """The preset of a new store without --model."""
     import torch
 
     from model.clip.presets import default_preset
@@ -79,9 +79,8 @@ def new_store_preset() -> str:
 
 
 def new_settings(wishes: Wishes, *, spec: ModelSpec, fingerprint: str, dim: int, config: ModelConfig) -> StoreSettings:
-    """Settings of a new store; frames are sampled as the model does by ``config``, where nothing else is wished.
-
-    Raises ``StoreError`` for wishes that the model cannot fulfil, ``IndexFactoryError`` for an index of no known kind.
+    """Settings of a new store; frames are sampled as in the model's ``config`` unless options say otherwise. Raises
+    ``StoreError`` for options that do not fit the model, ``IndexFactoryError`` for an index of no known kind.
     """
     try:
         fitting = ModelConfig(
@@ -99,7 +98,7 @@ def new_settings(wishes: Wishes, *, spec: ModelSpec, fingerprint: str, dim: int,
         },
         wishes,
     )
-    check(settings, dim)  # an index that FAISS does not know is refused now, not when everything is encoded
+    check(settings, dim)  # an index that FAISS does not know is refused before anything is encoded
     return settings
 
 

@@ -1,7 +1,7 @@
 """Which kind of index: from the number of vectors, the memory that it may take, and what has to be found.
 
     few vectors                            Flat: exact
-    more, and they fit in memory           IVF,SQ8: a byte a channel, the lists nearest to the query
+    more, and they fit in memory           IVF,SQ8: one byte per channel, the lists nearest to the query
     more, and only small codes would fit   IVF,PQ fast-scan: half a byte for four channels
 
 Every approximate kind is refined: its shortlist is ordered by exact scores of the vectors on the disk. A kind that does
@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 AUTO = "auto"
-"""The factory that lets the program choose, at every publication anew."""
+"""The factory that lets the program choose again at every publication."""
 
 DEFAULT_MEMORY = 4 << 30
 DEFAULT_RECALL = 0.98

@@ -1,4 +1,4 @@
-"""From a recipe (factory string, search options) to an empty or trained FAISS index, with errors that say what to do.
+"""An empty or trained FAISS index from a recipe (factory string, search options), with errors that say what to do.
 
 Options are those of FAISS (``nprobe=32``, ``efSearch=64``, saved inside the index) and one of ours: ``refine=4`` takes
 four times as many neighbours as wanted and orders them by their exact scores (``indexer.ann.index``).
@@ -101,12 +101,12 @@ def set_options(index: Any, factory: str, options: str) -> None:
 
 
 def reason(error: RuntimeError) -> str:
-    """FAISS's own words without the C++ source line that it puts before them."""
+    """FAISS's message without the C++ source line before it."""
     return re.sub(r"^Error in .* at \S+:\d+: ", "", str(error).strip(), flags=re.DOTALL).removeprefix("Error: ")
 
 
 def train(index: Any, factory: str, train_rows: Floats) -> None:
-    """Teach an index its centroids and quantisers. Raises ``IndexFactoryError`` if there are too few rows."""
+    """Train the centroids and quantisers of an index. Raises ``IndexFactoryError`` if there are too few rows."""
     lists = getattr(faiss.extract_index_ivf(index), "nlist", 1) if "IVF" in factory else 1
     needed = lists * TRAINING_ROWS_PER_CENTROID
     if len(train_rows) < needed:

@@ -1,7 +1,7 @@
 """Indexing from tar shards and URLs: downloaded videos are encoded and labelled, a few sources at a time.
 
 A source counts as read when the places, captions, tags and titles of all that it holds are committed, so that a run
-that was killed reads again only the sources it was at; videos of theirs that are indexed are passed over.
+that was killed reads again only the sources in progress, and skips those of their videos that are indexed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def index_packed(
     report: BuildReport,
     progress: Progress,
 ) -> None:
-    """Read, encode and commit what the sources hold. Errors of sources and videos are results, never exceptions."""
+    """Read, encode and commit what the sources hold. Errors of sources and videos are recorded as results, never
+    raised.
+    """
     if not sources:
         return
     former = len(report.failed)
@@ -110,7 +112,7 @@ class _Run:
         VideoEncoding(self._encoder, self._writer, done).run(locations, reader, admit)
 
     def commit(self, results: Sequence[SourceResult]) -> None:
-        """Record what sources say of their videos, and then that they were read."""
+        """Record what sources contain about their videos, and then that they were read."""
         for result in results:
             self._report.found += len(result.paths)
             for path, video_id in result.paths.items():

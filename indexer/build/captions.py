@@ -42,7 +42,7 @@ def attach(
     captions = [caption for caption in found.captions if not is_elsewhere(caption[0])]
     tags = {video_id: texts for video_id, texts in found.tags.items() if not is_elsewhere(video_id)}
     texts = Resolved(captions=captions, tags=tags, unmatched=found.unmatched)
-    if others.packed and found.unmatched:  # nobody here knows what is in the shards of other parts
+    if others.packed and found.unmatched:  # this part does not know what is in the shards of others
         notes = [f"{len(found.unmatched)} rows of captions name no video of this part"]
         return Attached(texts=texts, unmatched=unreadable, notes=notes)
     return Attached(texts=texts, unmatched=unreadable + found.unmatched, notes=[])

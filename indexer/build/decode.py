@@ -1,4 +1,4 @@
-"""What a decode worker does: a file or a window of it in, frames of the encoder's size out. Torch-free.
+"""A decode worker: a file or a window of it in, frames of the encoder's size out. Without PyTorch.
 
 Runs in its own process (``indexer.build.decode_pool`` starts it), so that a file that crashes or hangs the decoder
 costs only itself. A long video is decoded window by window, each its own task, so that no task and no message is large.
@@ -60,7 +60,7 @@ class DecodedSegment:
 class OpenedVideo:
     """What the first task of a video finds: its facts, the windows that it is cut into, and the first of them.
 
-    ``notes`` are what a person should know of how it was read.
+    ``notes`` tell users how it was read.
     """
 
     duration_seconds: float
@@ -154,7 +154,7 @@ def check_unchanged(location: Location) -> None:
 
 
 def start_worker() -> None:
-    """Prepare a worker process: leave Ctrl-C to the parent, and end when the parent ends, however that happens."""
+    """Prepare a worker process: the parent handles Ctrl-C, and the worker ends with the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

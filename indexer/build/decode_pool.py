@@ -1,7 +1,7 @@
 """The decode workers: locations in, decoded segments out, in whatever order they become ready.
 
 A pool of processes decodes; a file that crashes its process or hangs costs only itself. At most ``2 * workers`` tasks
-are under way and no more than that many decoded segments wait for the caller, so memory depends neither on the number
+are in progress and no more than that many decoded segments wait for the caller, so memory depends neither on the number
 of videos nor on their length. ``indexer.build.encode`` drives it beside the encoder (``fill``, wait, ``collect``);
 ``read`` is the plain loop for those who only decode.
 """
@@ -88,11 +88,11 @@ class Reader:
 
     @property
     def full(self) -> bool:
-        """Whether as many tasks are under way as may be."""
+        """Whether the maximum number of tasks is in progress."""
         return len(self.running) >= 2 * self._settings.workers
 
     def fill(self, take: Callable[[], Location | None]) -> None:
-        """Start as many tasks as may be under way; ``take`` gives the next video, None while there is none."""
+        """Start tasks up to the maximum; ``take`` returns the next video, None while there is none."""
         while not self.full:
             # The rest of long videos goes first, so that few are open at a time.
             task = self._further.popleft() if self._further else _first_task(take())
@@ -139,7 +139,7 @@ class Reader:
             reason = f"decoding took longer than {self._settings.timeout_seconds:g} s and was stopped"
         except ProcessExpired as error:
             reason = f"the decoder crashed on it (exit code {error.exitcode})"
-        except Exception as error:  # whatever a damaged file provokes in a worker must not end the run
+        except Exception as error:  # no error that a damaged file causes in a worker may end the run
             reason = _named(str(error) or type(error).__name__, task.location)
             logger.debug("%s, %s", task.location.path, task.window, exc_info=error)
         return ReadResult(location=task.location, window=task.window, opened=opened, segment=segment, reason=reason)

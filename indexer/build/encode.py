@@ -1,13 +1,11 @@
-"""Reader, encoder, writer at the same time: the slowest of the three sets the pace, and the others wait for it.
+"""Reader, encoder and writer run concurrently: the slowest of the three sets the pace.
 
 Processes decode, one thread encodes batches of segments (of one video or of several), and the thread that called
-commits finished videos, hands over what is ready, and waits. An encoder that has nothing to do takes what there is; one
-that is slower than decoding has a whole batch in reserve, and decoding goes on until the segments of a further one
-wait. So neither stands still while a commit is brought to the disk, and memory is bounded, whatever the number and
-length of the videos.
+commits finished videos, hands over what is ready, and waits. An idle encoder takes what is ready; one that is slower
+than decoding has a whole batch in reserve, and decoding continues until a further batch waits. So neither stops while a
+commit is written to disk, and memory is bounded, whatever the number and length of the videos.
 
-A video is committed as soon as its last segment is encoded; what is lost when the process is killed is what was in
-flight at that moment.
+A video is committed as soon as its last segment is encoded; a kill loses only what was in progress at that moment.
 
 Legend: B segments of a batch, F frames, S image side, D channels.
 """
@@ -67,7 +65,7 @@ class FeatureEncoder(RowMapper, Protocol):
         ...
 
     def former_fingerprints(self) -> frozenset[str]:
-        """What the same weights were called when frames were prepared in another way."""
+        """Fingerprints of the same weights from releases that prepared frames differently."""
         ...
 
     def encode_videos(
@@ -177,7 +175,7 @@ class VideoEncoding:
         self._commit([video])
 
     def _hand_over(self, thread: ThreadPoolExecutor) -> None:
-        """Give the encoder what there is if it has nothing to do, and a whole batch in reserve."""
+        """Keep the encoder busy: what is ready if it is idle, else a whole batch in reserve."""
         while self._decoded and len(self._encoding) < BATCHES_UNDER_WAY:
             if self._encoding and len(self._decoded) < SEGMENT_BATCH:
                 return
@@ -220,7 +218,7 @@ class VideoEncoding:
 
 @contextmanager
 def _one_thread() -> Iterator[ThreadPoolExecutor]:
-    """A thread that ends with the batch it is at, not with those that wait."""
+    """A thread that ends after its current batch, not after the waiting ones."""
     thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
     try:
         yield thread

@@ -42,20 +42,18 @@ class BuildOptions(Config):
     )
     partition: Annotated[Partition, BeforeValidator(_parsed), Shown(flag="--partition", metavar="I/N")] = Field(
         WHOLE,
-        description="Index part I of N (1/N to N/N), which every machine works out alike; see `emcl index merge`.",
+        description="Index part I of N (1/N to N/N); every machine computes the same split. See `emcl index merge`.",
     )
     protocols: Annotated[frozenset[str], Shown(flag="--allow-protocol", metavar="NAME")] = Field(
         frozenset(),
-        description="Fetch URLs of this protocol, such as https or s3; may be given several times. Default: nothing is "
-        "fetched.",
+        description="Fetch URLs of this protocol, such as https or s3; repeatable. Default: nothing is fetched.",
     )
     keep_media: Annotated[bool, Shown(flag="--keep-media")] = Field(
         False, description="Copy videos of tar shards and URLs into the store, so that the service can show them."
     )
     rehash: Annotated[bool, Shown(flag="--rehash")] = Field(
         False,
-        description="Read all files again to recognise them, also those whose size, time of change and inode are as "
-        "recorded.",
+        description="Hash all files again, also those with unchanged size, modification time and inode.",
     )
     retry_failed: Annotated[bool, Shown(flag="--retry-failed")] = Field(
         False,
@@ -63,13 +61,12 @@ class BuildOptions(Config):
     )
     within: Annotated[frozenset[Path], Shown(flag="--within", metavar="FOLDER")] = Field(
         frozenset(),
-        description="Read only files in this folder, also where links lead elsewhere; may be given several times. "
-        "Default: links are followed.",
+        description="Read only files inside this folder, with all links followed; repeatable. Default: anywhere.",
     )
 
 
 class BuildRequest(BuildOptions):
-    """What a run is to index, and how. ``paths`` are folders, files, globs, shards and URLs.
+    """What a run indexes, and how. ``paths`` are folders, files, globs, shards and URLs.
 
     Files in ``unsettled`` are still being written and are left out. Reading a shard or URL ends when nothing came for
     ``fetch_timeout_seconds``.

@@ -23,7 +23,7 @@ class Bar(Protocol):
     """The progress of one phase."""
 
     def advance(self, count: int = 1) -> None:
-        """Say that ``count`` more units are done."""
+        """Count ``count`` more units as done."""
         ...
 
     def note(self, text: str) -> None:
@@ -32,7 +32,7 @@ class Bar(Protocol):
 
 
 class Progress:
-    """Shows nothing. Base of ``TerminalProgress``; used where nobody looks."""
+    """Shows nothing. Base of ``TerminalProgress``, for runs without a terminal."""
 
     @contextmanager
     def phase(self, name: str, total: int, unit: str) -> Iterator[Bar]:

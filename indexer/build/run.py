@@ -35,7 +35,7 @@ LOCATION_BATCH = 256
 """Hashed files committed together, so that a killed run does not hash everything again."""
 
 MOST_WORKERS = 8
-"""Decoding processes where a request does not say; more seldom help, because one encoder takes what they decode."""
+"""Default number of decoding processes; more rarely help, because there is one encoder."""
 
 BYTES_PER_TASK = 8 << 20
 """A guess at how much of a file one decode task covers; only used to not start more workers than there is work."""
@@ -177,7 +177,7 @@ def _hash(
     report: BuildReport,
     progress: Progress,
 ) -> list[Location]:
-    """Find out which video each file is, and record its path."""
+    """Identify the video of each file, and record its path."""
     known = {location.path: location for location in before}
     trusted = {} if request.rehash else known
     found: list[Location] = []
@@ -206,7 +206,7 @@ def _reconcile(
     request: BuildRequest,
     report: BuildReport,
 ) -> set[str]:
-    """Say what became of files that were indexed earlier; returns the places that are gone."""
+    """Report what happened to files that were indexed earlier; returns the locations that are gone."""
     now = {location.path: location.video_id for location in found}
     gone = {location.path: location.video_id for location in missing(before, discovery, exclude=writer.path)}
     places: dict[str, set[str]] = defaultdict(set)
@@ -312,6 +312,4 @@ def _encode_captions(
         encode_captions(new, encoder, writer, bar.advance)
     report.captions += len(new)
     if cut := sum(encoder.truncates(text) for _, text in new):
-        report.notes.append(
-            f"{cut} of {len(new)} captions are longer than what the model reads; their ends are ignored"
-        )
+        report.notes.append(f"{cut} of {len(new)} captions are longer than the model reads; their ends are ignored")

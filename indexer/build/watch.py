@@ -2,10 +2,11 @@
 
 In: folders, and a function that indexes them once. It is called at the start, and then whenever files were added,
 changed, moved or removed and have not changed for ``settle_seconds`` since. A file that is still growing is left out of
-a run and waits for the next one. A folder that disappears (an unmounted disk) is waited for; nothing is removed for it.
+a run and waits for the next one. The watch waits for a folder that disappears (an unmounted disk), and removes nothing
+for it.
 
-Notifications of the operating system can be lost (network shares, full queues), so the folders are also looked at every
-``rescan_seconds``, whatever was notified.
+Notifications of the operating system can be lost (network shares, full queues), so the folders are also scanned every
+``rescan_seconds``.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Settling:
             self._seen[path] = (_state(path), self.clock())
 
     def settled(self) -> bool:
-        """Look again at all changed files. True if there are some and at least one of them has come to rest."""
+        """Check all changed files again. True if at least one of them has settled."""
         now = self.clock()
         for path, (state, _) in list(self._seen.items()):
             found = _state(path)
@@ -54,15 +55,15 @@ class Settling:
         return any(now - since >= self.settle_seconds for _, since in self._seen.values())
 
     def restore(self, other: Settling) -> None:
-        """Note again what ``other`` had noted: its files were not indexed after all."""
+        """Add the changes of ``other`` again, because its files were not indexed."""
         self._seen = other._seen | self._seen
 
     def copy(self) -> Settling:
-        """The same files, noted apart."""
+        """A copy of the changes."""
         return replace(self, _seen=dict(self._seen))
 
     def take(self) -> frozenset[Path]:
-        """Forget the files that have come to rest, for they are indexed now; returns those that have not."""
+        """Remove the settled files, which are indexed now; returns the others."""
         now = self.clock()
         self._seen = {path: seen for path, seen in self._seen.items() if now - seen[1] < self.settle_seconds}
         return frozenset(path for path, (state, _) in self._seen.items() if state is not None)
@@ -83,7 +84,7 @@ def watch_folders(
     while not stop.is_set():
         present = [folder for folder in folders if folder.is_dir()]
         for folder in set(folders) - set(present):
-            logger.warning("%s is not there (is its disk mounted?); waiting for it, nothing is removed", folder)
+            logger.warning("%s does not exist (is its disk mounted?); waiting for it without removing anything", folder)
         if present:
             _watch_present(folders, present, index, settle_seconds, rescan_seconds, stop)
         else:
@@ -109,7 +110,7 @@ def _watch_present(
     for changed in changes:
         settling.note(Path(path) for _, path in changed)
         if _identities(folders) != identities:
-            return  # unmounted, or mounted again: the watch of the old folder notices nothing
+            return  # unmounted, or mounted again: the watch of the old folder gets no events
         if time.monotonic() < due and not settling.settled():
             continue
         due = time.monotonic() + (rescan_seconds if _indexed(index, present, settling) else RETRY_SECONDS)

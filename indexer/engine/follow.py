@@ -2,7 +2,7 @@
 
 The log of changes that each transaction of the catalogue writes (``changed_videos``, ``changed_captions``) is the
 outbox. Every step writes rows by the catalogue's ids, so that it can be repeated: a process that is killed anywhere
-leaves a record (``engine.json``) that is behind the engine, never ahead of it, and the next one goes on from there.
+leaves a record (``engine.json``) that is behind the engine, never ahead of it, and the next one continues from there.
 
 Legend: N rows, M coordinates.
 """
@@ -80,7 +80,7 @@ def create(store: Path, engine: VectorEngine, *, prefix: str, index: str = "auto
 def fill(store: Path, engine: VectorEngine, name: str | None = None, on_rows: OnRows = lambda count: None) -> Applied:
     """Bring collections up to date, from nothing if need be; the first that is filled becomes current.
 
-    Killed anywhere, it goes on where it was. ``name`` None: the current ones, else the newest.
+    After a kill it continues where it was. ``name`` None: the current ones, else the newest.
     """
     with lock(store):
         state = need_state(store)
@@ -94,7 +94,7 @@ def fill(store: Path, engine: VectorEngine, name: str | None = None, on_rows: On
 
 
 def apply_changes(store: Path, engine: VectorEngine) -> Applied:
-    """Bring all filled collections up to date; what an applier repeats."""
+    """Bring all filled collections up to date; the applier calls this repeatedly."""
     with lock(store):
         state = need_state(store)
         filled = [name for name, record in state.collections.items() if record.applied_revision is not None]

@@ -1,6 +1,6 @@
 """A view of a store whose stage 1 is an external engine: the same answers as ``StoreReader``, found elsewhere.
 
-The engine only names candidates. What counts is the view: a row that the view does not hold is dropped, every score is
+The engine only proposes candidates. The view decides: a row that the view does not hold is dropped, every score is
 the exact cosine of the stored row under the generation's correction, and what changed since the engine was brought up
 to date (``CollectionState.applied_revision``) is searched here, exactly, and never taken from the engine. So additions
 are found and deletions are gone at once, however far the engine is behind, and neither its quantisation nor its
@@ -42,7 +42,7 @@ BLOCK_ROWS = 16_384
 
 
 class PlacesOnly:
-    """Stands where an index of the embedded store stands, and knows the ids alone."""
+    """Takes the place of an index of the embedded store; knows only the ids."""
 
     def __init__(self, ids_N: IdArray) -> None:
         self.ids = ids_N

@@ -1,6 +1,6 @@
 """What a store records of the collections that are derived from it: ``engine.json`` in its folder.
 
-While there is one, publications keep the correction (map and bases) that the collections were filled with, because the
+While it exists, publications keep the correction (map and bases) that the collections were filled with, because the
 rows in the engine are mapped by it (``indexer.store.generation``).
 """
 
@@ -106,7 +106,7 @@ def check_prefix(prefix: str) -> str:
 
 
 def lock(store: Path) -> filelock.BaseFileLock:
-    """Become the one that changes the collections of a store. Raises ``EngineBusy`` if another process is."""
+    """Become the only process that changes the collections of a store. Raises ``EngineBusy`` if another process is."""
     taken = filelock.FileLock(store / LOCK, blocking=False)
     try:
         taken.acquire()

@@ -1,4 +1,4 @@
-"""What an external vector engine has to do, in its own terms: collections, rows, filters. It knows nothing of stores.
+"""The interface of an external vector engine: collections, rows, filters. Independent of stores.
 
 Legend: Q queries, w width of the shortlist, N rows, M coordinates.
 """

@@ -69,8 +69,8 @@ def read_caption_file(path: Path) -> list[CaptionEntry]:
 def read_sidecars(videos: Iterable[Path], *, within: Collection[Path] = ()) -> tuple[list[CaptionEntry], list[str]]:
     """Read ``NAME.txt`` beside each video that has one: one caption a line, empty lines skipped.
 
-    Nobody named these files, so an unreadable one is not an error: its reason is in the second list. With ``within``,
-    files that links lead out of these folders are not read.
+    These files were not named by the user, so an unreadable one is not an error: its reason is in the second list. With
+    ``within``, files that links lead out of these folders are not read.
     """
     entries, unreadable = [], []
     for video in videos:
@@ -222,7 +222,7 @@ def strings_of(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
     if not isinstance(values, list) or not all(isinstance(text, str) and text.strip() for text in values):
         raise ValueError(f"`{key}` must be a text or a list of texts, none of them empty, got {value!r}")
     if any("\ud800" <= character <= "\udfff" for text in values for character in text):
-        raise ValueError(f"`{key}` holds half of a character (a lone surrogate)")
+        raise ValueError(f"`{key}` contains half of a character (a lone surrogate)")
     return tuple(text.strip() for text in values)
 
 

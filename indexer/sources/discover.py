@@ -2,7 +2,7 @@
 
 Folders are searched recursively (hidden files and folders are skipped, links to folders are not followed) for the
 suffixes of ``model.video.formats``; other files there are counted. A file that is named itself, or matched by a glob,
-is taken whatever its suffix. Whether something really is a video is found out when it is decoded.
+is indexed whatever its suffix. Whether something really is a video is found out when it is decoded.
 
 A tar shard (``.tar``, named or matched) and a URL are not files to decode but something to read videos from: they are
 found here as ``PackedSource`` and read by ``indexer.sources.download_buffer``. Names may hold braces, as in

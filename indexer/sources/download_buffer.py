@@ -60,7 +60,7 @@ class Budget:
             self._reserved[name] = size_bytes
 
     def release(self, name: str) -> None:
-        """Say that a copy is gone."""
+        """Release the space of a copy."""
         with self._changed:
             self._reserved.pop(name, None)
             self._changed.notify_all()
@@ -78,7 +78,7 @@ class Budget:
 
 
 class Countdown:
-    """Calls ``at_zero`` when all have said that they are done."""
+    """Calls ``at_zero`` when all are done."""
 
     def __init__(self, count: int, at_zero: Callable[[], None]) -> None:
         self._count = count
@@ -86,7 +86,7 @@ class Countdown:
         self._lock = threading.Lock()
 
     def one_less(self) -> None:
-        """Say that one is done."""
+        """Count one as done."""
         with self._lock:
             self._count -= 1
             zero = self._count == 0
@@ -334,7 +334,7 @@ def _created(file: Path) -> IO[bytes]:
     try:
         return file.open("xb", buffering=0)  # so that write() itself reports a full disk
     except FileNotFoundError as error:
-        raise RunEnded from error  # the folder went, because the run has ended
+        raise RunEnded from error  # the folder is gone, because the run has ended
     except OSError as error:
         raise no_copy(error) from error
 
@@ -352,8 +352,8 @@ def append(copy: IO[bytes], block: bytes) -> None:
 def no_copy(error: OSError) -> StoreError:
     """The error of a copy that cannot be written."""
     return StoreError(
-        f"the copy of a video cannot be written beside the store ({error.strerror}); what was done is kept: make room "
-        "and run the same command again"
+        f"the copy of a video cannot be written beside the store ({error.strerror}); committed work is kept: free some "
+        "space and run the same command again"
     )
 
 

@@ -1,9 +1,8 @@
 """Which part of a corpus one of several machines indexes: ``i/n``, by a hash of each file's name.
 
-The parts are disjoint and cover everything, whatever machine works them out: the hash is of the path below the folder
+The parts are disjoint and cover everything, whichever machine computes them: the hash is of the path below the folder
 that was named (``a/b.mp4`` of ``/mnt/x/clips/a/b.mp4``), of a single file's name, or of a tar shard's or a URL's whole
-name. What the files hold plays no part, so nothing has to be read to know who reads it. ``emcl index merge`` puts the
-stores together.
+name. File contents do not matter, so no file has to be read to know its part. ``emcl index merge`` combines the stores.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ def split(discovery: Discovery, partition: Partition) -> tuple[Discovery, Discov
 
 
 def elsewhere(path: Path) -> str:
-    """What stands for the id of a video that another part reads."""
+    """Placeholder for the id of a video that another part reads."""
     return f"{_ELSEWHERE}{path}"
 
 

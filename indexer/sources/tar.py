@@ -100,7 +100,7 @@ def read_members(stream: IO[bytes]) -> Iterator[TarMember | str]:
     except SourceError:
         raise
     except (tarfile.TarError, EOFError, OverflowError, ValueError) as error:  # the last for numbers in headers
-        raise SourceError(f"it is damaged or no tar file: {error}") from error
+        raise SourceError(f"it is damaged or not a tar file: {error}") from error
 
 
 def key_of(name: str) -> str:
@@ -121,7 +121,7 @@ class _MemberFile:
 
 
 class _BoundedInfo(tarfile.TarInfo):
-    """Refuses headers that make tarfile read, remember or recurse as much as their sender likes."""
+    """Refuses headers that could make tarfile read, store or recurse without limit."""
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> Self:

@@ -48,7 +48,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def reason_of(error: BaseException) -> str:
-    """The reason for an error, for people to read."""
+    """The reason for an error, in words."""
     cause = error.__cause__
     if isinstance(error, FileNotFoundError) and cause is not None:
         return reason_of(cause)
@@ -74,7 +74,7 @@ SLOWEST_BYTES_PER_SECOND = 1024
 CONNECT_TIMEOUT_SECONDS = 30.0
 
 FETCH_TIMEOUT_SECONDS = 60.0
-"""How long nothing may come before it is tried again."""
+"""Timeout without any data before a retry."""
 
 _SAME = {"s3a": "s3", "gcs": "gs", "local": "file", "ssh": "sftp", "abfss": "abfs", "az": "abfs"}
 
@@ -134,7 +134,7 @@ def _system_of(protocol: str) -> str:
 class RemoteFiles:
     """Files behind URLs of the allowed protocols. Thread-safe. Use as a context manager: leaving it ends connections.
 
-    ``timeout_seconds`` is how long nothing may come.
+    ``timeout_seconds`` is the timeout without any data.
     """
 
     def __init__(self, allowed: Iterable[str], timeout_seconds: float) -> None:
@@ -234,7 +234,9 @@ class RemoteFiles:
             try:
                 options = self._options(protocol)
                 kind = fsspec.get_filesystem_class(protocol)
-                inspect.signature(kind.__init__).bind(None, **options)  # half a file system complains when it goes
+                inspect.signature(kind.__init__).bind(
+                    None, **options
+                )  # a half-made file system complains when it is deleted
                 self._systems[protocol] = fsspec.filesystem(protocol, skip_instance_cache=True, **options)
             except ImportError as error:
                 extra = _EXTRAS.get(protocol)
@@ -283,7 +285,7 @@ class RemoteFiles:
 
 
 class _Stream(io.RawIOBase):
-    """Reads on from where it was when reading fails."""
+    """Resumes where it was when reading fails."""
 
     def __init__(self, files: RemoteFiles, url: str, size_bytes: int) -> None:
         self._files = files

@@ -1,4 +1,4 @@
-"""A consistent copy of a store while it is served and written, and its way back.
+"""Consistent backups of a store while it is served and written, and restoring them.
 
 In: a store. Out: a folder with the same layout and ``backup.json``, which names every file with its size and SHA-256.
 The copy holds one state of the catalogue, the current generation, every shard row that either of them names, and the
@@ -241,7 +241,7 @@ def _is_own(location: Location) -> bool:
 
 
 def copy_file(source: Path, target: Path, on_bytes: OnBytes) -> None:
-    """Copy a file and make the copy durable; ``on_bytes`` hears of every block."""
+    """Copy a file and make the copy durable; ``on_bytes`` is called for every block."""
     with source.open("rb") as reading, target.open("wb") as writing:
         while block := reading.read(_BLOCK_BYTES):
             writing.write(block)

@@ -1,10 +1,10 @@
-"""What a store knows of queries: the banks that hub bases are fitted on, and what was calibrated for it.
+"""What a store knows about queries: the banks that hub bases are fitted on, and calibrated settings.
 
 ``bank.npz`` holds the raw embeddings of texts like the queries to come (`emcl index bank`), ``query_log.npz`` those of
-past queries, where the operator keeps them, ``correction.npz`` the settings and paired bases of `emcl calibrate` or
-`emcl index bases`. Each is one file beside the generations, replaced as a whole and checked by its digest; the next
-publication takes them up. Without the first two a store's own captions are the bank, if there
-are enough; videos are the bank for captions.
+past queries (``--query-log``), ``correction.npz`` the settings and paired bases of `emcl calibrate` or `emcl index
+bases`. Each is one file beside the generations, replaced as a whole and checked by its digest; the next publication
+uses them. Without the first two a store's own captions are the bank, if there are enough; videos are the bank for
+captions.
 
 Legend: N rows, D channels.
 """
@@ -45,7 +45,7 @@ def write_query_log(store: Path, rows_ND: Floats) -> None:
 
 def read_query_log(store: Path) -> Floats | None:
     """Raw embeddings of past queries (N, D), None if none are kept. Raises ``Damaged``."""
-    arrays = _read(store / QUERY_LOG, "delete it; queries to come are logged anew")
+    arrays = _read(store / QUERY_LOG, "delete it; the log of queries starts over")
     return None if arrays is None else arrays["rows"].astype(np.float32)
 
 

@@ -168,7 +168,7 @@ def least_scores(queries_QD: Floats, blocks: Iterable[Floats], depth: int) -> Fl
 
 
 def recall_of(scores_Qw: Floats, asked: Asked) -> float:
-    """Recall, from the exact scores of what was found."""
+    """Recall, from the exact scores of the results."""
     found_Q = np.count_nonzero(scores_Qw >= asked.least_Q[:, None] - SCORE_TOLERANCE, axis=1)
     return float(np.mean(np.minimum(found_Q, asked.depth) / asked.depth))
 

@@ -177,7 +177,7 @@ class CatalogueReader:
         return [SourceRow(name=n, size_bytes=s, version=v, complete=bool(c), reason=r) for n, s, v, c, r in rows]
 
     def source(self, name: str) -> SourceRow | None:
-        """What became of one source."""
+        """The state of one source."""
         query = "SELECT size_bytes, version, complete, reason FROM sources WHERE name = ?"
         found = self.connection.execute(query, (name,)).fetchone()
         if found is None:
@@ -311,7 +311,7 @@ class Catalogue(CatalogueReader):
         self.connection.execute("COMMIT")
 
     def refresh_words(self) -> None:
-        """Let the documents of the videos that this transaction touched say what the catalogue now says."""
+        """Update the documents of the videos that this transaction touched."""
         query = "SELECT video_id FROM changed_videos WHERE revision = ?"
         words.refresh(self.connection, [row[0] for row in self.connection.execute(query, (self.revision + 1,))])
 
@@ -327,7 +327,7 @@ class Catalogue(CatalogueReader):
         )
 
     def add_source(self, source: SourceRow) -> None:
-        """Record what became of a tar shard or a URL."""
+        """Record the state of a tar shard or a URL."""
         self.connection.execute(
             "INSERT OR REPLACE INTO sources VALUES (?, ?, ?, ?, ?)",
             (source.name, source.size_bytes, source.version, source.complete, source.reason),
@@ -355,7 +355,7 @@ class Catalogue(CatalogueReader):
             self.connection.execute("INSERT OR REPLACE INTO inodes VALUES (?, ?)", (name, location.inode))
 
     def forget_locations(self, paths: Iterable[str]) -> None:
-        """Drop places; their videos stay."""
+        """Remove locations; their videos stay."""
         for path in paths:
             self._forget_location(path, media.video_of(PurePath(path).name))
 
@@ -418,7 +418,7 @@ class Catalogue(CatalogueReader):
         self.connection.executemany("INSERT OR IGNORE INTO tags VALUES (?, ?)", tags)
 
     def remove_video(self, video_id: str) -> None:
-        """Forget a video with its segments, captions, tags and places.
+        """Remove a video with its segments, captions, tags and locations.
 
         The shards and URLs that it came from count as not read, so that they are looked at again.
         """
@@ -432,7 +432,7 @@ class Catalogue(CatalogueReader):
         self.add_tags((video_id, tag) for tag in tags)
 
     def set_title(self, video_id: str, title: str | None) -> None:
-        """Give a video a title, or with None take it away."""
+        """Set the title of a video; None removes it."""
         self.connection.execute("DELETE FROM titles WHERE video_id = ?", (video_id,))
         if title is not None:
             self.connection.execute("INSERT INTO titles VALUES (?, ?)", (video_id, title))
@@ -524,7 +524,7 @@ _UNCHANGED_ROWS = {
 
 
 def places(catalogue: CatalogueReader, kind: str) -> Iterator[tuple[str, Place]]:
-    """Where each row of one kind of shard is, with a name for what it is, in the order of the files."""
+    """The place and the name of each row of one kind of shard, in the order of the files."""
     for number, shard, row, rows, crc32 in catalogue.connection.execute(PLACES[kind]):
         what = f"{'caption' if kind == CAPTIONS.name else 'segment'} {number}"
         yield what, Place(shard=shard, row=row, rows=rows, crc32=crc32)

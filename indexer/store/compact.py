@@ -1,9 +1,9 @@
-"""Giving back the space of removed videos and captions: shards are written anew without their rows.
+"""Reclaiming the space of removed videos and captions: shards are rewritten without their rows.
 
 Only shards with unused rows are touched. Their remaining rows are appended to new shards, brought to the disk, and then
 one transaction of the catalogue names the new places and forgets the old shards: before it nothing has changed, after
-it nothing is left to do but to publish. Ids stay what they are. The old files stay as long as a generation that is kept
-names them, so readers of that generation go on; a run that is killed leaves new files that the next writer removes.
+it only publishing remains. Ids stay the same. The old files stay as long as a generation that is kept names them, so
+readers of that generation are not affected; a run that is killed leaves new files that the next writer removes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Compaction:
 
 
 def compact(writer: StoreWriter, on_row: Callable[[], None] = lambda: None) -> Compaction:
-    """Write every shard with unused rows anew, and commit that; publishing is left to the caller.
+    """Rewrite every shard with unused rows, and commit; publishing is left to the caller.
 
     ``on_row`` is called for each segment's or caption's rows that are copied. Raises ``StoreError`` if there is not
     enough space, and ``Damaged`` for rows that are not what was written; the store is then as it was.
@@ -173,7 +173,9 @@ def _undone(writer: StoreWriter, before: dict[str, dict[int, int]]) -> Iterator[
 
 
 def _no_space(writer: StoreWriter) -> str:
-    return f"{writer.path} was not compacted and is as it was; what remains is copied before the old files can go"
+    return (
+        f"{writer.path} was not compacted and is unchanged; rows in use are copied before the old files can be deleted"
+    )
 
 
 def _difference_bytes(writer: StoreWriter, these: dict[str, dict[int, int]], others: dict[str, dict[int, int]]) -> int:

@@ -1,7 +1,7 @@
 """How unusual a match is: scores of a query as probabilities, from what unrelated texts reach over the same library.
 
 A cosine says little by itself: every model has a range of its own, and the best of 10,000 segments is near to any text.
-So the question is asked of texts that ship with the model (``background_texts``): how well does the best match of each
+So it is compared with texts that ship with the model (``background_texts``): how well does the best match of each
 fit this very library? The confidence of a hit is the share of them whose best match fits less well, a conformal p-value
 turned round: a text that is as unrelated as they are has a best hit above 0.95 in one of twenty cases, whatever the
 model, the size of the library and the kind of index.
@@ -46,7 +46,8 @@ LINE = 0.95
 
 SHARE = 0.25
 """How much of the background's mean is taken off a query. More of it helps real models a little further, and lets more
-letters without meaning pass with the demo model (docs/search.md)."""
+meaningless texts pass with the demo model (docs/search.md).
+"""
 
 
 @runtime_checkable
@@ -88,7 +89,7 @@ class Confidence:
 def background_rows(store: Path, mapper: object) -> Floats | None:
     """Raw rows (n, D) of the background's texts: those of the store, or encoded and kept there.
 
-    None without rows of this model where ``mapper`` encodes no texts. A damaged file is made anew.
+    None without rows of this model where ``mapper`` encodes no texts. A damaged file is replaced.
     """
     if not isinstance(mapper, TextEncoder):
         return None

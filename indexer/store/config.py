@@ -1,6 +1,6 @@
-"""What a store remembers about how it was made, and the manifest of a published generation.
+"""The settings that a store was built with, and the manifest of a published generation.
 
-Both are JSON on disk. Unknown keys fail, so that a file of another version is never half understood.
+Both are JSON on disk. Unknown keys fail, so that a file of another version is never read in part.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class ModelSpec(Config):
 
 
 class StoreSettings(Config):
-    """What every vector of a store has in common, fixed when the store is created.
+    """Settings of all vectors of a store, fixed when the store is created.
 
     ``factory`` and ``options``, the kind of FAISS index and its search parameters, may be changed by
     ``emcl index rebuild``. With the factory ``auto`` the kind is chosen at each publication, such that both indexes
@@ -70,22 +70,24 @@ class StoreSettings(Config):
 
 
 class Wishes(Config):
-    """Settings that a user asks for, each an option of the commands; None leaves the choice to the store or its
-    defaults. Where a setting has another name in ``StoreSettings`` or ``SamplingConfig``, it is the alias.
+    """Requested settings, each an option of the commands; None leaves the choice to the store or its defaults. Where a
+    setting has another name in ``StoreSettings`` or ``SamplingConfig``, it is the alias.
     """
 
     SAMPLING: ClassVar = ("sample_fps", "max_frames", "sampling")
     INDEX: ClassVar = ("index", "index_options", "index_memory", "index_recall")
 
     segment_seconds: SegmentSeconds | None = Field(
-        None, description="Longer videos are cut into segments of this length. Default: 30."
+        None, description="Longer videos are cut into segments of this many seconds. Default: 30."
     )
     sample_fps: SampleFps | None = Field(None, description="Frames taken per second. Default: the model's.")
-    max_frames: MaxFrames | None = Field(None, description="Most frames of a segment. Default: the model's.")
+    max_frames: MaxFrames | None = Field(
+        None, description="Maximum number of frames per segment. Default: the model's."
+    )
     sampling: Strategy | None = Field(
         None,
         serialization_alias="strategy",
-        description="keyframes takes the nearest key frames: many times faster, other frames.",
+        description="keyframes takes the nearest key frames: many times faster, but different frames.",
     )
     index: str | None = Field(
         None,
@@ -96,8 +98,8 @@ class Wishes(Config):
     index_options: str | None = Field(
         None,
         serialization_alias="options",
-        description="FAISS search parameters of a named kind, such as nprobe=32 or efSearch=64, and refine=4: order "
-        "four times as many by exact scores.",
+        description="FAISS search parameters of a named kind, such as nprobe=32 or efSearch=64, and refine=4: rescore "
+        "four times as many exactly.",
     )
     index_memory: ByteSize | None = Field(
         None, description="For auto: memory that the indexes may take, such as 512MiB. Default: 4GiB."

@@ -1,8 +1,9 @@
-"""What people have to know of a store of the demo model that holds anything but the demo's own clips.
+"""The warning about a store of the demo model that holds anything but the demo's own clips.
 
-The demo model was trained on generated clips of moving shapes alone. About other footage its scores look as good
-(cosines of 0.6 to 0.9) and mean nothing, so whatever shows such a store says so. A clip is the demo's own if its name
-and one of its captions are those that the generator gives to one and the same scene, wherever the file is stored.
+The demo model was trained on generated clips of moving shapes alone. On other footage its scores look just as good
+(cosines of 0.6 to 0.9) but mean nothing, so every program that shows such a store warns about it. A clip is the demo's
+own if its name and one of its captions are those that the generator gives to one and the same scene, wherever the file
+is stored.
 """
 
 from __future__ import annotations

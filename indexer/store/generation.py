@@ -1,4 +1,4 @@
-"""Publishing: from the shards and the catalogue to an immutable generation, and back from its files.
+"""Publishing an immutable generation from the shards and the catalogue, and reading its files.
 
 A generation is a folder with ``manifest.json``, ``snapshot.db`` (a copy of the catalogue), ``segments.npy`` and
 ``captions.npy`` (where each id's features are), ``videos.faiss``, ``captions.faiss``, ``emcl_map.npz`` (the correction:
@@ -50,7 +50,7 @@ SEGMENT_PLACES_FILE, CAPTION_PLACES_FILE, SEGMENT_HUBS = "segments.npy", "captio
 FILES = (SNAPSHOT, FROZEN_MAP, VIDEO_INDEX, CAPTION_INDEX, SEGMENT_PLACES_FILE, CAPTION_PLACES_FILE)
 
 PHASES = ("snapshot", "EMCL map", "video index", "caption index")
-"""What ``publish`` reports as it goes."""
+"""Progress that ``publish`` reports."""
 
 
 def publish(
@@ -149,7 +149,7 @@ def kept(store: Path) -> list[Path]:
 
 
 def clean_up(store: Path) -> None:
-    """Remove what a killed run left half built or not yet current, and generations whose time has passed."""
+    """Remove what a killed run left unfinished, and generations that are no longer kept."""
     generations = store / GENERATIONS
     if not generations.is_dir():
         return

@@ -1,11 +1,11 @@
-"""Putting stores together that were built apart, such as the parts of ``--partition``: nothing is decoded or encoded.
+"""Merging stores, such as the parts of ``--partition``: nothing is decoded or encoded.
 
 In: stores of one model and one way of sampling. Out: one store that holds every video, caption and tag of them once,
 with the features that were stored, bit for bit; publishing is left to the caller. The inputs are only read. Everything
 that is copied is committed in pieces, so a run that is killed is continued by running it again.
 
-What is in several stores: a video is copied from the first in which it is indexed; places, captions and tags are
-united; of different titles, and of different videos said to be at one path, the first store's is kept.
+What is in several stores: a video is copied from the first in which it is indexed; locations, captions and tags are
+combined; of different titles, and of different videos said to be at one path, the first store's is kept.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def read_merge_settings(stores: Sequence[Path], out: Path) -> StoreSettings:
     """
     resolved = [store.resolve() for store in stores]
     if out.resolve() in resolved or len(set(resolved)) < len(resolved):
-        raise SettingsConflict(f"a store is named twice among {', '.join(map(str, [*stores, out]))}; name each once")
+        raise SettingsConflict(f"a store is named twice in {', '.join(map(str, [*stores, out]))}; name each once")
     named = [
         (store, _settings(store)) for store in ([out] if (out / generation.CATALOGUE).exists() else []) + [*stores]
     ]
@@ -188,7 +188,7 @@ def _brought_along(location: Location, store: _Input, writer: StoreWriter) -> Lo
 
 
 def _copy_media(location: Location, store: _Input, writer: StoreWriter) -> None:
-    """Bring a kept video along: a link if both stores are on one disk (neither ever changes it), else a copy.
+    """Take a kept video along: a link if both stores are on one disk (neither ever changes it), else a copy.
 
     Raises ``StoreError`` if it cannot be, on a full disk say.
     """
@@ -206,7 +206,9 @@ def _copy_media(location: Location, store: _Input, writer: StoreWriter) -> None:
         sync_folder(target.parent)
     except OSError as error:
         work.unlink(missing_ok=True)
-        raise StoreError(f"{source} could not be copied to {target} ({error}); merge again, and it goes on") from error
+        raise StoreError(
+            f"{source} could not be copied to {target} ({error}); run the merge again to continue"
+        ) from error
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

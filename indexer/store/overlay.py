@@ -1,8 +1,8 @@
 """What was committed since a generation was published, derived from the catalogue: the overlay.
 
 In: the catalogue and the generation's copy of it. Out: an immutable value that says which of the generation's rows are
-gone, which are new, and what the catalogue now says about every video that was touched. Nothing of it is written
-anywhere: each process that opens the store derives it again, so that it is right after any crash of any writer.
+gone, which are new, and what the catalogue now says about every video that was touched. It is never written: each
+process that opens the store derives it again, so that it is correct after any crash of any writer.
 
 A video (or a caption of no video) that was touched is *changed*: everything about it comes from the overlay, and
 everything about the others from the generation. Segments and captions themselves never change and their ids are never

@@ -6,8 +6,8 @@ text. A score may only be compared with a bank of its own kind: ``frozen`` (stag
 ``emcl`` (the EM pass over a text's candidates; what is not a candidate counts with the text's lowest score).
 
 The bank is one file beside the generations, ``query_bank.npz``, replaced as a whole. It is keyed by segment ids, which
-are never given to something else, so it outlives the generation that it was computed on; a segment that it does not
-know takes the median of those that it knows, until it is computed again.
+are never reused, so it outlives the generation that it was computed on; a segment that it does not know takes the
+median of those that it knows, until it is computed again.
 
 Legend: B texts of the bank, N segments, n segments of a block, C candidates, F frames, D channels.
 """
@@ -53,7 +53,7 @@ Ids = npt.NDArray[np.int64]
 class StoredBank:
     """Statistics of a bank for the segments ``ids_N``, ascending. ``digest`` names this very bank.
 
-    ``scoring`` is what of the model's configuration decides scores: another one needs another bank.
+    ``scoring`` is the part of the model's configuration that decides scores: another one needs another bank.
     """
 
     ids_N: Ids
@@ -243,7 +243,7 @@ def _norm(
 
 
 def report_lines(bank: StoredBank, texts: Sequence[str]) -> list[str]:
-    """What `emcl index bank` says it did."""
+    """The report of `emcl index bank`."""
     lines = [f"query bank of {len(texts)} texts from {bank.source}, over {len(bank.ids_N)} segments"]
     for kind, norm in bank.norms.items():
         hubness_N = norm.hubness

@@ -1,8 +1,8 @@
 """Reading a store: one immutable view, opened once and shared by any number of threads.
 
 A view is a generation with the overlay over it (``indexer.store.overlay``): everything that was committed when it was
-made is searchable, listed and counted, whether or not it was published, and whichever process wrote it. While a writer
-goes on, a view stays what it is; ``refreshed`` gives the next one. Writing is in ``indexer.store.writer``.
+made is searchable, listed and counted, whether or not it was published, and whichever process wrote it. A view does not
+change while a writer works; ``refreshed`` returns the next one. Writing is in ``indexer.store.writer``.
 
 Legend: Q queries, k neighbours, F frames, D channels.
 
@@ -476,7 +476,7 @@ class StoreReader:
         return self._confidence.of(query_M, self.correction.base_rows(self.segment_embeddings(ids_K), "video"))
 
     def _number_new(self, places: npt.NDArray[np.void]) -> None:
-        """Give segments that came after the generation their numbers: one E-step each, kept for the next views."""
+        """Compute the numbers of segments added after the generation: one E-step each, kept for later views."""
         known = self.base.new_hub_numbers
         fresh = [place for place, number in enumerate(places["id"]) if int(number) not in known]
         if self.base.hub_numbers_N is None or not fresh:

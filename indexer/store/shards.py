@@ -1,10 +1,8 @@
-"""Append-only shards of feature rows: plain ``.npy`` files that grow and are read through memory maps.
-
-Three kinds stand side by side in ``features/``: ``NNNNNN.npy`` holds frame features (fp16, the rows of a segment stand
-together), ``pooled-NNNNNN.npy`` one pooled vector per segment and ``captions-NNNNNN.npy`` one text feature per caption
-(both float32, before the frozen map). A file is a 128-byte ``.npy`` header and ``rows * dim`` numbers. How many of its
-rows count is decided by the catalogue alone: rows beyond that are what a run that was cut short left behind, and the
-next writer cuts them off.
+"""Append-only shards of feature rows: plain ``.npy`` files that grow and are read through memory maps. ``features/``
+has three kinds: ``NNNNNN.npy`` holds frame features (fp16, the rows of a segment stand together), ``pooled-NNNNNN.npy``
+one pooled vector per segment and ``captions-NNNNNN.npy`` one text feature per caption (both float32, before the frozen
+map). A file is a 128-byte ``.npy`` header and ``rows * dim`` numbers. The catalogue alone decides how many of its rows
+count: rows beyond that are left from an interrupted run, and the next writer truncates them.
 
 Legend: N places asked for, F frames, D channels.
 """
@@ -113,7 +111,7 @@ def header_rows(path: Path, dim: int, dtype: np.dtype[np.generic]) -> int:
 class ShardWriter:
     """Appends rows of one kind. Nothing counts before ``sync`` and the catalogue's commit of ``rows``.
 
-    ``rows`` maps shard numbers to committed rows and is brought up to date by ``append``; opening cuts off whatever a
+    ``rows`` maps shard numbers to committed rows and is brought up to date by ``append``; opening truncates what a
     previous run left beyond it.
     """
 
@@ -165,13 +163,13 @@ class ShardWriter:
         return self._current
 
     def go_back_to(self, rows: dict[int, int]) -> None:
-        """Forget what was appended since ``rows`` were committed, and remove it from the disk."""
+        """Discard what was appended since ``rows`` were committed, also on disk."""
         self.close()
         self.rows = dict(rows)
         self.__post_init__()
 
     def sync(self) -> None:
-        """Bring everything appended so far to the disk; only then may the catalogue name it."""
+        """Sync everything appended so far to disk; only then may the catalogue refer to it."""
         if self._descriptor is None:
             return
         _write_all(self._descriptor, header(self.rows[self._current], self.dim, self.kind.dtype), 0)
@@ -273,7 +271,9 @@ class ShardReader:
         return out_NFD
 
     def let_go(self) -> None:
-        """Give mapped pages back: what was read stays in the system's cache, and counts no more as this process's."""
+        """Release mapped pages: what was read stays in the system's cache, but no longer counts as this process's
+        memory.
+        """
         for rows in self._maps.values():
             base: object = rows
             while isinstance(base, np.ndarray):

@@ -1,4 +1,4 @@
-"""Is everything still what was written?
+"""Verifying a store.
 
 Checks the checksums of every kept generation, of every committed row in the shards, and the catalogue against the copy
 of it in the current generation; then the recall of the FAISS indexes against exact search.
@@ -42,7 +42,7 @@ SCORE_TOLERANCE = 1e-5
 
 @dataclass(kw_only=True)
 class Verification:
-    """``problems`` is damage, ``notes`` is worth knowing; ``recall`` maps ``videos`` and ``captions`` to recall@10.
+    """``problems`` is damage, ``notes`` are informative; ``recall`` maps ``videos`` and ``captions`` to recall@10.
 
     ``indexes`` is what the manifest says of the same two.
     """
@@ -163,7 +163,7 @@ def _sound(store: Path, kind: ShardKind, dim: int, shard: int, rows: int, found:
         found.problems.append(str(error))
         return False
     if size > rows * row_bytes:
-        found.notes.append(f"{path} ends with rows of a run that was cut short; the next `emcl index build` drops them")
+        found.notes.append(f"{path} ends with rows of an interrupted run; the next `emcl index build` removes them")
     return True
 
 

@@ -44,7 +44,7 @@ SHORTEST_BEGINNING = 2
 
 _K1, _B = 1.2, 0.75
 _UNKNOWN = 0.5
-"""What a word counts that no document has, beside the rarest: it speaks for no video and against none."""
+"""Weight of a word that no document has, relative to the rarest word."""
 
 _SNIPPET_CHARS = 160
 
@@ -119,7 +119,7 @@ class Query:
     idf: tuple[float, ...]
 
     def counts(self, word: str) -> bool:
-        """Whether a word of a document is one that says something about a video."""
+        """Whether a word of a document carries meaning, unlike "the"."""
         return any(self.weights[place] for place in self.places(word))
 
     def places(self, word: str) -> list[int]:

@@ -101,7 +101,7 @@ def _wanted(connection: sqlite3.Connection, video_id: str) -> dict[_Document, No
 
 
 def add_functions(connection: sqlite3.Connection) -> None:
-    """What the migration that makes the documents of an older catalogue calls."""
+    """Called by the migration that makes the documents of an older catalogue."""
     connection.create_function("search_words", 1, lambda text: " ".join(words_of(text)), deterministic=True)
     connection.create_function("count_words", 1, lambda text: len(words_of(text)), deterministic=True)
     connection.create_function("file_name", 2, name_of, deterministic=True)

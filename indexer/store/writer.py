@@ -1,8 +1,8 @@
 """Writing a store: one process at a time adds features, commits them, and publishes generations.
 
-The order that nothing may break: rows are appended to the shards and brought to the disk, then one catalogue
-transaction names them, then (later) a generation is published. Whatever a killed run leaves outside that order is cut
-off or deleted when the next writer opens the store.
+The order that must never change: rows are appended to the shards and synced to disk, then one catalogue transaction
+names them, then (later) a generation is published. Whatever a killed run leaves outside that order is truncated or
+deleted when the next writer opens the store.
 
 After ``emcl index compact``, once the last generation from before it is gone, some shard files are named neither by the
 catalogue nor by a generation; the writer deletes them too. A reader that still maps such a file can go on reading it.
@@ -45,7 +45,7 @@ LOCK, LOCK_HOLDER = "writer.lock", "writer.json"
 
 
 def unnamed(store: Path, catalogue: CatalogueReader) -> list[Path]:
-    """Shards that may be removed; none while a kept generation cannot be read and so nobody knows what it names."""
+    """Shards that may be removed; none while a kept generation cannot be read, because its shards are unknown then."""
     named = {kind.file_name(n) for kind in SHARD_KINDS for n in catalogue.shard_rows(kind.name)}
     try:
         folders = generation.kept(store) if (store / generation.CURRENT).exists() else []
@@ -236,7 +236,7 @@ class StoreWriter:
                     self.catalogue.set_title(video_id, title)
 
     def add_sources(self, sources: Iterable[SourceRow]) -> None:
-        """Record what became of tar shards and URLs, where that is news."""
+        """Record the state of tar shards and URLs, where it changed."""
         new = [source for source in sources if self.catalogue.source(source.name) != source]
         if new:
             with self.catalogue.transaction():
@@ -268,13 +268,13 @@ class StoreWriter:
                     self.catalogue.set_transcript(video_id, row)
 
     def remove_captions(self, caption_ids: Sequence[int]) -> None:
-        """Forget captions. Their rows in the shards stay as unused space."""
+        """Remove captions. Their rows in the shards stay as unused space."""
         if caption_ids:
             with self.catalogue.transaction():
                 self.catalogue.remove_captions(caption_ids)
 
     def remove_videos(self, video_ids: Sequence[str]) -> None:
-        """Forget videos with their captions. Their rows in the shards stay as unused space.
+        """Remove videos with their captions. Their rows in the shards stay as unused space.
 
         The next build over the files, tar shards or URLs that they came from indexes them again.
         """
@@ -306,7 +306,7 @@ class StoreWriter:
         return manifest
 
     def tidy(self) -> None:
-        """After a publication: remove generations whose time has passed, shards that only they named, and the log of
+        """After a publication: remove generations that are no longer kept, shards that only they named, and the log of
         changes that all others hold.
 
         ``publish`` does it by itself. A publication from a connection of its own (``generation.publish`` beside this
@@ -350,7 +350,7 @@ class StoreWriter:
 
     @contextmanager
     def _committing(self, *kinds: str) -> Iterator[None]:
-        """Shards to the disk first, then the transaction that names their rows."""
+        """Sync shards first, then commit the transaction that names their rows."""
         for kind in kinds:
             self.shards[kind].sync()
         with self.catalogue.transaction():
@@ -382,7 +382,7 @@ def acquire_lock(path: Path) -> filelock.BaseFileLock:
         lock.acquire()
     except filelock.Timeout as error:
         raise StoreLocked(
-            f"{path} is being written by {_holder(path)}; wait until it has ended. Searching goes on meanwhile"
+            f"{path} is being written by {_holder(path)}; wait until it has finished. Searching continues meanwhile"
         ) from error
     holder = {
         "pid": os.getpid(),

@@ -311,7 +311,7 @@ def test_half_a_character_in_a_label_costs_only_the_label(key: str, clips: list[
     assert (report.indexed, report.captions) == (1, 1)
     ((path, reason),) = report.failed
     assert path == str(shard)
-    assert reason == f"{shard}!0.json: `{key}` holds half of a character (a lone surrogate)"
+    assert reason == f"{shard}!0.json: `{key}` contains half of a character (a lone surrogate)"
 
 
 @pytest.mark.parametrize("size", ["-1024", "9999999999999999"])

@@ -1,4 +1,4 @@
-"""Over capacity, over a real socket: which requests are refused and how, what silent clients cost, what is never computed."""
+"""Over capacity, over a real socket: what is refused and how, what silent clients cost, what is never computed."""
 
 import asyncio
 import json
