@@ -44,7 +44,7 @@ tests: $(VENV)/.installed-dev
 
 NUMERIC := tests/model/emcl tests/model/evaluate tests/model/clip/test_towers.py tests/model/test_net.py \
   tests/model/train/test_golden_loss.py tests/model/train/test_loss.py tests/model/train/test_optimiser.py \
-  tests/model/train/test_grad_cache.py tests/model/runtime/test_packed.py tests/indexer/ann tests/indexer/build/test_run.py \
+  tests/model/train/test_grad_cache.py tests/model/runtime/test_choose.py tests/indexer/ann tests/indexer/build/test_run.py \
   tests/indexer/store/test_query_bank.py tests/indexer/store/test_overlay.py tests/service/search/test_engine.py
 # What PyTorch, oneDNN, MKL, OpenBLAS and FAISS would do on an old processor, and on one without AVX-512.
 OLD := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 OPENBLAS_CORETYPE=Nehalem \

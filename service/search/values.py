@@ -185,7 +185,7 @@ class Source:
     """What an answer was computed with, and how long each stage of its batch took.
 
     ``version`` names all that the index could answer then: the generation and what was changed in it since. ``emcl``
-    and ``strength`` are those of the correction that the hits were ranked with (``model.emcl.correction``).
+    and ``strength`` are those of the correction that the hits were ranked with (``model.emcl.active``).
     """
 
     generation: str

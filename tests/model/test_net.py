@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from golden_support import golden_architecture, reference_name
+from heads_support import golden_architecture, reference_name
 from numeric_support import assert_equal_towers, assert_within_rounding, rounding_spread, tolerance
 
 from model.config import TemporalConfig

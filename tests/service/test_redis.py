@@ -182,7 +182,7 @@ def test_a_redis_that_never_answers_is_unavailable_and_no_secret_is_told(redis_s
     }[way]
 
     async def scenario(link):
-        await until(lambda: "going on without it" in caplog.text)
+        await until(lambda: "continuing without it" in caplog.text)
         assert link.status == "unavailable"
         answer, seconds = await timed(link, get)
         assert answer is None

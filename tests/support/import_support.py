@@ -3,12 +3,18 @@
 Written without open_clip and without this project, so that imports are compared with something independent.
 """
 
+from __future__ import annotations
+
 import warnings
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
+
+from model.checkpoint import load_checkpoint
+from model.importing.convert import import_checkpoint
+from model.options import ImportOptions
 
 SIZES = {"width": 128, "heads": 2, "positions": 20, "vocabulary": 60}
 
@@ -127,3 +133,12 @@ def save_archive(state: dict[str, torch.Tensor], path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.jit.save(torch.jit.script(root), str(path))
+
+
+FITTING = {"max_words": 8, "max_frames": 6}
+
+
+def convert(source: Path, **options):
+    """Import a checkpoint beside itself: the net that was read back, and the report."""
+    report = import_checkpoint(source, source.parent / "imported.safetensors", ImportOptions(**{**FITTING, **options}))
+    return load_checkpoint(report.path), report

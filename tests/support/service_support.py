@@ -1,5 +1,7 @@
 """A service around the small store of the tests: settings, engine, application, a client of it, and videos for it."""
 
+from __future__ import annotations
+
 import sys
 from contextlib import contextmanager
 
@@ -7,12 +9,14 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from indexer.store.writer import EncodedSegment, EncodedVideo
+from indexer.locations import Location
+from indexer.store.config import ModelSpec, StoreSettings
+from indexer.store.writer import EncodedSegment, EncodedVideo, StoreWriter
 from service.access.keys import KeyStore
 from service.app import create_app
 from service.cli import main
 from service.search.engine import Engine, reader_opener
-from service.search.values import QueryLimits
+from service.search.values import QueryLimits, Ranking, UploadQuery
 from service.settings import Settings, load_settings, variable_name
 
 PROBLEM = "application/problem+json"
@@ -130,3 +134,48 @@ def emcl_command(monkeypatch, capsys, *first):
         return code, captured.out, captured.err
 
     return run
+
+
+LIMITS = QueryLimits(max_texts=64, max_text_chars=200, max_candidates=1000)
+VIDEOS, CAPTIONS = 60, 50
+
+
+def video_id(number):
+    """The id of a video of ``fill_store``."""
+    return f"{number:064x}"
+
+
+def fill_store(path, encoder, videos=VIDEOS, captions=CAPTIONS):
+    """A store of random features: videos of 1 to 3 segments of 1 to 6 frames, captions encoded by the model."""
+    rng = np.random.default_rng(7)
+    settings = StoreSettings(
+        model_spec=ModelSpec(), fingerprint=encoder.fingerprint, dim=encoder.dim, sampling=encoder.config.sampling
+    )
+    with StoreWriter.open(path, settings=settings) as writer:
+        names = [video_id(number) for number in range(videos)]
+        if names:
+            places = [
+                Location(path=f"/nowhere/v{n}.mp4", video_id=name, size_bytes=1, modified_ns=1)
+                for n, name in enumerate(names)
+            ]
+            writer.add_locations(places)
+            writer.add_videos([random_video(rng, encoder, number) for number in range(videos)])
+            writer.add_tags({name: [f"mod3-{n % 3}", f"mod2-{n % 2}"] for n, name in enumerate(names)})
+        texts = [f"caption number {number} of a thing" for number in range(captions)]
+        if texts:
+            writer.add_captions([(None, text) for text in texts], encoder.encode_texts(texts))
+        writer.publish(encoder)
+    return path
+
+
+def ids(result):
+    return [(hit.video_id, hit.segment) for hit in result.hits]
+
+
+def upload(seed, frames=4, size=32, **changes):
+    rng = np.random.default_rng(seed)
+    return UploadQuery(
+        frames_FHWC=rng.integers(0, 256, (frames, size, size, 3), dtype=np.uint8),
+        timestamps_seconds=np.arange(frames, dtype=np.float64),
+        ranking=Ranking(**changes),
+    )

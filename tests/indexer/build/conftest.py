@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from build_support import write_clips
+from index_support import write_clips
 
 
 @pytest.fixture(scope="module")

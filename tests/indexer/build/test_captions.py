@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from build_support import by_name, index
-from index_support import DIM, FakeEncoder
+from index_support import DIM, FakeEncoder, by_name, index
 
 from indexer.errors import CaptionFileError
 from indexer.store.reader import StoreReader

@@ -10,8 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from build_support import by_name, index
-from index_support import make_clip
+from index_support import by_name, index, make_clip
 
 from indexer.errors import CaptionFileError
 from indexer.sources.captions import read_caption_file

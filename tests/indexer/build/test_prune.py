@@ -6,8 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from build_support import by_name, index
-from index_support import make_clip
+from index_support import by_name, index, make_clip
 
 from indexer.errors import SourceError
 from indexer.locations import Location

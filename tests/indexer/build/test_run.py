@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from build_support import by_name, index
-from index_support import FakeEncoder, make_clip, settings
+from index_support import FakeEncoder, by_name, index, make_clip, settings
 
 from indexer.build import encode
 from indexer.build.decode import windows_of

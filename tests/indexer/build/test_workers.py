@@ -12,8 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from build_support import index
-from index_support import make_clip
+from index_support import index, make_clip
 
 from indexer.build import decode
 from indexer.build.decode import DecodeSettings

@@ -300,7 +300,7 @@ def test_headers_upon_headers_end_the_shard_and_not_the_run(kind: bytes, clips: 
 def test_a_number_with_more_digits_than_are_read_ends_the_shard() -> None:
     content = b"9" * 5000 + b" path=a.mp4\n"
     header = member("pax", len(content), tarfile.XHDTYPE)
-    with pytest.raises(SourceError, match="damaged or no tar file"):
+    with pytest.raises(SourceError, match="damaged or not a tar file"):
         names_in(io.BytesIO(packed((header, content), (member("a.mp4"), b""))))
 
 
@@ -318,7 +318,7 @@ def test_half_a_character_in_a_label_costs_only_the_label(key: str, clips: list[
 def test_a_size_that_cannot_be_true_ends_the_shard(size: str) -> None:
     info = member("a.mp4", 512, pax_headers={"size": size})
     content = packed((info, bytes(512)), (member("b.mp4"), b""), form=tarfile.PAX_FORMAT)
-    with pytest.raises(SourceError, match=r"cut off or damaged|damaged or no tar file"):
+    with pytest.raises(SourceError, match=r"cut off or damaged|damaged or not a tar file"):
         read_all(content)
 
 

@@ -193,7 +193,7 @@ def test_a_full_disk_leaves_everything_as_it_was(store: Path, monkeypatch: pytes
 
     monkeypatch.setattr(ShardWriter, "append", full)
     with StoreWriter.open(store) as writer:
-        with pytest.raises(StoreError, match=r"was not compacted and is as it was.*No space left on device"):
+        with pytest.raises(StoreError, match=r"was not compacted and is unchanged.*No space left on device"):
             compact(writer)
         monkeypatch.undo()
         assert features(store) == before

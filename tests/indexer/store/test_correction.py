@@ -4,8 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from engine_support import LIMITS
-from service_support import random_video
+from service_support import LIMITS, random_video
 from typer.testing import CliRunner
 
 from indexer.cli import app as index_app

@@ -19,6 +19,7 @@ from typing import get_args
 import numpy as np
 import pytest
 from index_support import DIM, FINGERPRINT, FakeEncoder, fill, location_of, settings, video_of
+from library_contract import check_library
 
 from indexer.errors import (
     Damaged,
@@ -31,6 +32,7 @@ from indexer.errors import (
     StoreLocked,
     WrongPreprocessing,
 )
+from indexer.library import EVERYTHING, Wanted
 from indexer.store import generation, snapshot
 from indexer.store.catalogue import Catalogue, read_settings
 from indexer.store.config import STORE_FORMAT, Manifest
@@ -528,7 +530,7 @@ def test_unpublished_work_is_a_note_and_no_damage(store: Path) -> None:
     found = verify(store)
     assert found.problems == []
     assert any("not published" in note for note in found.notes)
-    assert any("cut short" in note for note in found.notes)
+    assert any("interrupted" in note for note in found.notes)
 
 
 def test_changed_rows_are_found_also_beside_unpublished_work(store: Path) -> None:
@@ -577,3 +579,27 @@ def test_the_format_is_documented() -> None:
     for name in (*generation.FILES, *tables, *Manifest.model_fields):
         assert f"`{name}`" in text, name
     assert f"Format {STORE_FORMAT};" in text
+
+
+TEXTS = np.random.default_rng(0).standard_normal((4, DIM)).astype(np.float32)
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_the_embedded_store_answers_as_an_exhaustive_search(tmp_path: Path, later: bool) -> None:
+    with StoreWriter.open(tmp_path / "s", settings=settings()) as writer:
+        fill(writer, range(12))
+        writer.publish(FakeEncoder())
+        if later:
+            fill(writer, range(12, 15))
+            writer.remove_videos([f"{5:064x}"])
+    with StoreReader.open(tmp_path / "s") as view:
+        check_library(view, view, TEXTS, ks=(1, 3, 50))
+
+
+def test_exceptions_add_up_and_keep_their_order() -> None:
+    once = Wanted(tags=("a",)).leaving_out(videos=["v2"], segments=[3])
+    twice = once.leaving_out(videos=["v1", "v2"], segments=[1])
+    assert twice == Wanted(tags=("a",), without_videos=("v1", "v2"), without_segments=(1, 3))
+    assert twice.without_exceptions == Wanted(tags=("a",))
+    assert EVERYTHING.is_everything
+    assert not EVERYTHING.leaving_out(segments=[1]).is_everything

@@ -1,9 +1,14 @@
 """Hub bases: EM climbs, the outcome is a property of the bank alone, and what is off changes nothing."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numeric_support import score_tolerance
 
+from benchmarks.method import METHODS, first_hits, halves
 from model.emcl.hub import HubBases, e_step, spread_rows, unit
 
 CLOSE = score_tolerance(24)
@@ -93,3 +98,26 @@ def test_damaged_bases_say_what_to_do(bank):
     del arrays["kappa"]
     with pytest.raises(ValueError, match=r"kappa.*emcl index rebuild"):
         HubBases.from_arrays(arrays)
+
+
+FEATURES = Path(__file__).parents[4] / "shared" / "real-features" / "clip_vitb16_coco500.npy"
+
+
+@pytest.fixture(scope="module")
+def gains():
+    """R@1 less that of the cosine, in points, both ways: mean over eight halves."""
+    if not FEATURES.is_file():
+        pytest.skip("the real features are not distributed with the project")
+    found = {name: [] for name in ("hub bases", "paired + hub bases")}
+    for _, split in halves(FEATURES, 4, seed=1):
+        base = first_hits(METHODS["cosine"](split)).mean(axis=0)
+        for name, differences in found.items():
+            differences.append(100 * (first_hits(METHODS[name](split)).mean(axis=0) - base))
+    return {name: np.mean(differences, axis=0) for name, differences in found.items()}
+
+
+@pytest.mark.parametrize("name", ["hub bases", "paired + hub bases"])
+def test_bases_gain_in_both_ways(gains, name):
+    to_videos, to_texts = gains[name]
+    assert to_videos >= 3
+    assert to_texts >= 1

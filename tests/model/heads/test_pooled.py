@@ -1,13 +1,17 @@
 """CLIP4Clip's heads against the released classes (``golden/rest/clip4clip_heads``)."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 import torch.nn.functional as F
+from evaluation_support import build_encoder, random_corpus
 from heads_support import golden_emcl, load_renamed, relative_error, tensors
 
 from model.config import TemporalConfig
 from model.emcl.pooling import unit_mean_pool
 from model.heads.cross import CrossBatch, CrossHead
+from model.heads.frames import FramesBatch, FramesHead
 from model.heads.losses import symmetric_info_nce
 from model.heads.pooled import PooledBatch, PooledHead
 from model.temporal import LSTMTemporal, MeanTemporal, TransformerTemporal
@@ -115,3 +119,14 @@ def test_tight_transformer(arrays):
     for theirs in ("cross.embeddings.position_embeddings.weight", "cross.pooler.dense.weight"):
         grad = dict(head.named_parameters())[rename(theirs)].grad
         assert relative_error(grad, arrays[f"tightTransf/grad/{theirs}"]) < 1e-3
+
+
+def test_it_scores_as_the_net_does():
+    encoder, corpus = build_encoder(), random_corpus()
+    text, features, mask = (torch.from_numpy(part) for part in (corpus.text_TD, corpus.features_VFD, corpus.mask_VF))
+    head = FramesHead(encoder.config.pooling)
+    batch = FramesBatch(features_VFD=features, mask_VF=mask, text_TD=text)
+    with torch.no_grad():
+        for correct, rerank in ((None, "none"), (encoder.net.emcl, "emcl")):
+            expected = encoder.net.score_matrix(text, features, mask, rerank)
+            torch.testing.assert_close(head.similarity(head.corrected(batch, correct)), expected, atol=1e-6, rtol=0)

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conversion_support import convert
-from import_support import SIZES, PlainClip4Clip, make_clip4clip, save, save_archive
+from import_support import SIZES, PlainClip4Clip, convert, make_clip4clip, save, save_archive
 from safetensors.torch import load_file
 from torch import nn
 from typer.testing import CliRunner

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conversion_support import FITTING, convert
-from import_support import PlainClip4Clip, make_clip4clip, save
+from import_support import FITTING, PlainClip4Clip, convert, make_clip4clip, save
 
 from model.clip.weights import WeightsError
 from model.importing.convert import ImportingError, import_checkpoint

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from golden_support import golden_architecture, reference_name
+from heads_support import golden_architecture, reference_name
 from numeric_support import assert_equal_towers
 
 from model.net import EMCLNet

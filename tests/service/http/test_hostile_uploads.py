@@ -21,10 +21,9 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from hostile_bait import Listener, Watch, laid_out
 from hostile_clips import bases
 from hostile_files import Bait
-from hostile_forms import Form, forms
+from hostile_forms import Form, Listener, Watch, forms, laid_out
 from hostile_videos import SEED, Hostile, corpus
 
 MEBIBYTE = 1024**2

@@ -1,20 +1,47 @@
 """The engine: answers that depend on nothing but their query, and what each way of ranking means."""
 
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from engine_support import CAPTIONS, LIMITS, fill_store, ids, upload, video_id
+from fastapi.testclient import TestClient
 from numeric_support import tolerance
-from service_support import random_video
+from service_support import (
+    CAPTIONS,
+    LIMITS,
+    VIDEOS,
+    assert_problem,
+    fill_store,
+    ids,
+    random_video,
+    serving,
+    upload,
+    video_id,
+)
 
 from indexer.locations import Location
+from indexer.store.bank import QUERY_LOG, read_query_log
+from indexer.store.confidence import LINE
 from indexer.store.config import ModelSpec, StoreSettings
 from indexer.store.reader import StoreReader
 from indexer.store.writer import StoreWriter
+from model.config import EMCLConfig
+from model.encoder import load_encoder
+from model.evaluate.corpus import with_emcl
+from service.app import create_app
+from service.cli import main
+from service.errors import Conflict, NotFound, Unprocessable
 from service.search import ranking as ranking_module
 from service.search.engine import Engine
-from service.search.values import Ranking, RerankQuery, SearchQuery, SegmentRef, UploadQuery
+from service.search.query_log import QueryLog
+from service.search.values import QueryLimits, Ranking, RerankQuery, SearchQuery, SegmentRef, UploadQuery, VideoFilter
+from service.settings import load_settings
 
 TEXT_ALONE_OR_AMONG_OTHERS = 1e-5
 """How close docs/architecture.md promises the cosines of a text to be, encoded alone and in a batch."""
@@ -300,3 +327,320 @@ def test_a_text_in_a_script_that_the_model_does_not_read_is_said_to_be(engine):
     assert (latin.unknown_script, greek.unknown_script) == (None, "Greek")
     (scored,) = engine.rerank([RerankQuery(text="ένας σκύλος", segments=(SegmentRef(video_id=video_id(1)),))])
     assert scored.unknown_script == "Greek"
+
+
+def serve(store, encoder, tmp_path, **changes):
+    settings = load_settings({"store": store, "jobs_folder": tmp_path / "jobs", "embedded_worker": "off", **changes})
+    engine = Engine(
+        encoder,
+        lambda: StoreReader.open(store, fingerprint=encoder.fingerprint),
+        limits=QueryLimits.from_settings(settings),
+        cache_entries=100,
+    )
+    return TestClient(create_app(settings, engine), base_url="http://127.0.0.1:8000")
+
+
+def test_nothing_is_kept_unless_asked_for(tmp_path, tiny_encoder):
+    store = fill_store(tmp_path / "store", tiny_encoder)
+    with serve(store, tiny_encoder, tmp_path) as client:
+        assert client.post("/v1/search", json={"text": "a private thing"}).status_code == 200
+    assert not (store / QUERY_LOG).exists()
+
+
+def test_embeddings_alone_are_kept_and_become_the_bank(tmp_path, tiny_encoder):
+    encoder = with_emcl(tiny_encoder, EMCLConfig(beta=0.0))
+    store = fill_store(tmp_path / "store", encoder)
+    texts = [f"a private thing with number {n}" for n in range(220)]
+    with serve(store, encoder, tmp_path, query_log=210) as client:
+        for text in texts:
+            assert client.post("/v1/search", json={"text": text}).status_code == 200
+    np.testing.assert_allclose(read_query_log(store), encoder.encode_texts(texts[-210:]), rtol=2e-3, atol=2e-3)
+    assert b"private" not in (store / QUERY_LOG).read_bytes()
+    with StoreWriter.open(store) as writer:
+        writer.publish(encoder)
+    with StoreReader.open(store) as reader:
+        assert "hub bases, 210 past queries" in reader.correction.text()
+
+
+def test_the_newest_stay_and_a_later_service_goes_on(tmp_path):
+    first = QueryLog(tmp_path, 3)
+    first.add(np.eye(4, dtype=np.float32))
+    first.write()
+    later = QueryLog(tmp_path, 3)
+    later.add([np.full(4, 2, np.float32)])
+    later.write()
+    np.testing.assert_array_equal(read_query_log(tmp_path), [*np.eye(4)[2:], np.full(4, 2)])
+
+
+def test_writing_is_due_every_so_often(tmp_path):
+    log = QueryLog(tmp_path, 1000)
+    assert [log.add(np.zeros((128, 2), np.float32)) for _ in range(3)] == [False, True, False]
+    log.write()
+    assert not log.add(np.zeros((128, 2), np.float32))
+
+
+def test_a_damaged_log_begins_anew(tmp_path):
+    (tmp_path / QUERY_LOG).write_bytes(b"nothing")
+    log = QueryLog(tmp_path, 5)
+    log.add([np.ones(2, np.float32)])
+    log.write()
+    assert len(read_query_log(tmp_path)) == 1
+
+
+NONSENSE = ("qwertyuiop zxcvbnm", "xkcdq wvbnt")
+ABSENT = ("a chef flips a pancake in a kitchen", "two dogs run along a beach")
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory, validation_folder):
+    """Ten clips of the demo's corpus, indexed with the demo model: the folder of the store, and their captions."""
+    folder = tmp_path_factory.mktemp("confidence")
+    listing = validation_folder / "captions.jsonl"
+    before, sys.argv = sys.argv, [
+        "emcl", "index", "build", str(validation_folder), "--store", str(folder / "store"), "--model", "demo",
+        "--workers", "1", "--captions", str(listing),
+    ]  # fmt: skip
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main()
+    finally:
+        sys.argv = before
+    assert not ended.value.code
+    return folder, [json.loads(line)["captions"][0] for line in listing.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def demo(library, tmp_path_factory):
+    """A client of a service over it."""
+    with serving(library[0], load_encoder("demo", device="cpu"), tmp_path_factory.mktemp("service")) as client:
+        yield client
+
+
+def ask(client, **what):
+    answer = client.post("/v1/search", json={"fusion": "visual", **what})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_hits_with_words_of_the_query_fit_whatever_the_pictures_say(demo, library):
+    text = library[1][0]
+    answer = ask(demo, text=text, fusion="auto", min_confidence=1)
+    assert answer["hits"]
+    assert all(hit["snippet"] for hit in answer["hits"])
+    assert not answer["nothing_fits"]
+
+
+def test_true_matches_end_above_the_line_nonsense_and_absent_things_below(demo, library):
+    for caption in library[1]:
+        answer = ask(demo, text=caption, k=1)
+        assert answer["hits"][0]["confidence"] >= LINE, caption
+        assert not answer["nothing_fits"]
+    for text in (*NONSENSE, *ABSENT):
+        answer = ask(demo, text=text, k=10)
+        assert answer["nothing_fits"], text
+        assert len(answer["hits"]) == 10
+        assert all(0 <= hit["confidence"] < LINE for hit in answer["hits"])
+    assert demo.get("/v1/index").json()["confidence_line"] == LINE
+
+
+@pytest.mark.parametrize("rerank", ["emcl", "none", "frozen"])
+def test_confidence_is_the_same_however_hits_are_ranked(demo, library, rerank):
+    def by_video(**how):
+        return {hit["video_id"]: hit["confidence"] for hit in ask(demo, text=library[1][0], **how)["hits"]}
+
+    assert by_video(rerank=rerank) == by_video()
+
+
+def test_hits_below_a_confidence_are_left_out(demo, library):
+    text = library[1][0]
+    everything = ask(demo, text=text)["hits"]
+    middle = sorted(hit["confidence"] for hit in everything)[5]
+    some = ask(demo, text=text, min_confidence=middle)
+    assert [hit["video_id"] for hit in some["hits"]] == [
+        hit["video_id"] for hit in everything if hit["confidence"] >= middle
+    ]
+    none = ask(demo, text=NONSENSE[0], min_confidence=LINE)
+    assert none["hits"] == []
+    assert none["nothing_fits"]
+    many = ask(demo, texts=[text, NONSENSE[0]], min_confidence=LINE)["results"]
+    assert [bool(answer["hits"]) for answer in many] == [True, False]
+
+
+def test_likeness_to_a_video_has_no_confidence(demo, library):
+    video_id = ask(demo, text=library[1][0], k=1)["hits"][0]["video_id"]
+    alike = ask(demo, video_id=video_id)
+    assert {hit["confidence"] for hit in alike["hits"]} == {None}
+    assert not alike["nothing_fits"]
+    wrong = demo.post("/v1/search", json={"video_id": video_id, "min_confidence": 0.5})
+    assert_problem(wrong, 422, mentions="min_confidence")
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1])
+def test_a_confidence_is_from_0_to_1(demo, value):
+    assert_problem(demo.post("/v1/search", json={"text": "a", "min_confidence": value}), 422, mentions="0 to 1")
+
+
+def test_an_index_of_an_earlier_version_knows_none(library, demo, tmp_path, monkeypatch):
+    from indexer.store import reader
+
+    monkeypatch.setattr(reader.confidence, "CONFIDENCE", "of no version")
+    with serving(library[0], load_encoder("demo", device="cpu"), tmp_path) as client:
+        answer = ask(client, text="a red star")
+        assert {hit["confidence"] for hit in answer["hits"]} == {None}
+        assert not answer["nothing_fits"]
+        assert client.get("/v1/index").json()["confidence_line"] is None
+        wrong = client.post("/v1/search", json={"text": "a", "min_confidence": 0.5})
+        assert_problem(wrong, 409, mentions="emcl index rebuild")
+
+
+def test_the_command_draws_the_line(library, monkeypatch, capsys):
+    def run(*arguments):
+        command = ["emcl", "search", *arguments, "--store", str(library[0] / "store")]
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return ended.value.code, said.out.splitlines(), said.err
+
+    code, lines, err = run(NONSENSE[0], "-k", "3")
+    assert not code
+    assert "nothing fits well" in err
+    assert lines[1].startswith("-- nothing fits well -")
+    assert len(lines) == 5
+    code, lines, err = run(library[1][0])
+    assert "nothing fits well" not in err
+    rule = next(place for place, line in enumerate(lines) if line.startswith("-- these fit less well -"))
+    assert float(lines[rule - 1].split()[3]) >= LINE
+    assert all(float(line.split()[3]) < LINE for line in lines[rule + 1 :])
+    code, lines, _ = run(NONSENSE[0], "--min-confidence", str(LINE))
+    assert (code or 0, lines) == (0, ["nothing found"])
+    code, _, err = run("--video", "x.mp4", "--min-confidence", "0.5")
+    assert code == 2
+
+
+def test_grouping_keeps_the_best_segment_of_each_video(engine):
+    every = SearchQuery(text="a red circle", ranking=Ranking(k=120, candidates=120, group="segment"))
+    segments, videos = engine.search([every, replace(every, ranking=replace(every.ranking, group="video"))])
+    best = {}
+    for hit in segments.hits:
+        best.setdefault(hit.video_id, hit)
+    assert list(best.values()) == list(videos.hits)
+    assert len(videos.hits) == VIDEOS
+    assert len(segments.hits) == 120
+
+
+@pytest.mark.parametrize("group", ["video", "segment"])
+def test_pages_join_to_the_whole(engine, group):
+    whole = Ranking(k=30, candidates=100, group=group)
+    pages = [replace(whole, k=10, offset=offset) for offset in (0, 10, 20)]
+    results = engine.search([SearchQuery(text="a red circle", ranking=ranking) for ranking in (whole, *pages)])
+    assert ids(results[0]) == ids(results[1]) + ids(results[2]) + ids(results[3])
+
+
+def test_filters_leave_only_matching_videos(engine):
+    wanted = VideoFilter(tags=("mod3-0", "mod2-1"), min_seconds=5.0, max_seconds=10.0)
+    result = engine.search([SearchQuery(text="anything", ranking=Ranking(k=100), filter=wanted)])[0]
+    assert {hit.video_id for hit in result.hits} == {video_id(n) for n in range(VIDEOS) if n % 3 == 0 and n % 2 == 1}
+    assert all(hit.duration_seconds == 10.0 and set(hit.tags) >= set(wanted.tags) for hit in result.hits)
+    nothing = VideoFilter(tags=("no such tag",))
+    assert engine.search([SearchQuery(text="anything", filter=nothing)])[0].hits == ()
+
+
+def test_fewer_hits_than_asked_for_where_there_are_fewer(engine):
+    result = engine.search([SearchQuery(text="anything", ranking=Ranking(k=900, candidates=1000))])[0]
+    assert len(result.hits) == VIDEOS
+
+
+@pytest.mark.parametrize("segment", [None, 1])
+def test_more_like_this_leaves_the_video_itself_out(engine, segment):
+    query = SearchQuery(video_id=video_id(5), segment=segment, ranking=Ranking(k=50, candidates=50, group="segment"))
+    result = engine.search([query])[0]
+    assert len(result.hits) == 50
+    assert video_id(5) not in {hit.video_id for hit in result.hits}
+
+
+def test_unknown_videos_and_segments_are_named(engine):
+    with pytest.raises(NotFound, match="no video"):
+        engine.search([SearchQuery(video_id="0" * 63 + "x")])
+    with pytest.raises(NotFound, match="none with number 7"):
+        engine.search([SearchQuery(video_id=video_id(5), segment=7)])
+
+
+def test_an_index_of_captions_alone_has_no_videos_to_find(tmp_path, tiny_encoder):
+    path = fill_store(tmp_path / "store", tiny_encoder, videos=0, captions=3)
+    engine = Engine(tiny_encoder, lambda: StoreReader.open(path), limits=LIMITS, cache_entries=0)
+    assert engine.search([SearchQuery(text="anything")])[0].hits == ()
+    assert engine.probe().hits == ()
+    result = engine.search_uploads([upload(1)])[0]
+    assert (len(result.captions), result.hits) == (3, ())
+    engine.close()
+
+
+def test_an_index_of_videos_alone_has_no_captions_to_find(tmp_path, tiny_encoder):
+    path = fill_store(tmp_path / "store", tiny_encoder, videos=3, captions=0)
+    engine = Engine(tiny_encoder, lambda: StoreReader.open(path), limits=LIMITS, cache_entries=0)
+    result = engine.search_uploads([upload(1)])[0]
+    assert (result.captions, len(result.hits)) == ((), 3)
+    engine.close()
+
+
+def test_reload_serves_the_new_generation_and_lets_old_queries_end(tmp_path, tiny_encoder):
+    path = fill_store(tmp_path / "store", tiny_encoder, videos=2, captions=0)
+    engine = Engine(tiny_encoder, lambda: StoreReader.open(path), limits=LIMITS, cache_entries=0)
+    with StoreWriter.open(path) as writer:
+        writer.remove_videos([video_id(0)])
+        writer.publish(tiny_encoder)
+    with engine.live.lease() as old:
+        engine.reload()
+        assert len(engine.search([SearchQuery(text="anything")])[0].hits) == 1
+        assert len(old.reader.list_videos()) == 2  # still open for requests that began with it
+    with pytest.raises((ValueError, sqlite3.Error), match="closed"):
+        old.reader.list_videos()
+    engine.close()
+
+
+def test_a_generation_that_cannot_be_opened_leaves_the_present_one(tmp_path, tiny_encoder):
+    path = fill_store(tmp_path / "store", tiny_encoder, videos=3, captions=0)
+    engine = Engine(
+        tiny_encoder,
+        lambda: StoreReader.open(path, fingerprint=tiny_encoder.fingerprint),
+        limits=LIMITS,
+        cache_entries=0,
+    )
+    (path / "CURRENT").write_text("000009-gone\n")
+    with pytest.raises(Conflict, match="the present generation is still served"):
+        engine.reload()
+    assert len(engine.search([SearchQuery(text="anything")])[0].hits) == 3
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        SearchQuery(),
+        SearchQuery(text="a", video_id=video_id(1)),
+        SearchQuery(text=" \n"),
+        SearchQuery(text="a" * 201),
+        SearchQuery(text="a", ranking=Ranking(k=0)),
+        SearchQuery(text="a", ranking=Ranking(k=11, candidates=10)),
+        SearchQuery(text="a", ranking=Ranking(k=5, offset=6, candidates=10)),
+        SearchQuery(text="a", ranking=Ranking(offset=-1)),
+        SearchQuery(text="a", ranking=Ranking(candidates=1001)),
+        SearchQuery(text="a", filter=VideoFilter(min_seconds=3.0, max_seconds=2.0)),
+        SearchQuery(text="a", filter=VideoFilter(min_seconds=float("nan"))),
+    ],
+)
+def test_queries_over_the_limits_are_refused_with_the_limit(query):
+    with pytest.raises(Unprocessable) as refusal:
+        LIMITS.check_search(query)
+    assert refusal.value.expected
+    assert refusal.value.next_step
+
+
+def test_the_engine_knows_no_web_framework_and_loads_nothing_heavy():
+    code = (
+        "import sys, service.search.engine; "
+        "print([m for m in ('fastapi', 'starlette', 'torch', 'faiss') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

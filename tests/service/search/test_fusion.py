@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engine_support import LIMITS, fill_store, video_id
+from service_support import LIMITS, fill_store, video_id
 
 from indexer.sources.transcripts import Cue
 from indexer.store.reader import StoreReader
