@@ -18,6 +18,7 @@ import typer
 from indexer.build.options import BuildOptions
 from indexer.store.config import Wishes
 from model.cli_options import EncoderOptions, Only, from_models
+from model.terminal import printable
 
 if TYPE_CHECKING:
     from indexer.build.options import BuildRequest
@@ -55,13 +56,13 @@ app = typer.Typer(
 def print_report(report: BuildReport) -> None:
     """What an indexing run did: results on stdout, what could not be used and other notes on stderr."""
     for note in report.notes[:SHOWN_NOTES]:
-        typer.echo(f"note: {note}", err=True)
+        typer.echo(printable(f"note: {note}"), err=True)
     if len(report.notes) > SHOWN_NOTES:
         typer.echo(f"note: … and {len(report.notes) - SHOWN_NOTES} more", err=True)
     for path, reason in report.failed:
-        typer.echo(f"failed: {path}: {reason}", err=True)
+        typer.echo(printable(f"failed: {path}: {reason}"), err=True)
     for row in report.unmatched:
-        typer.echo(f"unused: {row}", err=True)
+        typer.echo(printable(f"unused: {row}"), err=True)
     removed = f", {report.removed} removed" if report.removed else ""
     failed = f", {len(report.failed)} failed" if report.failed else ""
     transcripts = f", {report.transcripts} transcripts read" if report.transcripts else ""
@@ -175,7 +176,7 @@ def print_videos(videos: Sequence[dict[str, Any]], *, as_json: bool) -> None:
         what = f"{video['segments']} segments, {video['captions']} captions" if video["segments"] else ""
         path = video["paths"][0] if video["paths"] else "(no file)"
         line = f"{video['video_id'][:12]}  {video['state']:<8} {seconds:>9}  {path}  {what}  {video['reason'] or ''}"
-        typer.echo(line.rstrip())
+        typer.echo(printable(line.rstrip()))
     typer.echo(f"{len(videos)} videos", err=True)
 
 

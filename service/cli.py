@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import socket
 import sys
 import time
@@ -33,6 +34,7 @@ from indexer.cli_engine import app as engine_app
 from indexer.store.confidence import LINE
 from model.cli import app as model_app
 from model.cli_options import from_models
+from model.terminal import printable
 from service.cli_jobs import app as jobs_app
 from service.cli_jobs import worker
 from service.doctor.cli import doctor
@@ -121,7 +123,7 @@ def _day(seconds: float | None) -> str | None:
 
 
 def _keys_table(rows: list[dict[str, str | None]]) -> str:
-    cells = [list(rows[0]), *([value or "never" for value in row.values()] for row in rows)]
+    cells = [list(rows[0]), *([printable(value or "never") for value in row.values()] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
     return "\n".join(line.rstrip() for line in lines)
@@ -173,10 +175,13 @@ _MODEL_SETTINGS = ("store", "model", "pretrained", "device", "runtime", "precisi
 
 _DEMO_DECIDES = ("store", "model", "pretrained")
 _PICTURE_WIDTH = 320
+_TILDE = re.compile(r"^(--[a-z-]+=)~(?=/|$)")
 
 
 def main() -> None:
     """Run the command line; the console script."""
+    # The shell expands `--store ~/x`, but not `--store=~/x`.
+    sys.argv[1:] = [_TILDE.sub(lambda match: match[1] + str(Path.home()), text) for text in sys.argv[1:]]
     try:
         app()
     except BrokenPipeError:  # what we write to, `head` perhaps, has read enough
@@ -191,7 +196,7 @@ def main() -> None:
         )
         sys.exit(1)
     except (ValueError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo("\n".join(printable(line) for line in f"error: {error}".split("\n")), err=True)
         sys.exit(1)
 
 
@@ -581,6 +586,7 @@ def captions_table(captions: Sequence[CaptionOut]) -> str:
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     if not rows:
         return "nothing found"
+    rows = [tuple(printable(cell) for cell in row) for row in rows]
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)

@@ -278,6 +278,11 @@ class Settings(BaseSettings):
     preview_seconds: float = Field(300.0, gt=0, description="Longest time to make one preview or clip.")
     clip_max_seconds: float = Field(600.0, gt=0, description="Longest moment that can be downloaded as a clip.")
 
+    @field_validator("*", mode="after")
+    @classmethod
+    def _home_is_expanded(cls, value: Any) -> Any:
+        return value.expanduser() if isinstance(value, Path) else value
+
     @field_validator("jobs_inputs", "watch", mode="before")
     @classmethod
     def _split_folders(cls, value: Any) -> Any:

@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import logging
+import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -69,12 +70,21 @@ def read_caption_file(path: Path) -> list[CaptionEntry]:
 def read_sidecars(videos: Iterable[Path], *, within: Collection[Path] = ()) -> tuple[list[CaptionEntry], list[str]]:
     """Read ``NAME.txt`` beside each video that has one: one caption a line, empty lines skipped.
 
+    The name may differ from the video's in case, in how accents are composed and in blanks at its end.
+
     These files were not named by the user, so an unreadable one is not an error: its reason is in the second list. With
     ``within``, files that links lead out of these folders are not read.
     """
     entries, unreadable = [], []
+    videos = list(videos)
+    named = {video.with_suffix(".txt") for video in videos}
+    beside: dict[Path, dict[str, Path]] = {}
     for video in videos:
         path = video.with_suffix(".txt")
+        if not path.is_file():
+            if video.parent not in beside:
+                beside[video.parent] = _texts_in(video.parent, named)
+            path = beside[video.parent].get(_likeness(video.stem), path)
         if path == video or not path.is_file():
             continue
         if leads_out(path, within):
@@ -93,8 +103,21 @@ def read_sidecars(videos: Iterable[Path], *, within: Collection[Path] = ()) -> t
     return entries, unreadable
 
 
+def _texts_in(folder: Path, named: Collection[Path]) -> dict[str, Path]:
+    """The ``.txt`` files of a folder that are none of ``named``, by what their names are like; the first of equals."""
+    try:
+        paths = sorted(folder.iterdir(), reverse=True)
+    except OSError:
+        return {}
+    texts = [path for path in paths if path.suffix.rstrip().lower() == ".txt" and path not in named]
+    return {_likeness(path.stem): path for path in texts}
+
+
 class VideoNames:
     """Finds the video that a caption file means: by path, by file name, or by stem, the first that matches.
+
+    A name that matches none as it is written may differ in what systems and people write differently: case, composed or
+    decomposed accents, backslashes, blanks at its end.
 
     ``videos`` are (path, folder that was indexed, video id). A name that stands for several different videos is
     refused; the same bytes under several paths are one video.
@@ -104,11 +127,12 @@ class VideoNames:
         """``whole_names`` are other names that must be written as they are (URLs, say), with their video ids."""
         self._whole_names = dict(whole_names or {})
         self._by_path: dict[str, str] = {}
-        self._by_name: list[dict[str, dict[str, Path]]] = [defaultdict(dict) for _ in range(3)]
+        self._by_name: list[dict[str, dict[str, Path]]] = [defaultdict(dict) for _ in range(6)]
         for path, root, video_id in videos:
             self._by_path[str(path)] = video_id
             relative = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
-            for names, key in zip(self._by_name, (relative, path.name, path.stem), strict=True):
+            written = (relative, path.name, path.stem)
+            for names, key in zip(self._by_name, (*written, *map(_likeness, written)), strict=True):
                 names[key][video_id] = path
 
     def find(self, name: str, folder: Path) -> str | None:
@@ -119,13 +143,19 @@ class VideoNames:
         exact = self._whole_names.get(name) or self._by_path.get(str(folder / name))
         if exact is not None:
             return exact
-        for names in self._by_name:
-            if found := names.get(name):
+        for place, names in enumerate(self._by_name):
+            if found := names.get(name if place < 3 else _likeness(name)):
                 if len(found) > 1:
                     paths = ", ".join(str(path) for path in sorted(found.values())[:3])
                     raise ValueError(f"{name!r} stands for {len(found)} videos ({paths}); write the path instead")
                 return next(iter(found))
         return None
+
+
+def _likeness(name: str) -> str:
+    """Equal for names that are written differently on different systems."""
+    slashes = name.replace("\\", "/").removeprefix("./")
+    return "/".join(part.rstrip(" .") for part in unicodedata.normalize("NFC", slashes).casefold().split("/"))
 
 
 def resolve(entries: Sequence[CaptionEntry], names: VideoNames, *, partial: bool = False) -> Resolved:

@@ -16,6 +16,7 @@ from service_support import emcl_command
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from indexer.store.writer import StoreWriter
 from model.checkpoint import save_checkpoint
 from service.cli import app
 from service.http.listener import AddressError, bind
@@ -219,3 +220,17 @@ def test_the_best_hit_is_opened_in_the_systems_player(clip_store, tiny_checkpoin
     assert result.exit_code == 0, result.output
     assert len(opened) == 1
     assert opened[0].endswith(".mp4")
+
+
+def test_titles_cannot_steer_the_terminal_and_home_is_expanded_after_an_equals_sign(
+    run, clip_store, tiny_checkpoint, tmp_path, monkeypatch
+):
+    shutil.copytree(clip_store / "store", tmp_path / "store")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with StoreWriter.open(tmp_path / "store") as writer:
+        [first, *_] = writer.catalogue.states()
+        writer.edit_video(first, title="red\x1b[2J\u202e circle")
+    code, out, err = run("search", "circle", "--store=~/store", "--model", tiny_checkpoint)
+    assert code == 0, err
+    assert "\x1b" not in out
+    assert "red\\x1b[2J\\u202e circle" in out

@@ -101,3 +101,10 @@ def test_every_setting_is_read_somewhere():
         if not re.search(rf"settings\.{name}\b", text) and not re.search(rf"self\.{name}\b", own)
     ]
     assert unread == []
+
+
+def test_home_is_expanded_in_paths_of_the_environment_and_of_options(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("EMCL_KEYS_FILE", "~/keys.json")
+    settings = load_settings({"store": Path("~/mine")})
+    assert (settings.store, settings.keys_file) == (tmp_path / "mine", tmp_path / "keys.json")

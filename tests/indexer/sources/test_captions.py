@@ -158,6 +158,34 @@ def test_a_name_of_several_videos_is_refused(name: str) -> None:
         resolve([entry(name, "x")], NAMES)
 
 
+@pytest.mark.parametrize(
+    "name", ["caf\u00e9.mp4", "CAFE\u0301.MP4", "Sub\\Cafe\u0301.mp4", "./sub/caf\u00e9.mp4 ", "caf\u00e9"]
+)
+def test_names_that_systems_write_differently_are_one(name: str) -> None:
+    path = Path("/clips/sub/Cafe\u0301.mp4")
+    assert VideoNames([(path, Path("/clips"), "v")]).find(name, Path("/lists")) == "v"
+
+
+def test_an_exact_name_goes_before_one_that_is_like_it() -> None:
+    videos = [(Path(f"/clips/{name}.mp4"), Path("/clips"), name) for name in ("a", "A")]
+    names = VideoNames(videos)
+    assert [names.find(name, Path("/lists")) for name in ("a", "A.mp4")] == ["a", "A"]
+    with pytest.raises(ValueError, match="2 videos"):
+        VideoNames([*videos, (Path("/clips/\u00e4.mp4"), Path("/clips"), "u")]).find("A.MP4", Path("/lists"))
+
+
+def test_sidecars_may_be_written_differently_too(tmp_path: Path) -> None:
+    for name in ("Clip.mp4", "cafe\u0301.mp4", "a.mp4", "A.mp4"):
+        (tmp_path / name).touch()
+    (tmp_path / "CLIP.TXT").write_text("upper")
+    (tmp_path / "caf\u00e9.txt ").write_text("composed")
+    (tmp_path / "a.txt").write_text("of the small one")
+    entries, unreadable = read_sidecars(sorted(tmp_path.glob("*.mp4")))
+    found = {Path(entry.video).name: entry.captions for entry in entries if entry.video}
+    assert found == {"Clip.mp4": ("upper",), "cafe\u0301.mp4": ("composed",), "a.mp4": ("of the small one",)}
+    assert unreadable == []
+
+
 def test_repetitions_are_dropped_and_unmatched_rows_listed() -> None:
     resolved = resolve([entry("two", "x", "y"), entry("two.mp4", "y"), entry(None, "y"), entry("nine", "z")], NAMES)
     assert resolved.captions == [("id-two", "x"), ("id-two", "y"), (None, "y")]
