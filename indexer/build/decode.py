@@ -15,8 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from indexer.errors import SourceError
+from indexer.errors import SourceError, TranscriptError
 from indexer.locations import Location
+from indexer.sources.transcripts import checked, language_of, plain
+from indexer.store.records import TranscriptRow
 from model.clip.preprocess import Preprocess
 from model.config import SamplingConfig
 from model.video.types import ROUNDING_SECONDS, DecodeLimits, VideoInfo
@@ -60,7 +62,7 @@ class DecodedSegment:
 class OpenedVideo:
     """What the first task of a video finds: its facts, the windows that it is cut into, and the first of them.
 
-    ``notes`` tell users how it was read.
+    ``notes`` tell users how it was read; ``transcripts`` are the subtitle tracks of the file.
     """
 
     duration_seconds: float
@@ -69,6 +71,7 @@ class OpenedVideo:
     windows: list[Window]
     first: DecodedSegment
     notes: tuple[str, ...] = ()
+    transcripts: tuple[TranscriptRow, ...] = ()
 
 
 def windows_of(duration_seconds: float, segment_seconds: float, times: npt.NDArray[np.float64]) -> list[Window]:
@@ -110,14 +113,46 @@ def open_video(location: Location, settings: DecodeSettings) -> OpenedVideo:
     info = probe(source)
     windows = cut(source, info, settings.segment_seconds, DecodeLimits())
     first = decode_segment(location, settings, windows[0])
+    transcripts, notes = tracks_of(source, DecodeLimits())
     return OpenedVideo(
         duration_seconds=info.duration_seconds,
         width=info.width,
         height=info.height,
         windows=windows,
         first=first,
-        notes=info.notes,
+        notes=(*info.notes, *notes),
+        transcripts=transcripts,
     )
+
+
+def tracks_of(source: str | bytes, limits: DecodeLimits) -> tuple[tuple[TranscriptRow, ...], tuple[str, ...]]:
+    """The subtitle tracks of a video as transcripts, one for each language, and notes on those that cannot be used.
+
+    A track of forced subtitles, which translate signs, counts only in a language without another.
+    """
+    from model.video.subtitles import subtitle_tracks
+    from model.video.types import VideoError
+
+    rows: dict[str, TranscriptRow] = {}
+    notes = []
+    try:
+        tracks = subtitle_tracks(source, limits)
+    except (VideoError, OSError) as error:
+        return (), (f"its subtitle tracks cannot be read ({error})",)
+    for track in sorted(tracks, key=lambda track: track.is_forced):
+        language = language_of(track.language)
+        if track.cut_seconds is not None:
+            notes.append(f"subtitle track {track.number} was read up to {track.cut_seconds:.0f} s only")
+        try:
+            cues = checked([(start, end, plain(text)) for start, end, text in track.passages]).cues
+        except TranscriptError as error:
+            notes.append(f"subtitle track {track.number} cannot be used: {error}")
+            continue
+        if cues and language not in rows:
+            rows[language] = TranscriptRow(
+                language=language, origin="track", source=f"track {track.number}", version="", cues=cues
+            )
+    return tuple(rows.values()), tuple(notes)
 
 
 def decode_segment(location: Location, settings: DecodeSettings, window: Window) -> DecodedSegment:

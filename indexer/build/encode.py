@@ -109,6 +109,7 @@ class _Assembly:
             height=self.opened.height,
             reason="; ".join(notes) or None,
             segments=sorted(self.done, key=lambda segment: segment.number),
+            transcripts=self.opened.transcripts,
         )
 
 

@@ -10,14 +10,13 @@ was named. Of several files in one language the first suffix of ``SUFFIXES`` cou
 from __future__ import annotations
 
 import codecs
-import hashlib
 import html
 import io
 import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,17 @@ LANGUAGE = r"[A-Za-z]{2,3}(?:-[A-Za-z0-9]{2,8}){0,3}"
 
 UNKNOWN = "und"
 """BCP 47's tag for a language that is not known."""
+
+_TWO_LETTERS = dict(
+    re.findall(
+        r"(\w{3}):(\w\w)",
+        "ara:ar bul:bg cat:ca ces:cs cze:cs chi:zh zho:zh dan:da deu:de ger:de dut:nl nld:nl ell:el gre:el eng:en "
+        "est:et fas:fa per:fa fin:fi fra:fr fre:fr heb:he hin:hi hrv:hr hun:hu ice:is isl:is ind:id ita:it jpn:ja "
+        "kor:ko lav:lv lit:lt may:ms msa:ms nor:no pol:pl por:pt ron:ro rum:ro rus:ru slk:sk slo:sk slv:sl spa:es "
+        "srp:sr swe:sv tam:ta tel:te tha:th tur:tr ukr:uk vie:vi ",
+    )
+)
+"""The tags of ISO 639-2 for which BCP 47 wants the shorter ones of ISO 639-1; those of frequent languages."""
 
 _NAMED = re.compile(rf"(?P<stem>.+?)(?:\.(?P<language>{LANGUAGE}))?(?:\.(?:sdh|cc|forced|default))?", re.DOTALL)
 _OVERRIDE = re.compile(r"\{\\[^{}]*\}")  # formatting of SubStation Alpha, which SubRip files use too
@@ -85,6 +95,14 @@ def parse(content: bytes, suffix: str) -> Parsed:
     cues = list(_READERS[suffix](text))
     if lost := suffix != ".json" and sum("-->" in line for line in text.splitlines()) - len(cues):
         notes.append(f"{lost} cues without text, or with times that cannot be read, were left out")
+    return checked(cues, notes)
+
+
+def checked(cues: Sequence[tuple[float, float, str]], notes: Iterable[str] = ()) -> Parsed:
+    """A transcript of start, end and plain text within the limits, to the millisecond; empty texts are left out. Raises
+    ``TranscriptError``.
+    """
+    notes = list(notes)
     if len(cues) > MOST_CUES:
         raise TranscriptError(f"{len(cues):,} cues; a transcript has at most {MOST_CUES:,}")
     kept = []
@@ -99,7 +117,7 @@ def parse(content: bytes, suffix: str) -> Parsed:
         if not (0 <= start <= LONGEST_SECONDS and 0 <= end <= LONGEST_SECONDS):
             raise TranscriptError(f"a cue from {start} to {end} s; times are from 0 to {LONGEST_SECONDS:.0f} s")
         backwards += end < start
-        kept.append(Cue(start_seconds=start, end_seconds=max(start, end), text=words))
+        kept.append(Cue(start_seconds=round(start, 3), end_seconds=round(max(start, end), 3), text=words))
     if backwards:
         notes.append(f"{backwards} cues end before they start; they count as a moment")
     return Parsed(cues=tuple(sorted(kept, key=lambda cue: (cue.start_seconds, cue.end_seconds))), notes=tuple(notes))
@@ -121,9 +139,11 @@ def plain(text: str) -> str:
     return "\n".join(line for line in (" ".join(part.split()) for part in text.split("\n")) if line)
 
 
-def digest_of(content: bytes) -> str:
-    """What a file's content is recognised by in the next run."""
-    return hashlib.sha256(content).hexdigest()
+def language_of(tag: str | None) -> str:
+    """The BCP 47 tag of a language as containers say it: with three letters of ISO 639-2, or not at all."""
+    if tag is None or re.fullmatch(LANGUAGE, tag) is None:
+        return UNKNOWN
+    return str(_TWO_LETTERS.get(tag.lower(), tag))
 
 
 def read_file(path: Path) -> bytes:

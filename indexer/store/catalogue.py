@@ -381,6 +381,10 @@ class Catalogue(CatalogueReader):
             " frames, crc32, pooled_shard, pooled_row, pooled_crc32) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [_segment_values(video.video_id, segment) for segment in video.segments],
         )
+        known = self.transcript_sources(video.video_id)
+        for transcript in video.transcripts:
+            if transcript.language not in known:
+                self.set_transcript(video.video_id, transcript)
 
     def fail_video(self, video_id: str, reason: str) -> None:
         """Record why a video cannot be indexed."""

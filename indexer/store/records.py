@@ -95,7 +95,7 @@ class SegmentRow:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoRow:
-    """A video that was encoded, as it is committed together with its segments."""
+    """A video that was encoded, as it is committed together with its segments and the subtitle tracks of its file."""
 
     video_id: str
     duration_seconds: float
@@ -103,6 +103,7 @@ class VideoRow:
     height: int
     reason: str | None
     segments: Sequence[SegmentRow]
+    transcripts: Sequence[TranscriptRow] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,7 +86,10 @@ class EncodedSegment:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedVideo:
-    """A video with all its segments. ``reason`` notes what could not be read of it, None if all could."""
+    """A video with all its segments. ``reason`` notes what could not be read of it, None if all could.
+
+    ``transcripts`` are of its own subtitle tracks.
+    """
 
     video_id: str
     name: str
@@ -95,6 +98,7 @@ class EncodedVideo:
     height: int
     reason: str | None
     segments: Sequence[EncodedSegment]
+    transcripts: Sequence[TranscriptRow] = ()
 
 
 class StoreWriter:
@@ -326,6 +330,7 @@ class StoreWriter:
             height=video.height,
             reason=video.reason,
             segments=[self._append_segment(video, segment) for segment in video.segments],
+            transcripts=video.transcripts,
         )
 
     def _append_segment(self, video: EncodedVideo, segment: EncodedSegment) -> SegmentRow:

@@ -20,12 +20,17 @@ from numpy.typing import NDArray
 
 from indexer.build.decode import DecodeSettings
 from indexer.build.encode import padded
+from indexer.sources.transcripts import checked, language_of, plain
+from indexer.store.records import TranscriptRow
 from indexer.store.writer import EncodedSegment, EncodedVideo
+from model.video.subtitles import MOST_TRACKS
 from service.media.sandbox import KillSwitch, Sandbox
 
 if TYPE_CHECKING:
     from indexer.store.config import Manifest
     from model.encoder import Encoder
+
+_TRANSCRIPT_BYTES = 9 << 20  # a little more than the decoding process may say of subtitle tracks
 
 WINDOWS_AT_ONCE = 8
 """About a hundred frames, the batch that ``indexer.build.encode`` uses."""
@@ -46,7 +51,10 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WindowBatch:
-    """A few of the ``total`` windows of a video, with its facts and ``notes`` on how it is read."""
+    """A few of the ``total`` windows of a video, with its facts and ``notes`` on how it is read.
+
+    The first batch has the ``transcripts`` of the file's subtitle tracks.
+    """
 
     duration_seconds: float
     width: int
@@ -54,6 +62,7 @@ class WindowBatch:
     total: int
     windows: list[Window]
     notes: tuple[str, ...]
+    transcripts: tuple[TranscriptRow, ...]
 
 
 def decode_windows(
@@ -73,7 +82,9 @@ def _decode(
 ) -> WindowBatch:
     asked = {"segment_seconds": plan.segment_seconds, "first": first, "count": WINDOWS_AT_ONCE}
     job = {**sandbox.job(plan.sampling, plan.preprocess), "windows": asked}
-    head, _, rest = sandbox.answer(job, file, kill_switch, arrays=WINDOWS_AT_ONCE).partition(b"\n")
+    more = 0 if first else _TRANSCRIPT_BYTES
+    answer = sandbox.answer(job, file, kill_switch, arrays=WINDOWS_AT_ONCE, more_bytes=more)
+    head, _, rest = answer.partition(b"\n")
     header = json.loads(head)
     if "error" in header:
         raise sandbox.refusal(header["error"], header["message"])
@@ -87,7 +98,17 @@ def _decode(
         total=int(header["windows"]),
         windows=windows,
         notes=tuple(str(note)[:500] for note in header["notes"][:10]),
+        transcripts=tuple(_transcript(facts) for facts in header["transcripts"][:MOST_TRACKS]),
     )
+
+
+def _transcript(facts: dict[str, object]) -> TranscriptRow:
+    """A subtitle track as the decoding process said it, checked anew: that process is not trusted."""
+    said = facts["cues"]
+    assert isinstance(said, list), type(said)
+    cues = checked([(float(start), float(end), plain(str(text))) for start, end, text in said]).cues
+    language, source = language_of(str(facts["language"])), str(facts["source"])[:100]
+    return TranscriptRow(language=language, origin="track", source=source, version="", cues=cues)
 
 
 def _window(facts: dict[str, object], arrays: IO[bytes], plan: DecodeSettings) -> Window:
@@ -164,6 +185,7 @@ def encode_video(
     segments: list[EncodedSegment] = []
     notes: list[str] = []
     skipped = done = 0
+    transcripts: tuple[TranscriptRow, ...] = ()
     progress(0, 0)
     for batch in decode_windows(sandbox, file, plan, kill_switch):
         good = [window for window in batch.windows if window.frames_FHWC is not None]
@@ -175,6 +197,7 @@ def encode_video(
             for window in batch.windows
             if window.frames_FHWC is None
         ]
+        transcripts += batch.transcripts
         done += len(batch.windows)
         progress(done, batch.total)
     if skipped:
@@ -188,6 +211,7 @@ def encode_video(
         height=batch.height,
         reason="; ".join(notes) or None,
         segments=segments,
+        transcripts=transcripts,
     )
 
 

@@ -193,13 +193,15 @@ class Sandbox:
             raise self.refusal(header["error"], header["message"])
         return picture
 
-    def answer(self, job: dict[str, Any], file: IO[bytes], kill_switch: KillSwitch, *, arrays: int) -> bytes:
-        """What the decoding process says to a job, of at most ``arrays`` times the frames of a segment.
+    def answer(
+        self, job: dict[str, Any], file: IO[bytes], kill_switch: KillSwitch, *, arrays: int, more_bytes: int = 0
+    ) -> bytes:
+        """What the decoding process says to a job, of at most ``arrays`` times the frames of a segment, and more.
 
         Raises as ``decode`` does, as far as the process could not do its work.
         """
         pixels, frames = job["preprocess"]["height"] * job["preprocess"]["width"], job["sampling"]["max_frames"]
-        return self._answer(job, file, kill_switch, arrays * (_HEADER_BYTES + frames * (pixels * 3 + 8)))
+        return self._answer(job, file, kill_switch, arrays * (_HEADER_BYTES + frames * (pixels * 3 + 8)) + more_bytes)
 
     def _answer(self, job: dict[str, Any], file: IO[bytes], kill_switch: KillSwitch, bound: int) -> bytes:
         code, answer, complaint = self._run(job, file, kill_switch, bound)

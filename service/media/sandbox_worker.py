@@ -15,12 +15,15 @@ from typing import IO, Any
 
 import numpy as np
 
-from indexer.build.decode import cut
+from indexer.build.decode import cut, tracks_of
 from model.clip.preprocess import Preprocess
 from model.config import SamplingConfig
 from model.video.sampling import DecodeLimits, OverLimit, VideoError, decode, probe
 from service.media.pictures import picture_of, sprite_of
 from service.media.process_limits import limit_process
+
+MOST_TRANSCRIPT_BYTES = 8 << 20
+"""All subtitle tracks of a video together, as JSON."""
 
 
 def main(job: dict[str, Any]) -> int:
@@ -96,9 +99,26 @@ def _answer_windows(job: dict[str, Any], video: bytes, answer: IO[bytes]) -> Non
         segments.append({**facts, "skipped_packets": batch.skipped_packets})
         np.save(arrays, Preprocess(**job["preprocess"])(batch.frames), allow_pickle=False)
         np.save(arrays, np.asarray(batch.timestamps_seconds, dtype=np.float64), allow_pickle=False)
-    size = {"duration_seconds": info.duration_seconds, "width": info.width, "height": info.height, "notes": info.notes}
-    _write_header(answer, {**size, "windows": len(windows), "segments": segments})
+    transcripts, notes = _transcripts(video, limits) if asked["first"] == 0 else ([], ())
+    size = {"duration_seconds": info.duration_seconds, "width": info.width, "height": info.height}
+    said = {"notes": (*info.notes, *notes), "transcripts": transcripts}
+    _write_header(answer, {**size, **said, "windows": len(windows), "segments": segments})
     answer.write(arrays.getbuffer())
+
+
+def _transcripts(video: bytes, limits: DecodeLimits) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    """The subtitle tracks of the video as JSON, and notes on those that cannot be used; all of them within a bound."""
+    rows, notes = tracks_of(video, limits)
+    found: list[dict[str, Any]] = []
+    size_bytes = 0
+    for row in rows:
+        cues = [(cue.start_seconds, cue.end_seconds, cue.text) for cue in row.cues]
+        one = {"language": row.language, "source": row.source, "cues": cues}
+        size_bytes += len(json.dumps(one))
+        if size_bytes > MOST_TRANSCRIPT_BYTES:
+            return found, (*notes, f"subtitle {row.source} and those behind it are too large to be read")
+        found.append(one)
+    return found, notes
 
 
 def _limits(job: dict[str, Any]) -> DecodeLimits:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from build_support import by_name, index
+from subtitle_support import write_with_subtitles
 
+from indexer.build.decode import tracks_of
 from indexer.build.progress import BuildReport
 from indexer.library import FoundByWords
 from indexer.sources import transcripts
@@ -15,6 +17,7 @@ from indexer.sources.transcripts import Cue
 from indexer.store.reader import StoreReader
 from indexer.store.records import TranscriptRow
 from indexer.store.writer import StoreWriter
+from model.video.types import DecodeLimits
 
 
 def subtitles(text: str, start: float = 0.0) -> str:
@@ -151,3 +154,31 @@ def test_transcripts_alone_can_be_given_for_videos_that_are_known(folder: Path, 
     report: BuildReport = index(store, transcripts=named)
     assert (report.transcripts, report.complete) == (1, True)
     assert search(store, "octopus")[0].video_id == by_name(store)["2.mp4"].video_id
+
+
+def test_subtitle_tracks_are_searched_and_give_way_to_files(tmp_path: Path, store: Path) -> None:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    english, german = ((1.2, 1.8, "a giant octopus"),), ((2.1, 2.9, "ein Leuchtturm"),)
+    write_with_subtitles(videos / "a.mkv", [("subrip", "eng", english), ("subrip", "ger", german)])
+    write_with_subtitles(videos / "b.mp4", [("mov_text", None, ((0.5, 0.9, "a blue whale"),))], seed=1)
+    report = index(store, videos)
+    assert report.complete
+    assert languages(store, "a.mkv") == {"en": "track", "de": "track"}
+    assert search(store, "octopus")[0].passage == (1.2, 1.8)
+    assert search(store, "leuchtturm")[0].passage == (2.1, 2.9)
+    assert search(store, "whale")[0].passage == (0.5, 0.9)
+    (videos / "a.en.srt").write_text(subtitles("a small squid"))
+    assert index(store, videos).transcripts == 1
+    assert languages(store, "a.mkv") == {"en": "file", "de": "track"}
+    assert search(store, "octopus") == []
+
+
+def test_a_track_that_cannot_be_used_is_a_note_of_its_video(tmp_path: Path, store: Path) -> None:
+    path = write_with_subtitles(tmp_path / "a.mkv", [("subrip", "eng", ((0, 1, "x" * 3000), (1, 2, "fine")))])
+    rows, notes = tracks_of(str(path), DecodeLimits())
+    assert rows == ()
+    assert "subtitle track 1 cannot be used: the cue at 0.000 s has 3,000 characters" in notes[0]
+    report = index(store, path)
+    assert (report.indexed, report.failed) == (1, [])
+    assert "subtitle track 1" in by_name(store)["a.mkv"].reason

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from library_support import add, ended, everything, found, make_app, send, until
+from subtitle_support import write_with_subtitles
 
 from indexer.store.catalogue import Catalogue
 from indexer.store.reader import StoreReader
@@ -70,6 +71,17 @@ def test_an_uploaded_video_is_searchable_when_its_job_is_done(client, folder, cl
     assert after["counts"]["videos"] == index["counts"]["videos"] + 1
     assert after["overlay"] == {"rows": 3, "publishing": False, "waiting": 0}
     assert [path.name for path in (folder / "store" / "media").iterdir()] == [f"{video_id}.mp4"]
+
+
+def test_the_subtitles_of_an_uploaded_video_are_searched(client, tmp_path):
+    said = ((1.2, 1.8, "a giant octopus"),)
+    path = write_with_subtitles(tmp_path / "a.mkv", [("subrip", "eng", said), ("subrip", None, ((0, 1, "x" * 3000),))])
+    video_id = add(client, path.read_bytes())
+    (hit,) = client.post("/v1/search", json={"text": "giant octopus", "fusion": "text"}).json()["hits"]
+    assert (hit["video_id"], hit["passage"], hit["moment"]) == (video_id, {"start": 1.2, "end": 1.8}, 1.2)
+    video = client.get(f"/v1/videos/{video_id}").json()
+    assert [(one["language"], one["origin"]) for one in video["transcripts"]] == [("en", "track")]
+    assert "subtitle track 2 cannot be used" in video["reason"]
 
 
 def repeat_clip(clip, target, *, times):
