@@ -90,7 +90,8 @@ def list_keys(
     elif not keys:
         typer.echo("no keys; make one with `emcl keys create`")
     else:
-        typer.echo(_keys_table([_shown(key, now) for key in keys]))
+        rows = [tuple(printable(value or "never") for value in _shown(key, now).values()) for key in keys]
+        typer.echo(_table(("id", "name", "scope", "state", "created", "expires"), rows))
 
 
 @keys_app.command()
@@ -120,13 +121,6 @@ def _shown(key: Key, now: float) -> dict[str, str | None]:
 
 def _day(seconds: float | None) -> str | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%MZ")
-
-
-def _keys_table(rows: list[dict[str, str | None]]) -> str:
-    cells = [list(rows[0]), *([printable(value or "never") for value in row.values()] for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
-    return "\n".join(line.rstrip() for line in lines)
 
 
 FIND, LIBRARY, OPERATE, TRAIN = "Find", "Library", "Operate", "Train and evaluate"

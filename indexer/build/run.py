@@ -14,7 +14,6 @@ from pathlib import Path
 
 from indexer.ann.recipe import check
 from indexer.build.archives import index_packed
-from indexer.build.captions import attach
 from indexer.build.decode import DecodeSettings
 from indexer.build.decode_pool import ReaderSettings
 from indexer.build.encode import FeatureEncoder, VideoEncoding, encode_captions
@@ -23,7 +22,7 @@ from indexer.build.progress import BuildReport, Progress
 from indexer.build.transcripts import attach_transcripts
 from indexer.errors import Damaged, IndexFactoryError, ModelMismatch, NotAStore, SourceError, WrongPreprocessing
 from indexer.locations import Location, shard_of
-from indexer.sources.captions import Resolved, read_caption_file
+from indexer.sources.captions import Resolved, attach, read_caption_file
 from indexer.sources.discover import Discovery, discover, hash_files, missing
 from indexer.sources.partition import split
 from indexer.sources.url import RemoteFiles

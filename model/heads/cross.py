@@ -10,48 +10,21 @@ Shape suffixes: T texts, V videos, F frames, D channels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from model.heads.base import Head, HeadKind
 from model.heads.blocks import quick_gelu_blocks, run_blocks
+from model.heads.frames import FramesBatch
 from model.temporal import REFERENCE_EPSILON
 
 _PAIRS_AT_ONCE = 1024
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class CrossBatch:
-    """Raw texts, raw frame features, and a mask that is True for real frames."""
-
-    text_TD: Tensor
-    features_VFD: Tensor
-    mask_VF: Tensor
-
-    @property
-    def texts(self) -> int:
-        """T."""
-        return len(self.text_TD)
-
-    @property
-    def videos(self) -> int:
-        """V."""
-        return len(self.features_VFD)
-
-    def take(self, texts: Tensor, videos: Tensor) -> Self:
-        """Return these texts and videos."""
-        return replace(
-            self,
-            text_TD=self.text_TD[texts],
-            features_VFD=self.features_VFD[videos],
-            mask_VF=self.mask_VF[videos],
-        )
-
-
-class CrossHead(Head[CrossBatch]):
+class CrossHead(Head[FramesBatch]):
     """The cross encoder. ``context`` is the number of positions: 1 + F at most. ``dropout`` is 0.1 in training."""
 
     kind: ClassVar[HeadKind] = "cross"
@@ -70,18 +43,18 @@ class CrossHead(Head[CrossBatch]):
         for linear in (self.dense, self.score):
             nn.init.zeros_(linear.bias)
 
-    def rows(self, batch: CrossBatch) -> Tensor:
+    def rows(self, batch: FramesBatch) -> Tensor:
         """Return (N, D): all real frames video by video, then the texts."""
         return torch.cat([batch.features_VFD[batch.mask_VF.bool()], batch.text_TD])
 
-    def replace(self, batch: CrossBatch, rows: Tensor) -> CrossBatch:
+    def replace(self, batch: FramesBatch, rows: Tensor) -> FramesBatch:
         """Put corrected rows, as they are, back into their places."""
         mask = batch.mask_VF.bool()
         frames = int(mask.sum())
         features = torch.zeros_like(batch.features_VFD).masked_scatter(mask[..., None], rows[:frames])
         return replace(batch, features_VFD=features, text_TD=rows[frames:])
 
-    def similarity(self, batch: CrossBatch) -> Tensor:
+    def similarity(self, batch: FramesBatch) -> Tensor:
         """Score every pair: (T, V). Raises ``ValueError`` for more frames than positions."""
         frames = batch.mask_VF.shape[1]
         if 1 + frames > self.positions.num_embeddings:
@@ -93,7 +66,7 @@ class CrossHead(Head[CrossBatch]):
         blocks = [self._block(batch, batch.text_TD[start : start + step]) for start in range(0, batch.texts, step)]
         return torch.cat(blocks)
 
-    def _block(self, batch: CrossBatch, text_tD: Tensor) -> Tensor:
+    def _block(self, batch: FramesBatch, text_tD: Tensor) -> Tensor:
         texts, (videos, frames, dim) = len(text_tD), batch.features_VFD.shape
         words = text_tD[:, None, None].expand(-1, videos, -1, -1)
         tokens = torch.cat([words, batch.features_VFD[None].expand(texts, -1, -1, -1)], dim=2)

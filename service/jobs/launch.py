@@ -13,6 +13,10 @@ import os
 import resource
 import signal
 import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import subprocess
 
 
 def main() -> None:
@@ -39,6 +43,33 @@ def watch(pipe: int) -> None:
     while os.read(pipe, 1):
         pass
     os.killpg(0, signal.SIGKILL)
+
+
+def start(
+    command: list[str], *, nice: int, memory_bytes: int = 0, pass_fds: tuple[int, ...] = (), **options: Any
+) -> tuple[subprocess.Popen[Any], int]:
+    """Start ``command`` through this script; the process, and the end of the pipe to close after it has ended.
+
+    ``options`` are those of ``subprocess.Popen``.
+    """
+    import subprocess
+
+    theirs, ours = os.pipe()
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-I", __file__, str(theirs), str(nice), str(memory_bytes), *command],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=(theirs, *pass_fds),
+            **options,
+        )
+    except BaseException:
+        os.close(ours)
+        raise
+    finally:
+        os.close(theirs)
+    return process, ours
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import os
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -64,28 +63,15 @@ class JobRunner:
         for path in command.stale:
             path.unlink(missing_ok=True)
         self._say(job, "--- emcl " + " ".join(command.arguments))
-        theirs, ours = os.pipe()
-        try:
-            with self.job_store.log_path(job.job_id).open("ab") as log:
-                process = subprocess.Popen(
-                    [*self._launcher(theirs), *command.program, *command.arguments],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                    pass_fds=(theirs, self.job_store.alive_descriptor(job.job_id)),
-                    env=environment_of_jobs(),
-                )
-        except BaseException:
-            os.close(ours)
-            raise
-        finally:
-            os.close(theirs)
-        return process, ours
-
-    def _launcher(self, pipe: int) -> list[str]:
-        limits = (pipe, self.settings.job_nice, int(self.settings.job_memory_bytes or 0))
-        return [sys.executable, "-I", launch.__file__, *map(str, limits)]
+        with self.job_store.log_path(job.job_id).open("ab") as log:
+            return launch.start(
+                [*command.program, *command.arguments],
+                nice=self.settings.job_nice,
+                memory_bytes=int(self.settings.job_memory_bytes or 0),
+                stdout=log,
+                pass_fds=(self.job_store.alive_descriptor(job.job_id),),
+                env=environment_of_jobs(),
+            )
 
     def _watch(self, job: Job, command: Command, process: subprocess.Popen[bytes]) -> Reason | None:
         """Wait for the end of the process; returns why it was stopped, ``None`` if it ended by itself."""

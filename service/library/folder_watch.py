@@ -71,24 +71,15 @@ class FolderWatch:
         settings = self._settings
         options = ["--store", settings.store, "--device", settings.device, "--workers", 1]
         command = [sys.executable, "-m", "service.cli", "index", "watch", *self.folders, *options]
-        theirs, ours = os.pipe()
-        try:
-            self._process = process = subprocess.Popen(
-                [sys.executable, "-I", launch.__file__, str(theirs), str(settings.job_nice), "0", *map(str, command)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                start_new_session=True,
-                pass_fds=(theirs,),
-                env=environment_of_jobs(),
-            )
-        except BaseException:
-            os.close(ours)
-            raise
-        finally:
-            os.close(theirs)
+        process, ours = launch.start(
+            list(map(str, command)),
+            nice=settings.job_nice,
+            stdout=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env=environment_of_jobs(),
+        )
+        self._process = process
         try:
             last = self._follow(process)
             code = process.wait()

@@ -10,7 +10,7 @@ from heads_support import golden_emcl, load_renamed, relative_error, tensors
 
 from model.config import TemporalConfig
 from model.emcl.pooling import unit_mean_pool
-from model.heads.cross import CrossBatch, CrossHead
+from model.heads.cross import CrossHead
 from model.heads.frames import FramesBatch, FramesHead
 from model.heads.losses import symmetric_info_nce
 from model.heads.pooled import PooledBatch, PooledHead
@@ -108,7 +108,7 @@ def test_tight_transformer(arrays):
     head = CrossHead(16, heads=heads, layers=layers, context=context).eval()
     load_renamed(head, arrays, "tightTransf/state/", rename)
     text, video = (arrays[key].clone().requires_grad_() for key in ("text", "video"))
-    batch = CrossBatch(text_TD=text, features_VFD=video, mask_VF=arrays["video_mask"].bool())
+    batch = FramesBatch(text_TD=text, features_VFD=video, mask_VF=arrays["video_mask"].bool())
     similarity = head.similarity(batch)
     torch.testing.assert_close(similarity, arrays["tightTransf/logits"], atol=5e-5, rtol=0)
     loss = symmetric_info_nce(similarity, torch.zeros(()))
