@@ -15,6 +15,7 @@ import io
 import json
 import math
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -179,7 +180,7 @@ class TranscriptFolders:
                 self._listed[video.parent] = {}
         chosen: dict[str, TranscriptFile] = {}
         for named, files in ((True, self._named), (False, self._listed[video.parent])):
-            for path, language in sorted(files.get(video.stem, ()), key=lambda one: _rank(one[0])):
+            for path, language in sorted(files.get(_composed(video.stem), ()), key=lambda one: _rank(one[0])):
                 if path != video and self._may_read(path):
                     chosen.setdefault(language, TranscriptFile(path=path, language=language, named=named))
         return list(chosen.values())
@@ -196,11 +197,17 @@ class TranscriptFolders:
         found: dict[str, list[tuple[Path, str]]] = defaultdict(list)
         for path in paths:
             if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
-                found[path.stem].append((path, UNKNOWN))
-                match = _NAMED.fullmatch(path.stem)
-                if match and match["stem"] != path.stem:
+                stem = _composed(path.stem)
+                found[stem].append((path, UNKNOWN))
+                match = _NAMED.fullmatch(stem)
+                if match and match["stem"] != stem:
                     found[match["stem"]].append((path, match["language"] or UNKNOWN))
         return found
+
+
+def _composed(name: str) -> str:
+    """A name as one sequence of characters, however its system composes accents."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _rank(path: Path) -> tuple[int, str]:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from build_support import by_name, index
+from index_support import by_name, index
 from subtitle_support import write_with_subtitles
 
 from indexer.build.decode import tracks_of

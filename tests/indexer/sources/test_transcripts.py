@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import unicodedata
 from contextlib import suppress
 from pathlib import Path
 
@@ -151,6 +152,12 @@ def test_files_belong_to_the_video_with_their_stem(tmp_path: Path) -> None:
         "und": "a.vtt", "en": "a.en.srt", "pt-BR": "a.pt-BR.sdh.vtt",
     }  # fmt: skip
     assert [file.path.name for file in folders.of(tmp_path / "a.b.mp4")] == ["a.b.srt"]
+
+
+def test_names_that_compose_accents_differently_are_one(tmp_path: Path) -> None:
+    (tmp_path / f"{unicodedata.normalize('NFD', 'Zürich')}.de.srt").touch()
+    (found,) = TranscriptFolders().of(tmp_path / f"{unicodedata.normalize('NFC', 'Zürich')}.mp4")
+    assert found.language == "de"
 
 
 def test_a_named_folder_comes_before_files_beside_the_video(tmp_path: Path) -> None:
