@@ -29,7 +29,7 @@ from model.net import EMCLNet
 
 FORMAT_VERSION = 1
 
-# Heads of other tasks: they read the features that a fingerprint stands for and change none.
+# Heads of other tasks: they read the features that a fingerprint identifies and do not change them.
 _TASK_HEADS = ("captioner.",)
 
 
@@ -107,7 +107,7 @@ def load_checkpoint(path: Path, *, device: str | torch.device = "cpu", precision
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """Return what was stored beside the weights. Raises as ``load_checkpoint`` does; weights are not read."""
+    """Return the metadata of the weights. Raises as ``load_checkpoint`` does; weights are not read."""
     return _read_description(*_paths(Path(path))).metadata
 
 
@@ -154,10 +154,10 @@ def fingerprint(net: EMCLNet) -> str:
 
 
 def former_fingerprints(net: EMCLNet) -> frozenset[str]:
-    """What earlier releases called the same weights when they prepared frames in another way; empty if they did not.
+    """Fingerprints of the same weights in earlier releases that prepared frames differently; empty if none did.
 
     They cropped the centre and resized bicubically whatever the tag was trained with, and normalised weights from a
-    local file as OpenAI's. A store of such a fingerprint holds features of the wrong pictures.
+    local file as OpenAI's. A store with such a fingerprint holds wrong features.
     """
     cfg = net.clip.description["preprocess_cfg"]
     clip = import_open_clip()
@@ -244,7 +244,7 @@ def _replace_together(writers: Mapping[Path, Callable[[Path], object]]) -> None:
     """Write all files beside their places and flush them to the disk, then rename them at once.
 
     A reader sees each file old or new, whole, and only a crash between the renames can leave one of each. The temporary
-    names are fixed, so that what a killed writer leaves is overwritten by the next and does not pile up.
+    names are fixed, so that the next writer overwrites what a killed one left.
     """
     temporaries = {path: path.with_name(f".{path.name}.tmp") for path in writers}
     try:

@@ -54,7 +54,7 @@ def check(
     ] = None,
     kind: Annotated[
         Literal["msrvtt", "msvd", "lsmdc", "activitynet", "didemo", "vatex"] | None,
-        typer.Option(help="Instead of --config: the set in --root and --annotations."),
+        typer.Option(help="Instead of --config: the kind of the set in --root and --annotations."),
     ] = None,
     root: Annotated[Path | None, typer.Option(help="The folder of the videos.")] = None,
     annotations: Annotated[Path | None, typer.Option(help="The folder of the annotation files.")] = None,
@@ -65,7 +65,7 @@ def check(
     workers: Annotated[int, typer.Option(min=1, help="Threads that decode.")] = 2,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the findings to this file.")] = None,
 ) -> None:
-    """Count a set's videos and captions, and list all that are missing; exit code 1 if it is not whole."""
+    """Count a set's videos and captions, and list what is missing; exit code 1 if it is incomplete."""
     from model.data.check import check_splits, describe, overlaps
     from model.data.registry import load_stored_set, parse_stored_set, read_splits
 
@@ -92,14 +92,14 @@ def check(
 @data_app.command()
 def compress(
     source: Annotated[Path, typer.Argument(help="Folder of videos.")],
-    destination: Annotated[Path, typer.Argument(help="Folder for the small ones; the same names, ending in .mp4.")],
+    destination: Annotated[Path, typer.Argument(help="Folder for the copies, with the same names, ending in .mp4.")],
     fps: Annotated[float, typer.Option(min=0.1, max=60, help="Frames per second.")] = 3.0,
     short_side: Annotated[int, typer.Option(min=16, help="Pixels of the shorter side; smaller videos stay.")] = 224,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
 ) -> None:
     """Make small copies that decode fast: 3 frames per second, short side 224, upright, no sound.
 
-    What is there already is left alone, so an interrupted run can be repeated. Exit code 1 if a video failed.
+    Existing copies are kept, so an interrupted run can be repeated. Exit code 1 if a video failed.
     """
     from model.data.compress import CompressSettings, compress_folder
 
@@ -155,8 +155,8 @@ def export(
 ) -> None:
     """Export a model's towers for a faster runtime, compare it with fp32, and refuse it if it ranks otherwise.
 
-    `emcl serve`, `search` and `index` then take it by themselves (`--runtime auto`), or by name. Exit code 1 if it was
-    refused; nothing uses it then.
+    `emcl serve`, `search` and `index` then use it automatically (`--runtime auto`), or by name. Exit code 1 if it was
+    refused; then it is not used.
     """
     import torch
 
@@ -178,9 +178,7 @@ def export(
     for line in report.lines():
         typer.echo(line)
     if not report.passed:
-        typer.echo(
-            f"{runtime} is not used for this model; the measurement is kept in {store.path_of(runtime)}", err=True
-        )
+        typer.echo(f"{runtime} is not used for this model; the measurement is in {store.path_of(runtime)}", err=True)
         raise typer.Exit(1)
     typer.echo(f"exported: {store.path_of(runtime)}")
 
@@ -575,7 +573,7 @@ def list_models(
     context: typer.Context,
     json_output: Annotated[bool, typer.Option("--json", help="Print all facts as JSON.")] = False,
 ) -> None:
-    """List presets and open_clip's models: size of the pictures, how frames are prepared, tokens, licence, R@1.
+    """List presets and open_clip's models: input size, preparation of frames, tokens, licence, R@1.
 
     R@1 is zero-shot text to video on MSR-VTT as published, in percent. A star marks what is in the local cache.
     """

@@ -29,7 +29,7 @@ from model.config import Config
 
 @dataclass(frozen=True)
 class Shown:
-    """Metadata of a field: what typer is to do otherwise than the field says.
+    """Metadata of a field: how its option differs from the field.
 
     ``flag`` is another name than the field's, and a flag has no --no- form then; ``also`` is a second name; ``metavar``
     stands for the value; ``default`` is what --help shows as the default, where the field has none;
@@ -46,7 +46,7 @@ class Shown:
 
 
 class EncoderOptions(Config):
-    """What encodes: keyword arguments of ``model.encoder.load_encoder``, which has the defaults of what is not set."""
+    """The encoder: keyword arguments of ``model.encoder.load_encoder``, which has the defaults of unset fields."""
 
     model: str | None = Field(
         None,
@@ -57,7 +57,7 @@ class EncoderOptions(Config):
     pretrained: str | None = Field(None, description="Tag or weights file of an open_clip model.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     runtime: Literal["auto", "torch", "torch-compiled", "onnx", "onnx-int8"] = Field(
-        "auto", description="What computes the encoder; auto: the fastest that `emcl export` has judged, else torch."
+        "auto", description="Runtime of the encoder; auto: the fastest that passed `emcl export`, else torch."
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="Arithmetic of the encoder; auto: the runtime decides."

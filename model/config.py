@@ -1,6 +1,6 @@
 """Configuration of a model: what a checkpoint's JSON file holds.
 
-Every class is frozen and rejects unknown keys, so that a misspelt option is an error and never a silent default.
+Every class is frozen and rejects unknown keys, so that a misspelt option is an error, not a silent default.
 The numbers are those of EMCL-Net (NeurIPS 2022) unless a comment gives another reason.
 """
 
@@ -104,9 +104,9 @@ class SamplingConfig(Config):
 
 
 class SearchConfig(Config):
-    """What ranks best besides EMCL; ``emcl calibrate`` chooses it. No part of the fingerprint.
+    """Ranking settings besides EMCL, which ``emcl calibrate`` chooses. Not part of the fingerprint.
 
-    ``candidates`` is what stage 1 hands to the reranking where a query does not say. ``dual_softmax_temperature`` is
+    ``candidates`` is the number of candidates for reranking if a query has none. ``dual_softmax_temperature`` is
     that of the evaluation's dual softmax, the reference's 0.01 unless calibrated.
     """
 

@@ -53,7 +53,7 @@ class Preprocess:
 
     @classmethod
     def square(cls, size: int, **changes: Any) -> Preprocess:
-        """``size`` × ``size`` pixels, as OpenAI's CLIP takes them unless ``changes`` say otherwise."""
+        """``size`` × ``size`` pixels, as for OpenAI's CLIP, except for ``changes``."""
         return cls(height=size, width=size, **changes)
 
     @property

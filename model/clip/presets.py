@@ -104,7 +104,7 @@ def default_preset(*, has_cuda: bool) -> str:
 
 
 def resolve(model: str | None, pretrained: str | None) -> tuple[str | None, str | None]:
-    """Name and tag that a preset stands for; everything else comes back as it is.
+    """Name and tag of a preset; everything else is returned unchanged.
 
     Raises ``ClipError`` for a preset with a ``pretrained`` of its own, which would be other weights.
     """

@@ -154,7 +154,7 @@ def _common_preprocessing(config: ClipConfig) -> Mapping[str, Any]:
         return dict(entries[0])
     if entries and config.pretrained is not None and config.custom is None:
         logger.warning(
-            "%s does not say how its frames are to be prepared, and the tags of %s differ in it; CLIP's own is used "
+            "%s does not say how frames are to be prepared, and the tags of %s differ; using CLIP's preparation "
             "(centre crop, bicubic)",
             config.pretrained,
             config.architecture,
@@ -273,7 +273,7 @@ def _cached_file(repository: str, filename: str) -> str | None:
 
 
 def _require_reachable(hub: str) -> None:
-    """Raise ``OSError`` if no connection to the hub can be made; its own client takes most of a minute to give up."""
+    """Raise ``OSError`` if the hub cannot be reached; its own client gives up only after most of a minute."""
     try:
         urllib.request.urlopen(urllib.request.Request(hub, method="HEAD"), timeout=_PROBE_SECONDS).close()  # noqa: S310
     except urllib.error.HTTPError as error:

@@ -52,7 +52,7 @@ class Tokenizer(Protocol):
         """Encode texts: ids (B, L) int64 and mask (B, L) bool, L the longest text's length or the maximum."""
 
     def truncates(self, text: str) -> bool:
-        """Whether the text is longer than what the model reads, so that its end is ignored."""
+        """Whether the text is longer than the model reads, so that its end is ignored."""
 
     def unknown_script(self, text: str) -> str | None:
         """The script in the text that the tokenizer does not know, such as ``Cyrillic``; None if it knows all."""
@@ -103,7 +103,7 @@ class ClipTokenizer:
 class OwnTokenizer:
     """The tokenizer that an architecture brings along, cut and padded to its context length as it was trained.
 
-    ``max_words`` has no say here: these text towers see their padding, so another length would be another input.
+    ``max_words`` is ignored: these text towers see their padding, so another length would be another input.
     """
 
     def __init__(

@@ -45,7 +45,7 @@ def read_ids(path: Path) -> list[str]:
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
-    """Read rows as dictionaries, each with its place. Columns that are not asked for may be there."""
+    """Read rows as dictionaries, each with its place. Other columns are allowed."""
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     rows = []
     try:

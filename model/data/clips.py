@@ -32,7 +32,7 @@ NO_AUGMENTATION = NoAugmentation()
 class Clip:
     """A video file, or the window ``[start_seconds, end_seconds)`` of it, with at least one caption.
 
-    ``video_id`` is the data set's name for it; people's own videos are named by their path.
+    ``video_id`` is the data set's name for it; users' own videos are identified by their path.
     """
 
     path: Path

@@ -55,7 +55,7 @@ class CompressSettings:
 
     @property
     def mark(self) -> str:
-        """What a copy says about how it was made."""
+        """How a copy was made, as recorded in it."""
         return f"emcl data compress: {self.fps:g} fps, short side {self.short_side}, crf {self.crf}"
 
 

@@ -132,7 +132,7 @@ class VideoTextSet:
 
 
 class VideoFolder:
-    """The videos below a folder, at any depth, by name without suffix. Hidden files and folders are passed over."""
+    """The videos below a folder, at any depth, by name without suffix. Hidden files and folders are skipped."""
 
     def __init__(self, root: Path) -> None:
         if not root.is_dir():

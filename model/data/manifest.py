@@ -23,10 +23,9 @@ from model.data.dataset import Missing, Split, VideoTextSet
 
 
 class ManifestConfig(Config):
-    """Videos listed in a file; without ``validation`` a run measures nothing while it trains.
+    """Videos listed in a file; without ``validation`` a run is not validated.
 
-    ``allow_missing`` lets it do without the videos that are not there, ``allow_overlap`` lets it validate on what it
-    trains on.
+    ``allow_missing`` allows missing videos, ``allow_overlap`` allows validation on training videos.
     """
 
     kind: Literal["manifest"]

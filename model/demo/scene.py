@@ -151,7 +151,7 @@ def scene_generator(seed: int, split: Split, index: int) -> np.random.Generator:
 
 
 def make_scene(seed: int, split: Split, index: int) -> Scene:
-    """Return clip ``index`` of a split; the same arguments give the same scene for ever."""
+    """Return clip ``index`` of a split; the same arguments always give the same scene."""
     rng = scene_generator(seed, split, index)
     while True:
         scene = _draw_scene(rng)
@@ -211,8 +211,7 @@ def _change_one(scene: Scene, rng: np.random.Generator) -> Scene:
 def describes(captioned: Scene, shown: Scene) -> bool:
     """Whether everything that a full caption of ``captioned`` says is true of ``shown``.
 
-    A caption says nothing about a second object or an event that is not there, so it is also true of a clip that
-    has one more.
+    A caption does not mention absent objects or events, so it is also true of a clip that has one more.
     """
     same = all(
         getattr(captioned, name) == getattr(shown, name)

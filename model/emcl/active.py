@@ -25,7 +25,7 @@ class ActiveEMCL:
 
 
 def published_emcl(correction: Correction) -> ActiveEMCL:
-    """What a generation applies by itself, whatever model is loaded."""
+    """The correction that a generation applies with any model."""
     strength = correction.strength if correction.mode != "off" else 0.0
     if correction.has_own_pass:
         text = correction.text()

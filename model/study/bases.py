@@ -86,7 +86,7 @@ class BasesGrid:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One point of the grid; what is of no consequence is 0."""
+    """One point of the grid; irrelevant values are 0."""
 
     regularisation: float
     weight: float
@@ -370,7 +370,7 @@ def _counted(names: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def run_bases(options: CalibrateOptions) -> str:
-    """Choose, write, and return what the terminal shows."""
+    """Choose and write settings; return the text for the terminal."""
     target = None if options.dry_run else target_of(options)
     chosen = open_for_choosing(options.data, options.split, allow_missing=options.allow_missing)
     encoder = load_encoder(options.model, pretrained=options.pretrained, device=options.device)
@@ -398,7 +398,7 @@ def run_bases(options: CalibrateOptions) -> str:
 
 
 def target_of(options: CalibrateOptions) -> Path:
-    """The file that the choice goes to. Raises ``ValueError`` before the work if there is no place for it."""
+    """The file for the choice. Raises ``ValueError`` if there is none, before any work."""
     if options.store is not None:
         if not (options.store / STORE_MARK).exists():
             raise ValueError(f"--store {options.store} holds no store; make one with `emcl index build PATH --store …`")

@@ -288,7 +288,7 @@ def _line(name: str, video_ranks: VideoRanks, cells: list[str]) -> str:
 
 
 def verdict(found: Calibration) -> str:
-    """Say what was found, and whether it is more than chance."""
+    """The findings, and whether they are significant."""
     videos = len(found.baseline.reciprocal_ranks)
     lines = [f"{len(found.tried)} settings, {videos} videos, {found.search.candidates} candidates."]
     if found.best is None:

@@ -47,7 +47,7 @@ _JPEG_QUALITY = 82
 
 @dataclass(frozen=True, kw_only=True)
 class ReportFacts:
-    """What the page says of its data: a name, the split, videos that were missing, the seed of the bootstrap."""
+    """Facts about the data: a name, the split, missing videos, the seed of the bootstrap."""
 
     data: str
     split: str
@@ -62,8 +62,8 @@ def build_report(
     config = encoder.config.emcl
     if config.beta == 0:
         raise ValueError(
-            "this checkpoint leaves EMCL out (beta 0), so with and without it are the same; pass --beta, such as 0.1, "
-            "to see what it would do"
+            "this checkpoint does not use EMCL (beta 0), so both rankings are the same; pass --beta, such as 0.1, to "
+            "see its effect"
         )
     training = None if run is None else bases_in_training(run)  # a wrong folder fails before the work
     candidates = encoder.config.search.candidates

@@ -1,4 +1,4 @@
-"""``emcl sweep``: what does one setting of EMCL change? Points along one or several settings, each with intervals.
+"""``emcl sweep``: the effect of EMCL's settings. Points along one or several settings, each with intervals.
 
 In: an encoder, clips, and what to vary. Out: one ``Point`` for each combination, all against the ranking without EMCL
 of the same frames. Settings that are not varied are the checkpoint's own, or a preset's.

@@ -103,10 +103,10 @@ class TrainConfig(Config):
     start_from: Path | None = None
     # Whether the EM pass is part of the loss. It moves the EMCL state; without it the state stays as drawn.
     joint_emcl: bool = True
-    # What other captions of a batch's videos, and other videos of its captions, are to the loss: left out of it, or
+    # How the loss treats other captions of a batch's videos, and other videos of its captions: left out, or
     # negatives, as in the reference.
     duplicates: Literal["ignore", "negatives"] = "ignore"
-    # `randaugment`, or its settings; what is done to training clips. Validation clips stay as they are.
+    # `randaugment`, or its settings; applied to training clips only.
     augmentation: Augmentation = NO_AUGMENTATION
     # Steps in which the strength of the EM pass in the loss rises linearly from 0 to the model's beta; 0: at once.
     emcl_ramp_steps: int = Field(0, ge=0)
@@ -134,7 +134,7 @@ class TrainConfig(Config):
     keep_best: bool = False
     # Also write OUTPUT/tensorboard; needs the extra `train`.
     tensorboard: bool = False
-    # How long processes wait for each other; rank 0 validates and saves meanwhile.
+    # How long processes wait for each other, for example while rank 0 validates and saves.
     timeout_seconds: float = Field(1800.0, gt=0)
 
     @model_validator(mode="after")
@@ -164,7 +164,7 @@ class TrainConfig(Config):
         if isinstance(self.data, ScenesConfig) and not isinstance(self.augmentation, NoAugmentation):
             raise ValueError(
                 f"augmentation {self.augmentation.kind} would falsify generated scenes, whose captions name colours "
-                "and directions; they vary by themselves, leave it out"
+                "and directions; leave it out"
             )
         if self.keep_best:
             self._selects_honestly()

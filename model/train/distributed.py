@@ -43,7 +43,7 @@ class RanksDisagreeError(ValueError):
 
 
 def _collective(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Turn what the backends raise when a peer is gone into an error that says so."""
+    """Turn errors of the backends about a lost peer into ``WorkerLostError``."""
 
     @wraps(function)
     def talk(*args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -53,8 +53,8 @@ def _collective(function: Callable[_P, _R]) -> Callable[_P, _R]:
             raise
         except RuntimeError as error:
             raise WorkerLostError(
-                "another process of this training ended or did not answer within timeout_seconds; its own message "
-                f"says why, start all of them again with --resume ({str(error).splitlines()[0]})"
+                "another process of this training ended or did not answer within timeout_seconds; see its own message, "
+                f"then start all of them again with --resume ({str(error).splitlines()[0]})"
             ) from error
 
     return talk

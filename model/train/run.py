@@ -56,7 +56,7 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, device: st
 def train_as(config: TrainConfig, output: Path, world: World) -> Path:
     """Train as one process of ``world``."""
     trainer = Trainer(config, output, world=world)
-    # Nobody writes before everybody has looked at what is there, nor before the configuration has proved buildable.
+    # No process writes before all have checked the folder and built the model.
     checkpoint = newest_checkpoint(output)
     start = 0 if checkpoint is None else step_of(checkpoint)
     if len(starts := {tuple(found) for found in world.exchange([start])}) > 1:

@@ -1,4 +1,4 @@
-"""What a training learns: the parts of a step that differ between tasks. Everything else is the loop's.
+"""The tasks of a training: the parts of a step that differ between them. Everything else is in the loop.
 
     encode      the clips of this process → tensors with a row for each, through which gradients flow
     targets     what else the loss needs of each clip, in numbers

@@ -31,7 +31,7 @@ CLOCK_NOTE = "its clock restarts or jumps"
 
 
 class VideoError(ValueError):
-    """Base of everything that can be wrong with a video; the message says what, and what to do next."""
+    """Base of errors about a video; the message says what is wrong and what to do next."""
 
 
 class NotAVideo(VideoError):  # noqa: N818 - the public names say what the input is, not that it is an error
@@ -56,7 +56,7 @@ class BackendUnavailable(VideoError):  # noqa: N818
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeLimits:
-    """What a caller is willing to decode; ``None`` means no limit.
+    """Limits of decoding; ``None`` means no limit.
 
     ``max_pixels`` is width times height of one frame. Limits are checked on the header's claims before anything is
     decoded, and again on what comes out, because headers can be wrong. Each check raises ``OverLimit``.
@@ -101,7 +101,7 @@ class DecodeLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoInfo:
-    """What a video is, measured where it can be measured.
+    """Facts about a video, measured where possible.
 
     ``duration_seconds`` runs from the first frame's start to the last frame's end, as the packets say (headers of
     recordings and cut files often claim something else). ``width`` and ``height`` are those of the upright frames;
