@@ -346,6 +346,12 @@ def search(
         float, typer.Option(help="Leave out hits that fit less well: 0 to 1 (see docs/search.md).")
     ] = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, as the API answers.")] = False,
+    print0: Annotated[
+        bool,
+        typer.Option(
+            "--print0", help="Print only the paths of the hits' files, with a NUL after each, as `xargs -0` reads them."
+        ),
+    ] = False,
     save: Annotated[
         Path | None,
         typer.Option(
@@ -367,6 +373,8 @@ def search(
         raise typer.BadParameter("give either words or --video FILE")
     if save is not None:
         _check_saving(save, video, k)
+    if print0 and (video is not None or as_json):
+        raise typer.BadParameter("--print0 goes with words, and without --json")
     if video is not None and min_confidence > 0:
         raise typer.BadParameter("--min-confidence goes with words")
     ranking = Ranking(
@@ -383,7 +391,7 @@ def search(
             raise typer.BadParameter("--fusion text needs words: a video has none to look for")
         wanted = VideoFilter(tags=tuple(tag or ()), min_seconds=min_seconds, max_seconds=max_seconds)
         query = SearchQuery(text=text, ranking=ranking, filter=wanted)
-        shown = _Shown(as_json=as_json, open_best=open_best, save=save, frame_rate=frame_rate)
+        shown = _Shown(as_json=as_json, print0=print0, open_best=open_best, save=save, frame_rate=frame_rate)
         _search_words(load_settings(options), query, shown)
         return
     engine = build_engine(load_settings(options))
@@ -400,14 +408,14 @@ def search(
         engine.limits.check_search(query)
         if min_confidence > 0:
             engine.check_confidence()
-        answer = SearchAnswer.of(engine.search([query])[0])
+        answer = SearchAnswer.of(engine.search([query])[0], with_paths=True)
         if answer.truncated:
             typer.echo("note: the text is longer than the model reads; its end was ignored", err=True)
         if answer.unknown_script:
             typer.echo(f"note: the model does not read {answer.unknown_script} script; ask in English", err=True)
         if answer.nothing_fits:
             typer.echo("note: nothing fits well", err=True)
-        shown = _Shown(as_json=as_json, open_best=open_best, save=save, frame_rate=frame_rate)
+        shown = _Shown(as_json=as_json, print0=print0, open_best=open_best, save=save, frame_rate=frame_rate)
         shown.show(answer, engine.live, query.text or "")
     finally:
         engine.close()
@@ -417,16 +425,35 @@ class _Shown(NamedTuple):
     """What is done with the answer to a search in words."""
 
     as_json: bool
+    print0: bool
     open_best: bool
     save: Path | None
     frame_rate: int
 
     def show(self, answer: SearchAnswer, live: LiveIndex, text: str) -> None:
-        typer.echo(_json(answer) if self.as_json else hits_table(answer.hits))
+        if self.print0:
+            _print_paths(answer.hits, live)
+        else:
+            typer.echo(_json(answer) if self.as_json else hits_table(answer.hits))
         if self.save is not None:
             _save(answer.hits, live, text, self.save, self.frame_rate)
         if self.open_best and answer.hits:
             _open(live, answer.hits[0].video_id)
+
+
+def _print_paths(hits: Sequence[HitOut], live: LiveIndex) -> None:
+    """The files of hits, best first, each followed by NUL; those that are gone are named on stderr."""
+    from service.errors import Gone
+    from service.media.files import find_file
+
+    with live.lease() as generation:
+        for hit in hits:
+            try:
+                path = find_file(generation.video(hit.video_id))
+            except Gone:
+                typer.echo(printable(f"note: the file of {hit.title} is not there"), err=True)
+                continue
+            typer.echo(os.fsencode(path.absolute()) + b"\0", nl=False)
 
 
 def _check_saving(target: Path, video: Path | None, k: int) -> None:
@@ -498,7 +525,7 @@ def _search_words(settings: Settings, query: SearchQuery, shown: _Shown) -> None
     try:
         QueryLimits.from_settings(settings).check_search(query)
         with live.lease() as generation:
-            answer = SearchAnswer.of(search_text(generation, query))
+            answer = SearchAnswer.of(search_text(generation, query), with_paths=True)
         shown.show(answer, live, query.text or "")
     finally:
         live.close()
@@ -527,7 +554,7 @@ def _search_by_video(engine: Engine, path: Path, ranking: Ranking, as_json: bool
         ranking=ranking,
     )
     decoded = UploadOut(duration_seconds=batch.duration_seconds, frames=len(batch))
-    answer = UploadAnswer.of(engine.search_uploads([query])[0], decoded)
+    answer = UploadAnswer.of(engine.search_uploads([query])[0], decoded, with_paths=True)
     if as_json:
         typer.echo(_json(answer))
     else:

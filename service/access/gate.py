@@ -120,6 +120,13 @@ class Require(SecurityBase):
             )
 
 
+def sees_paths(request: Request) -> bool:
+    """Whether a request may learn where files are: with a key of scope ``admin``, or where no keys are required."""
+    gate: Gate = request.app.state.services.gate
+    identity: KeyIdentity | None = request.state.key
+    return not gate.keys_required if identity is None else identity.scope == "admin"
+
+
 def require(scope: Scope) -> Any:
     """A FastAPI dependency that lets in only keys of this scope or a higher one: ``search`` < ``write`` < ``admin``.
 

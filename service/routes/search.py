@@ -10,7 +10,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from service.access.gate import require
+from service.access.gate import require, sees_paths
 from service.errors import Gone, NotFound, Unprocessable
 from service.http.conditional import attachment
 from service.http.disconnect import unless_gone
@@ -55,7 +55,7 @@ async def search(asked: SearchRequest, request: Request, services: ServicesDep) 
     demotes segments that are near to every text.
     """
     results = await _results(asked, request, services)
-    answers = [SearchAnswer.of(result) for result in results]
+    answers = [SearchAnswer.of(result, with_paths=sees_paths(request)) for result in results]
     answer = answers[0] if asked.texts is None else ManyAnswers(results=answers)
     return Response(answer.model_dump_json(), media_type="application/json")
 
@@ -192,7 +192,7 @@ async def search_video(
     work = unless_gone(request, services.compute(lambda: services.engine.search_uploads([query])))
     results = await services.telemetry.timed(work)
     decoded = UploadOut(duration_seconds=video.duration_seconds, frames=len(video.frames_FHWC))
-    return UploadAnswer.of(results[0], decoded)
+    return UploadAnswer.of(results[0], decoded, with_paths=sees_paths(request))
 
 
 @router.post("/rerank", summary="Score given segments for a text")
@@ -202,7 +202,7 @@ async def rerank_segments(asked: RerankRequest, request: Request, services: Serv
     services.engine.limits.check_rerank(query)
     work = unless_gone(request, services.compute_on_texts([query.text], lambda: services.engine.rerank([query])))
     results = await services.telemetry.timed(work)
-    return SearchAnswer.of(results[0])
+    return SearchAnswer.of(results[0], with_paths=sees_paths(request))
 
 
 @router.post("/embeddings", summary="Embed texts")

@@ -24,13 +24,9 @@ router = APIRouter(prefix="/v1/videos", tags=["videos"], dependencies=[require("
 
 _CHECK_FIRST = {"Cache-Control": "private, no-cache"}  # it may change at any time
 _MEDIA_TYPE = "text/vtt"
-_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            kind: {"schema": {"type": "string"}} for kind in (_MEDIA_TYPE, "application/x-subrip", "application/json")
-        },
-    }
+_CONTENT = {"type": "string", "format": "binary", "description": "WebVTT, SubRip or Whisper's JSON."}
+_BODY: dict[str, Any] = {  # one kind: generators of clients know no others than the usual ones
+    "requestBody": {"required": True, "content": {"application/octet-stream": {"schema": _CONTENT}}}
 }
 _FILE: dict[int | str, dict[str, Any]] = {200: {"content": {_MEDIA_TYPE: {}}, "description": "A WebVTT file."}}
 

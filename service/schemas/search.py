@@ -177,11 +177,16 @@ class HitOut(Answer):
     )
     snippet: list[SnippetPart] = Field([], description="The text that fits best, in parts; empty without words.")
     passage: Passage | None = Field(None, description="Start and end of what is said, where a transcript fits best.")
+    path: str | None = Field(
+        None,
+        description="Where the service finds the video's file. Only for keys of scope `admin`, and where no keys are "
+        "required; otherwise null.",
+    )
     thumbnail_url: str = Field(description="A picture of the moment.")
     stream_url: str = Field(description="The whole video; add `#t=MOMENT` to start there.")
 
     @classmethod
-    def of(cls, hit: Hit) -> HitOut:
+    def of(cls, hit: Hit, *, with_path: bool = False) -> HitOut:
         """The JSON of a hit."""
         moment = hit.moment_seconds
         return cls(
@@ -200,6 +205,7 @@ class HitOut(Answer):
             matched=list(hit.matched),
             snippet=[SnippetPart(text=text, match=match) for text, match in hit.snippet],
             passage=None if hit.passage is None else Passage(start=hit.passage[0], end=hit.passage[1]),
+            path=hit.path if with_path else None,
             thumbnail_url=thumbnail_url(hit.video_id, moment),
             stream_url=stream_url(hit.video_id),
         )
@@ -240,10 +246,10 @@ class SearchAnswer(Answer):
     )
 
     @classmethod
-    def of(cls, result: SearchResult) -> SearchAnswer:
+    def of(cls, result: SearchResult, *, with_paths: bool = False) -> SearchAnswer:
         """The JSON of a result."""
         return cls(
-            hits=[HitOut.of(hit) for hit in result.hits],
+            hits=[HitOut.of(hit, with_path=with_paths) for hit in result.hits],
             source=SourceOut.of(result.source),
             truncated=result.truncated,
             unknown_script=result.unknown_script,
@@ -298,11 +304,11 @@ class UploadAnswer(Answer):
     source: SourceOut
 
     @classmethod
-    def of(cls, result: UploadResult, upload: UploadOut) -> UploadAnswer:
+    def of(cls, result: UploadResult, upload: UploadOut, *, with_paths: bool = False) -> UploadAnswer:
         """The JSON of a result."""
         return cls(
             captions=[CaptionOut.of(caption) for caption in result.captions],
-            hits=[HitOut.of(hit) for hit in result.hits],
+            hits=[HitOut.of(hit, with_path=with_paths) for hit in result.hits],
             upload=upload,
             source=SourceOut.of(result.source),
         )

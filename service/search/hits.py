@@ -134,6 +134,7 @@ def hit_of(
         stage1_score=stage1_score,
         frames=frames,
         title=card.title,
+        path=card.path,
         duration_seconds=card.duration_seconds,
         tags=card.tags,
         confidence=confidence,

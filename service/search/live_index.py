@@ -33,9 +33,13 @@ _CARDS_KEPT = 20_000  # about 500 bytes each
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoCard:
-    """What a hit says about its video. ``title``: what it was called, else its file's name without ending."""
+    """What a hit says about its video. ``title``: what it was called, else its file's name without ending.
+
+    ``path`` is the first place where it was found, None if none is recorded.
+    """
 
     title: str
+    path: str | None
     duration_seconds: float
     tags: tuple[str, ...]
 
@@ -76,7 +80,9 @@ class Generation:
         if card is None:
             video = self.video(video_id)
             assert video.duration_seconds is not None, "an indexed video has a duration"
-            card = VideoCard(title=video.title, duration_seconds=video.duration_seconds, tags=video.tags)
+            card = VideoCard(
+                title=video.title, path=video.path, duration_seconds=video.duration_seconds, tags=video.tags
+            )
             self._cards.put(video_id, card)
         return card
 

@@ -139,6 +139,7 @@ class FrameWeights:
 class Hit:
     """A segment that matches. ``score`` is the one it is ranked by, ``stage1_score`` that of the index.
 
+    ``path`` is where its file was found: shown to those alone who may know.
     ``confidence``: how unusual the match is (``indexer.store.confidence``); None where that is not known.
     ``matched`` says why it is a hit: ``visual``, and the kinds of its texts that have words of the query. ``snippet``
     is the best of these in parts, True for such words. Fused hits are not in the order of ``score``; of words alone,
@@ -157,6 +158,7 @@ class Hit:
     title: str
     duration_seconds: float
     tags: tuple[str, ...]
+    path: str | None = None
     confidence: float | None = None
     matched: tuple[str, ...] = ("visual",)
     snippet: tuple[tuple[str, bool], ...] = ()

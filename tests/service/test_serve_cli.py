@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -234,3 +235,18 @@ def test_titles_cannot_steer_the_terminal_and_home_is_expanded_after_an_equals_s
     assert code == 0, err
     assert "\x1b" not in out
     assert "red\\x1b[2J\\u202e circle" in out
+
+
+def test_paths_are_printed_for_other_programs(run, indexed):
+    code, out, err = run("search", "a red circle", *indexed, "-k", 2, "--print0")
+    assert code == 0, err
+    assert out.endswith("\0")
+    names = [Path(name) for name in out.split("\0")[:-1]]
+    _, answer, _ = run("search", "a red circle", *indexed, "-k", 2, "--json")
+    assert names == [Path(hit["path"]) for hit in json.loads(answer)["hits"]]
+    assert all(name.is_file() for name in names)
+    done = subprocess.run(["xargs", "-0", "-n", "1", "test", "-f"], input=out, text=True)
+    assert done.returncode == 0
+    code, _, err = run("search", "a", *indexed, "--print0", "--json")
+    assert code == 2
+    assert "--print0" in err

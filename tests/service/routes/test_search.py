@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from service_support import assert_problem, assert_same_hits
+from service_support import assert_problem, assert_same_hits, make_keys, serving
 
 
 def test_search_answers_hits_with_both_scores_and_the_moment(client):
@@ -15,6 +15,7 @@ def test_search_answers_hits_with_both_scores_and_the_moment(client):
         assert set(hit) == {
             "video_id", "segment", "start", "end", "score", "stage1_score", "moment", "frame_weights", "title",
             "duration_seconds", "tags", "matched", "snippet", "passage", "thumbnail_url", "stream_url", "confidence",
+            "path",
         }  # fmt: skip
         assert hit["start"] <= hit["moment"] <= hit["end"]
         heaviest = max(hit["frame_weights"], key=lambda frame: frame["weight"])
@@ -159,3 +160,20 @@ def test_only_words_that_are_texts_can_be_asked_for(client, video_id):
 def test_no_text_breaks_the_search_for_words(client, text, fusion):
     answer = client.post("/v1/search", json={"text": text, "fusion": fusion})
     assert answer.status_code == 200, answer.text
+
+
+def test_paths_are_shown_to_those_alone_who_may_know_them(client, clip_store, tiny_encoder, tmp_path):
+    asked = {"text": "a red circle", "k": 1}
+    [hit] = client.post("/v1/search", json=asked).json()["hits"]
+    assert hit["path"] == str(clip_store / "clips" / f"{hit['title']}.mp4")  # no keys are required
+    _, tokens = make_keys(tmp_path)
+    with serving(clip_store, tiny_encoder, tmp_path, require_keys=True) as guarded:
+        for scope, token in tokens.items():
+            for path, body in (
+                ("/v1/search", asked),
+                ("/v1/rerank", {"text": "a", "segments": [{"video_id": hit["video_id"]}]}),
+            ):
+                answer = guarded.post(path, json=body, headers={"Authorization": f"Bearer {token}"})
+                guarded.cookies.clear()
+                assert (answer.json()["hits"][0]["path"] is not None) == (scope == "admin")
+                assert (str(clip_store) in answer.text) == (scope == "admin")
