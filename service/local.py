@@ -18,7 +18,6 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from service.search.values import Fusion, Hit, Ranking, Rerank, SearchQuery, UploadQuery, VideoFilter
@@ -157,9 +156,7 @@ class LocalLibrary:
     def __enter__(self) -> LocalLibrary:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __len__(self) -> int:

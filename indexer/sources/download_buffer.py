@@ -18,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from queue import SimpleQueue
-from types import TracebackType
 from typing import IO
 
 from indexer.errors import SourceError, StoreError
@@ -158,9 +157,7 @@ class DownloadBuffer:
         self._folder.mkdir()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._budget.close()
         self._queue.put(None)  # for a thread that waits for the next location
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -16,7 +16,6 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from types import TracebackType
 from typing import IO, Any, TypeVar
 
 from indexer.errors import SourceError
@@ -145,9 +144,7 @@ class RemoteFiles:
     def __enter__(self) -> RemoteFiles:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for system in self._systems.values():
             session = getattr(system, "_session", None)
             if session is not None and hasattr(system, "close_session"):

@@ -15,7 +15,6 @@ import asyncio
 import codecs
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import TypeVar
 
 import httpx
@@ -114,9 +113,7 @@ class Client(_Endpoints):
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def run(self, call: Call[T]) -> T:
@@ -177,9 +174,7 @@ class AsyncClient(_Endpoints):
     async def __aenter__(self) -> AsyncClient:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def run_later(self, call: Call[T]) -> T:
