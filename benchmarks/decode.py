@@ -14,6 +14,7 @@ import json
 import sys
 import tempfile
 import time
+from bisect import bisect_right
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,45 @@ import numpy as np
 from model.clip.preprocess import Preprocess
 from model.config import SamplingConfig
 from model.video.sampling import decode
+
+
+def needed_packets(path: Path, sampling: SamplingConfig) -> dict[int, bool]:
+    """Numbers of the packets, in the file's order, that the sampled frames need; True for the frames' own."""
+    seconds = decode(path, sampling=sampling).timestamps_seconds
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert stream.time_base is not None
+        packets = [(packet.pts, packet.is_keyframe) for packet in container.demux(stream) if packet.pts is not None]
+        tick = float(stream.time_base)
+    origin = min(time for time, _ in packets)
+    wanted = {round(second / tick) + origin for second in seconds}
+    keys = [number for number, (_, key) in enumerate(packets) if key]
+    needed: dict[int, bool] = {}
+    for number, (ticks, _) in enumerate(packets):
+        if ticks in wanted:
+            start = keys[bisect_right(keys, number) - 1]
+            needed.update({between: needed.get(between, False) for between in range(start, number)})
+            needed[number] = True
+    assert sum(needed.values()) == len(wanted), "every sampled frame has a packet of its own"
+    return needed
+
+
+def codec_alone(path: Path, needed: dict[int, bool]) -> int:
+    """Decode those packets on one thread; returns how many frames came out."""
+    frames = 0
+    last = max(needed)
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        context = stream.codec_context
+        context.thread_count = 1
+        for number, packet in enumerate(container.demux(stream)):
+            if number in needed:
+                context.skip_frame = "DEFAULT" if needed[number] else "NONREF"
+                frames += len(context.decode(packet))
+            if number == last:
+                break
+        return frames + len(context.decode(None))
+
 
 WIDTH, HEIGHT, FPS = 1280, 720, 30
 BASELINE = "every frame, PyAV"

@@ -176,8 +176,7 @@ def _gathering(reader: Any, together: Any, candidates: int) -> dict[str, Task]:
 
 def decoding(scale: Scale) -> Iterator[Row]:
     """Twelve frames of 224 pixels out of a clip, beside the codec alone on the packets that those frames need."""
-    from benchmarks.decode import write_clip
-    from benchmarks.decode_floor import codec_alone, needed_packets
+    from benchmarks.decode import codec_alone, needed_packets, write_clip
     from model.config import SamplingConfig
 
     seconds = scale.pick(20, 1)

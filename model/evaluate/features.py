@@ -17,7 +17,6 @@ Shape suffixes: T texts, V videos, Q queries, N items, B queries of a bank, D ch
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,8 +36,8 @@ from model.evaluate.hubness import QB_NORM_BETA, QB_NORM_TOP, BankNorm, DualSoft
 from model.evaluate.measure import MetricRules, Row, measure
 from model.evaluate.paper_results import paper_results_for
 from model.evaluate.rank import Ranked, best_columns
-from model.evaluate.run import EvaluationSettings, deviations, evaluate_rows
-from model.evaluate.table import Facts, conditions, markdown, report, table
+from model.evaluate.run import EvaluationSettings, evaluate_rows, facts_of, write_reports
+from model.evaluate.table import Facts, conditions, table
 from model.heads.base import Correction, Head, HeadKind
 from model.heads.experts import ExpertsHead
 from model.heads.features import FeaturesError, FeatureSet, read_features, write_features
@@ -303,11 +302,7 @@ def run(options: EvaluateOptions) -> str:
     data, split = str(features.settings.get("data", "")), str(features.settings.get("split", ""))
     official = features.settings.get("official_videos")
     published = paper_results_for(data, split=split, official_videos=official if isinstance(official, int) else None)
-    if options.json_file is not None:
-        text = json.dumps(report(rows, published, **facts.as_dict()), indent=2)
-        options.json_file.write_text(text + "\n", encoding="utf-8")
-    if options.markdown_file is not None:
-        options.markdown_file.write_text(markdown(rows, published, facts), encoding="utf-8")
+    write_reports(options, rows, published, facts)
     lines = [*conditions(facts), "", table(rows, published)]
     if options.aligned:
         lines.append("aligned blocks leak: each pass saw which texts and videos belong together")
@@ -385,22 +380,13 @@ def _as_our_own(features: FeatureSet, options: EvaluateOptions, rules: MetricRul
         rules=rules,
     )
     rows = list(evaluate_rows(scorer, corpus, settings))
-    lost = int(features.settings.get("videos_lost", 0))
-    facts = Facts(
+    facts = facts_of(
+        scorer,
+        corpus,
+        settings,
         data=str(features.settings.get("data", options.features.name)),
         split=str(features.settings.get("split", "unnamed")),
-        videos=len(corpus.features_VFD),
-        videos_lost=lost,
-        captions=len(corpus.text_TD),
-        multi_sentence=corpus.multi_sentence,
-        fingerprint=scorer.fingerprint,
-        runtime=scorer.runtime.label,
-        emcl=scorer.config.emcl.model_dump(mode="json"),
-        protocol=settings.protocol,
-        metric_rules=rules,
-        candidates=settings.candidates if settings.protocol == "per-query" else None,
-        deviations=deviations(scorer.config, settings, multi_sentence=corpus.multi_sentence, videos_lost=lost),
-        query_bank=None,
+        videos_lost=int(features.settings.get("videos_lost", 0)),
     )
     return rows, facts
 

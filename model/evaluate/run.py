@@ -241,8 +241,16 @@ def run(options: EvaluateOptions) -> str:
     settings = replace(_settings(options, encoder, chosen, bank), video_bank=_video_bank(options, encoder))
     rows = list(evaluate_rows(encoder, corpus, settings))
     published = paper_results_for(chosen.name, split=chosen.split, official_videos=chosen.official_videos)
-    facts = _facts(encoder, corpus, chosen, settings)
-    _write(options, rows, published, facts)
+    facts = facts_of(
+        encoder,
+        corpus,
+        settings,
+        data=chosen.name,
+        split=chosen.split,
+        videos_lost=chosen.videos_lost,
+        query_bank=None if settings.bank is None else _bank_facts(settings, chosen),
+    )
+    write_reports(options, rows, published, facts)
     return "\n".join([*conditions(facts), "", table(rows, published), *_warnings(facts)])
 
 
@@ -288,24 +296,32 @@ def _settings(
     )
 
 
-def _facts(encoder: Encoder, corpus: Corpus, chosen: VideoTextSet, settings: EvaluationSettings) -> Facts:
+def facts_of(
+    scorer: Scorer,
+    corpus: Corpus,
+    settings: EvaluationSettings,
+    *,
+    data: str,
+    split: str,
+    videos_lost: int,
+    query_bank: dict[str, Any] | None = None,
+) -> Facts:
+    """The circumstances of an evaluation by ``settings``, for its report."""
     return Facts(
-        data=chosen.name,
-        split=chosen.split,
-        videos=len(chosen.clips),
-        videos_lost=chosen.videos_lost,
+        data=data,
+        split=split,
+        videos=len(corpus.features_VFD),
+        videos_lost=videos_lost,
         captions=len(corpus.text_TD),
         multi_sentence=corpus.multi_sentence,
-        fingerprint=encoder.fingerprint,
-        runtime=encoder.runtime.label,
-        emcl=encoder.config.emcl.model_dump(mode="json"),
+        fingerprint=scorer.fingerprint,
+        runtime=scorer.runtime.label,
+        emcl=scorer.config.emcl.model_dump(mode="json"),
         protocol=settings.protocol,
         metric_rules=settings.rules,
         candidates=settings.candidates if settings.protocol == "per-query" else None,
-        deviations=deviations(
-            encoder.config, settings, multi_sentence=corpus.multi_sentence, videos_lost=chosen.videos_lost
-        ),
-        query_bank=None if settings.bank is None else _bank_facts(settings, chosen),
+        deviations=deviations(scorer.config, settings, multi_sentence=corpus.multi_sentence, videos_lost=videos_lost),
+        query_bank=query_bank,
     )
 
 
@@ -318,7 +334,10 @@ def _bank_facts(settings: EvaluationSettings, chosen: VideoTextSet) -> dict[str,
     return {**facts, **counts, "videos": 0 if videos is None else len(videos.arrays["video"])}
 
 
-def _write(options: EvaluateOptions, rows: Sequence[Row], published: Sequence[PaperResult], facts: Facts) -> None:
+def write_reports(
+    options: EvaluateOptions, rows: Sequence[Row], published: Sequence[PaperResult], facts: Facts
+) -> None:
+    """Write the report as JSON and as Markdown, where ``options`` name files."""
     if options.json_file is not None:
         text = json.dumps(report(rows, published, **facts.as_dict()), indent=2)
         options.json_file.write_text(text + "\n", encoding="utf-8")
