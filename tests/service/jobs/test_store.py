@@ -163,7 +163,7 @@ def test_only_a_job_whose_process_is_gone_is_lost(job_store, monkeypatch):
     assert [job.job_id for job in job_store.find_lost()] == [job_id]
     lost = job_store.get(job_id)
     assert lost.state == "lost"
-    assert "without saying how" in lost.error
+    assert "without a result" in lost.error
     assert job_store.find_lost() == []
 
 
