@@ -64,7 +64,7 @@ docs: $(VENV)/.installed-dev ## Write the generated parts of the documentation
 	@echo "the table of docs/settings.md is what \`$(BIN)/python -m service.settings\` prints"
 
 # The test environment has every extra but those that exclude each other (gpu) or reach a cloud (s3, gs).
-DEV_EXTRAS := cpu decord train onnx http mcp milvus parquet langchain llama-index dev
+DEV_EXTRAS := cpu decord train onnx http mcp milvus parquet speech langchain llama-index dev
 UPGRADE ?=
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
   --excludes requirements/unlocked.in $(UPGRADE)

@@ -584,6 +584,60 @@ def compact(
             print_compaction(writer, done)
 
 
+def transcribe(
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PATH]...", help="Folders, video files or globs in quotes: NAME.LANG.vtt beside each."),
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="Instead of files: all videos of this store, and the transcripts into it.")
+    ] = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            help="tiny, base, small, medium, large-v3, turbo, the name of a faster-whisper model on the hub, or a "
+            "folder with one."
+        ),
+    ] = "small",
+    language: Annotated[
+        str | None, typer.Option(help="What is spoken, such as en; otherwise recognised in each video.")
+    ] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the model runs.")] = "auto",
+    *,
+    vad: Annotated[
+        bool, typer.Option(help="Pass over passages without a voice, in which Whisper tends to invent words.")
+    ] = True,
+) -> None:
+    """Write down what is said in videos without a transcript (extra `speech`).
+
+    Run it again after an interruption: videos that have a transcript are passed over. Beside videos, `emcl index build`
+    reads the transcripts; in a store, they are searched at once.
+    """
+    from indexer.build.progress import TerminalProgress
+    from indexer.build.transcribe import Recogniser, transcribe_files, transcribe_store
+    from indexer.sources.discover import discover
+
+    if bool(paths) == (store is not None):
+        raise typer.BadParameter("give videos or --store STORE, one of both")
+    files = [found.path for found in discover(paths).files] if paths else []
+    if store is not None:
+        _recorded(store)
+    recogniser = Recogniser(model, device=device, language=language, vad=vad)
+    with _interruptible():
+        if store is not None:
+            report = transcribe_store(store, recogniser, TerminalProgress())
+        else:
+            report = transcribe_files(files, recogniser, TerminalProgress())
+    for name, reason in report.failed:
+        typer.echo(f"failed: {printable(name)}: {printable(reason)}", err=True)
+    failed = f", {len(report.failed)} failed" if report.failed else ""
+    typer.echo(
+        f"{report.written} transcripts written, {report.silent} videos without speech, {report.known} had one{failed}"
+    )
+    if report.failed:
+        raise typer.Exit(INCOMPLETE)
+
+
 def _run(
     store: Path, settings: StoreSettings, encoder: Encoder, request: BuildRequest, progress_file: Path | None
 ) -> None:

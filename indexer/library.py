@@ -7,8 +7,8 @@ Legend: Q queries, k neighbours, N ids, F frames, D channels, M coordinates that
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -79,9 +79,14 @@ class FoundByWords:
     coverage: float
     bm25: float
     kinds: tuple[str, ...]
-    snippet: tuple[tuple[str, bool], ...]
+    marked: Callable[[], tuple[tuple[str, bool], ...]] = field(repr=False, compare=False)
     segments: tuple[tuple[int, float, float], ...]
     passage: tuple[float, float] | None = None
+
+    @property
+    def snippet(self) -> tuple[tuple[str, bool], ...]:
+        """Made when it is asked for: most of what is found is not shown."""
+        return self.marked()
 
     @property
     def segment_of_passage(self) -> int | None:

@@ -29,7 +29,7 @@ import typer
 import typer.core
 
 from indexer.cli import app as index_app
-from indexer.cli import store_app
+from indexer.cli import store_app, transcribe
 from indexer.cli_engine import app as engine_app
 from indexer.store.confidence import LINE
 from model.cli import app as model_app
@@ -161,6 +161,7 @@ app.add_typer(store_app, name="store", rich_help_panel=LIBRARY)
 app.add_typer(engine_app, name="engine", rich_help_panel=LIBRARY)
 app.add_typer(keys_app, name="keys", rich_help_panel=OPERATE)
 app.add_typer(jobs_app, name="jobs", rich_help_panel=OPERATE)
+app.command(rich_help_panel=LIBRARY)(transcribe)
 app.command(rich_help_panel=OPERATE)(worker)
 app.command(rich_help_panel=OPERATE)(doctor)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -69,7 +70,7 @@ IdArray = npt.NDArray[np.int64]
 
 BoolArray = npt.NDArray[np.bool_]
 
-MOST_VAIN_BATCHES = 4
+MOST_VAIN_BATCHES = 12
 """Batches of documents that bring no new video before a search by words ends: hours of talk may repeat one word."""
 
 _LAYERS = {
@@ -263,13 +264,13 @@ class StoreReader:
             return []
         found: dict[str, FoundByWords] = {}
         vain = 0
-        for batch in self._words.batches(query):
+        for batch in self._words.batches(query, coverage=coverage):
             fitting = [match for match in batch if match.coverage >= coverage]
             new = [m for m in fitting if m.video_id not in found or m.order < found[m.video_id].order]
             known = len(found)
             found |= {one.video_id: one for one in self._served(query, new, count, wanted)}
             vain = 0 if len(found) > known else vain + 1
-            if len(found) >= count or (wanted.is_everything and (not fitting or vain == MOST_VAIN_BATCHES)):
+            if len(found) >= count or (wanted.is_everything and ((batch and not fitting) or vain == MOST_VAIN_BATCHES)):
                 break
         return sorted(found.values(), key=lambda one: one.order)[:count]
 
@@ -292,7 +293,7 @@ class StoreReader:
                             coverage=match.coverage,
                             bm25=match.bm25,
                             kinds=match.kinds,
-                            snippet=snippet(query, match.text),
+                            marked=partial(snippet, query, match.text),
                             segments=tuple(own),
                             passage=match.passage,
                         )

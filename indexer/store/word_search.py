@@ -37,7 +37,10 @@ KINDS = ("title", "name", "tag", "caption", "transcript")
 MOST_WORDS = 32
 """Different words of a query that count: those that come first."""
 
-DOCUMENTS_AT_ONCE = 300
+DOCUMENTS_AT_ONCE = 150
+
+CUES_AT_ONCE = 10
+"""Cues of one transcript that are compared where a query finds more documents than ``DOCUMENTS_AT_ONCE``: its first."""
 
 SHORTEST_BEGINNING = 2
 """Characters from which on an unknown last word is taken as the beginning of one."""
@@ -45,6 +48,8 @@ SHORTEST_BEGINNING = 2
 _K1, _B = 1.2, 0.75
 _UNKNOWN = 0.5
 """Weight of a word that no document has, relative to the rarest word."""
+
+_ALMOST = 1 - 1e-9  # sums of the same weights in another order differ by rounding
 
 _SNIPPET_CHARS = 160
 
@@ -191,17 +196,22 @@ class WordSearch:
         ]
         return Query(words=tuple(words), prefix=prefix, weights=tuple(weights), idf=tuple(idf))
 
-    def batches(self, query: Query) -> Iterator[list[WordMatch]]:
+    def batches(self, query: Query, *, coverage: float = 0.0) -> Iterator[list[WordMatch]]:
         """Videos with words of ``query``, best first among each ``DOCUMENTS_AT_ONCE`` documents; the newest come first.
 
-        Where all its words are frequent, only documents with all of them, or else with the rarest.
+        ``coverage`` is the least share of the query that videos need. Where all its words are frequent, only documents
+        with all of them, or else with the rarest.
         """
         for expression in self._expressions(query):
             found = False
+            cues: Counter[int] = Counter()
             cursor = self._connection().execute(self._local.documents, (expression,))
             while rows := cursor.fetchmany(DOCUMENTS_AT_ONCE):
                 found = True
-                yield self._ranked(query, [_Document(*row) for row in rows])
+                documents = [_Document(*row) for row in rows]
+                if cues or len(rows) == DOCUMENTS_AT_ONCE:
+                    documents = [document for document in documents if not _is_further_cue(document, cues)]
+                yield self._ranked(query, documents, coverage)
             if found:
                 return
 
@@ -226,11 +236,12 @@ class WordSearch:
             return [" OR ".join(chosen)]
         return [" AND ".join(quoted), quoted[order[0]]] if quoted else []
 
-    def _ranked(self, query: Query, documents: Sequence[_Document]) -> list[WordMatch]:
+    def _ranked(self, query: Query, documents: Sequence[_Document], coverage: float) -> list[WordMatch]:
         (count, words), *_ = self._rows("SELECT documents, words FROM document_counts")
         mean_length = max(1.0, words / max(1, count))
         total = sum(query.weights)
-        known: dict[str, list[int]] = {}
+        known = _Places(query)
+        documents = _promising(query, documents, known, coverage * total)
 
         def fits(candidates: Iterable[_Document]) -> list[_Fit]:
             found = (_fit(query, document, mean_length, known) for document in candidates)
@@ -303,26 +314,63 @@ class WordSearch:
         return connection
 
 
-def _fit(query: Query, document: _Document, mean_length: float, known: dict[str, list[int]]) -> _Fit | None:
-    """How a document fits; None if no word that counts is in it. ``known`` keeps the places of words of documents."""
+def _is_further_cue(document: _Document, seen: Counter[int]) -> bool:
+    """Whether enough cues of its transcript were ``seen``, which counts it."""
+    if document.transcript_id is None:
+        return False
+    seen[document.transcript_id] += 1
+    return seen[document.transcript_id] > CUES_AT_ONCE
+
+
+def _promising(query: Query, documents: Sequence[_Document], known: _Places, least: float) -> Sequence[_Document]:
+    """The documents of videos whose documents have words of at least this weight, wherever these stand."""
+    if least <= 0:
+        return documents
+    present: dict[str, set[int]] = defaultdict(set)
+    for document in documents:
+        there = present[document.video_id]
+        for word in document.words.split():
+            there.update(known[word])
+    enough = {name for name, there in present.items() if sum(query.weights[n] for n in there) >= least * _ALMOST}
+    return [document for document in documents if document.video_id in enough]
+
+
+class _Places(dict[str, list[int]]):
+    """For each word of a document, which of the query's it is; looked up once each."""
+
+    def __init__(self, query: Query) -> None:
+        super().__init__()
+        self._query = query
+
+    def __missing__(self, word: str) -> list[int]:
+        found = self[word] = self._query.places(word)
+        return found
+
+
+def _fit(query: Query, document: _Document, mean_length: float, known: _Places) -> _Fit | None:
+    """How a document fits; None if no word that counts is in it."""
+    words = document.words.split()
     counts: dict[int, int] = {}
-    where: list[tuple[int, int]] = []
-    position = 0  # words that say nothing keep no others apart
-    for word in document.words.split():
-        if word not in known:
-            known[word] = query.places(word)
+    for word in set(words):
         for place in known[word]:
-            counts[place] = counts.get(place, 0) + 1
-            if query.weights[place]:
-                where.append((position, place))
-        position += word not in _STOP_WORDS
+            counts[place] = counts.get(place, 0) + words.count(word)
     covered = sum(query.weights[n] for n in counts)
     if covered <= 0:
         return None
     norm = _K1 * (1 - _B + _B * document.length / mean_length)
     bm25 = sum(query.idf[n] * count * (_K1 + 1) / (count + norm) for n, count in counts.items())
-    close = _closeness(where)
+    close = 1.0 if sum(1 for n in counts if query.weights[n]) < 2 else _closeness(_positions(query, words, known))
     return _Fit(covered * close, bm25, document, dict.fromkeys(counts, close))
+
+
+def _positions(query: Query, words: Sequence[str], known: _Places) -> list[tuple[int, int]]:
+    """Position and number of each word that counts; words that say nothing keep no others apart."""
+    where: list[tuple[int, int]] = []
+    skipped = 0
+    for position, word in enumerate(words):
+        where += [(position - skipped, place) for place in known[word] if query.weights[place]]
+        skipped += word in _STOP_WORDS
+    return where
 
 
 def _joined(cues: Sequence[_Document]) -> Iterator[_Document]:
@@ -348,13 +396,17 @@ def _closeness(where: Sequence[tuple[int, int]]) -> float:
     different = len({place for _, place in where})
     if different < 2:
         return 1.0
-    shortest, inside, first = math.inf, Counter[int](), 0
+    if len(where) == different:  # each stands there once
+        return different / (where[-1][0] - where[0][0] + 1)
+    shortest, missing, first = math.inf, different, 0
+    inside: dict[int, int] = {}
     for position, place in where:
-        inside[place] += 1
+        missing -= not inside.get(place)
+        inside[place] = inside.get(place, 0) + 1
         while inside[where[first][1]] > 1:
             inside[where[first][1]] -= 1
             first += 1
-        if len(+inside) == different:
+        if not missing:
             shortest = min(shortest, position - where[first][0] + 1)
     return different / shortest
 

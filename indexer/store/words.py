@@ -86,7 +86,7 @@ def refresh(connection: sqlite3.Connection, video_ids: list[str]) -> None:
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 (video_id, *document, " ".join(words), len(words))
-                for document in wanted
+                for document in reversed(wanted)  # so that of cues the first is the newest, which is read first
                 if (words := words_of(document[1]))
             ],
         )
