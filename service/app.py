@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 
 from service.http import middleware, problems
+from service.http.forwarding import Peers, WorkTogether
 from service.index_swap import IndexSwap
 from service.observe.collector import ServiceCollector
 from service.observe.metrics import Observe, Telemetry
@@ -33,6 +34,7 @@ from service.schemas.search import Problem
 from service.search.engine import Engine
 from service.services import Services
 from service.settings import Settings
+from service.workers import ALONE, WorkerPlace
 
 UPLOAD_ROUTES = frozenset(
     {
@@ -63,15 +65,16 @@ class Application(FastAPI):
         return self.openapi_schema
 
 
-def create_app(settings: Settings, engine: Engine) -> FastAPI:
-    """An application that serves ``engine`` and closes it when it ends."""
+def create_app(settings: Settings, engine: Engine, place: WorkerPlace = ALONE) -> FastAPI:
+    """An application that serves ``engine``, as the worker at ``place``, and closes it when it ends."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        services = Services(settings, engine, telemetry)
+        services = Services(settings, engine, telemetry, place=place)
         services.start()
         app.state.services = services
         app.state.index_swap = index_swap = IndexSwap(app.state)
+        app.state.peers = peers = Peers(place)
         telemetry.watch(ServiceCollector(services))
         try:
             async with mcp.running() if mcp is not None else nullcontext():
@@ -79,6 +82,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         finally:
             telemetry.forget()
             await index_swap.close()
+            await peers.close()
 
     telemetry = Telemetry()
     app = Application(
@@ -111,12 +115,12 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         app.router.routes.extend(mcp.routes)
     app.mount("/web", StaticFiles(directory=pages.WEB), name="web")
     problems.register(app)
-    _add_middleware(app, settings)
+    _add_middleware(app, settings, place, telemetry)
     app.add_middleware(Observe, telemetry=telemetry, upload_routes=UPLOAD_ROUTES)  # outermost: it sees every answer
     return app
 
 
-def _add_middleware(app: FastAPI, settings: Settings) -> None:
+def _add_middleware(app: FastAPI, settings: Settings, place: WorkerPlace, telemetry: Telemetry) -> None:
     # Added last runs first.
     app.add_middleware(
         middleware.LimitBodies,
@@ -131,5 +135,7 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
         app.add_middleware(middleware.CrossOrigin, origins=settings.cors_origins)
     if settings.answered_hosts is not None:
         app.add_middleware(middleware.AnswerOnlyFor, hosts=settings.answered_hosts)
+    if not place.is_alone:
+        app.add_middleware(WorkTogether, place=place, telemetry=telemetry)
     app.add_middleware(middleware.FaultsBecomeProblems)
     app.add_middleware(middleware.AddSecurityHeaders)

@@ -14,11 +14,13 @@ import json
 import logging
 import os
 import re
+import signal
 import socket
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from service.search.engine import Engine
     from service.search.live_index import LiveIndex
     from service.search.values import Ranking, SearchQuery
+    from service.workers import WorkerPlace
 
 logger = logging.getLogger("service.cli")  # not "__main__", which it is when run with -m
 
@@ -217,38 +220,120 @@ def serve(options: Annotated[dict[str, Any], given()]) -> None:
     run_server(load_settings(options))
 
 
+_DRAIN_SECONDS = 10  # for requests under way when the service is to end
+_MARGIN_SECONDS = 20  # for what is being written then
+
+
 def run_server(settings: Settings, *, examples: Sequence[str] = ()) -> None:
     """Bind the address, load everything, then serve until interrupted; ``examples`` are shown as queries to try."""
-    from service.http.listener import bind
+    from service.http.listener import bind, bind_shared
     from service.observe.logs import logging_to_stderr
+    from service.workers import count_workers
 
-    with (
-        logging_to_stderr(settings.log_format, settings.log_level),
-        closing(bind(settings.host.strip("[]"), settings.port)) as listener,
-    ):
+    host, count = settings.host.strip("[]"), count_workers(settings.workers)
+    with ExitStack() as stack:
+        stack.enter_context(logging_to_stderr(settings.log_format, settings.log_level, in_thread=count == 1))
+        listeners = [bind(host, settings.port)] if count == 1 else bind_shared(host, settings.port, count)
+        for listener in listeners:
+            stack.enter_context(closing(listener))
         logger.info("loading the index %s and its model …", settings.store)
-        _run_server(settings, listener, examples)
+        if count == 1:
+            _run_server(settings, listeners[0], examples)
+        else:
+            _run_workers(settings, listeners, examples)
 
 
 def _run_server(settings: Settings, listener: socket.socket, examples: Sequence[str]) -> None:
-    import uvicorn
-
-    from service.access.gate import open_keys
-    from service.app import create_app
-    from service.http.protocol import Connections, allow_open_files
-    from service.library.folder_watch import check_folders
     from service.search.engine import build_engine
+    from service.workers import ALONE
+
+    _check_server(settings)
+    engine = build_engine(settings)
+    _say_counts(engine)
+    _serve(settings, engine, [listener], ALONE, lambda: _announce(settings, listener, examples))
+
+
+def _run_workers(settings: Settings, listeners: Sequence[socket.socket], examples: Sequence[str]) -> None:
+    """Load the model, then serve in a process for each listener."""
+    from service.http.listener import bind_private
+    from service.observe.logs import logging_to_stderr
+    from service.search.engine import engine_with, load_model
+    from service.workers import Supervisor, WorkerPlace, check_forkable
+
+    _check_server(settings)
+    if settings.index_mmap == "auto":
+        settings = settings.model_copy(update={"index_mmap": "on"})  # so that the workers share its pages
+    encoder = load_model(settings.model_copy(update={"threads": 1, "faiss_threads": 1}))
+    if encoder.device.type != "cpu":
+        raise ValueError(
+            f"--workers {len(listeners)} shares the model between processes, which {encoder.device} cannot; use "
+            "--workers 1, or --device cpu"
+        )
+    check_forkable(f"the runtime {encoder.runtime.label}")
+
+    with tempfile.TemporaryDirectory(prefix="emcl-") as name:
+        folder = Path(name)
+
+        def work(number: int, ready: Callable[[], None]) -> None:
+            place = WorkerPlace(number=number, count=len(listeners), folder=folder)
+            with (
+                logging_to_stderr(settings.log_format, settings.log_level),
+                bind_private(place.socket_of(number)) as private,
+            ):
+                engine = engine_with(settings, encoder)
+                if place.leads:
+                    _say_counts(engine)
+                _serve(settings, engine, [listeners[number], private], place, ready)
+
+        def close_listeners() -> None:
+            for listener in listeners:
+                listener.close()
+
+        supervisor = Supervisor(
+            len(listeners),
+            work,
+            announce=lambda: _announce(settings, listeners[0], examples),
+            release=close_listeners,
+            grace_seconds=_DRAIN_SECONDS + 2 * settings.job_grace_seconds + _MARGIN_SECONDS,
+        )
+        ended_by = supervisor.run()
+    signal.raise_signal(ended_by)  # as uvicorn does: whoever started this sees what ended it
+
+
+def _check_server(settings: Settings) -> None:
+    from service.access.gate import open_keys
+    from service.library.folder_watch import check_folders
 
     open_keys(settings)  # report a missing key before the model loads
     check_folders(settings)
-    engine = build_engine(settings)
+
+
+def _say_counts(engine: Engine) -> None:
     with engine.live.lease() as generation:
         counts = generation.reader.counts
     logger.info("%d videos, %d captions", counts.videos, counts.captions)
+
+
+def _announce(settings: Settings, listener: socket.socket, examples: Sequence[str]) -> None:
+    port = listener.getsockname()[1]
+    logger.info("running on http://%s:%d", settings.host, port)
+    if settings.log_format == "text":
+        typer.echo(_invitation(settings, port, examples), err=True)
+
+
+def _serve(
+    settings: Settings, engine: Engine, listeners: list[socket.socket], place: WorkerPlace, ready: Callable[[], None]
+) -> None:
+    """Serve ``engine`` in this process until it is interrupted; ``ready`` is called when it listens."""
+    import uvicorn
+
+    from service.app import create_app
+    from service.http.protocol import Connections, allow_open_files
+
     allow_open_files(settings.max_connections)
     connections = Connections(max_connections=settings.max_connections, head_seconds=settings.request_timeout_seconds)
     config = uvicorn.Config(
-        create_app(settings, engine),
+        create_app(settings, engine, place),
         host=settings.host.strip("[]"),
         port=settings.port,
         log_level=settings.log_level,
@@ -258,19 +343,16 @@ def _run_server(settings: Settings, listener: socket.socket, examples: Sequence[
         loop="asyncio",  # with uvloop new connections starve while others keep it busy (docs/performance.md)
         ws="none",
         server_header=False,
-        timeout_graceful_shutdown=10,
+        timeout_graceful_shutdown=_DRAIN_SECONDS,
     )
 
     class Announcing(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if self.started:
-                port = listener.getsockname()[1]
-                logger.info("running on http://%s:%d", settings.host, port)
-                if settings.log_format == "text":
-                    typer.echo(_invitation(settings, port, examples), err=True)
+                ready()
 
-    Announcing(config).run(sockets=[listener])
+    Announcing(config).run(sockets=listeners)
 
 
 def _invitation(settings: Settings, port: int, examples: Sequence[str]) -> str:

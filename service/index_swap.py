@@ -45,6 +45,12 @@ class IndexSwap:
         """Serve the index that a job made, or the ``configured`` one. Raises ``NotFound``, ``Conflict``."""
         async with self._lock:
             old = self._services
+            if not old.place.is_alone:
+                raise Conflict(
+                    f"{old.place.count} workers serve this index, and each would have to load the other one's model",
+                    expected="a service with --workers 1",
+                    next_step="start the service again with the --store of the other index",
+                )
             settings = self._configured
             if named != CONFIGURED:
                 store = await asyncio.to_thread(self._store_of, named)

@@ -19,6 +19,7 @@ from fastapi import Depends, Request
 from service.access.gate import build_gate
 from service.access.rate_limit import build_rate_limiter
 from service.background import Background
+from service.http.forwarding import CHANGES
 from service.http.middleware import Admission
 from service.http.uploads import UploadReceiver
 from service.jobs.submission import JobService
@@ -41,6 +42,7 @@ from service.search.query_log import QueryLog
 from service.search.result_cache import SharedCache
 from service.search.values import SearchQuery, SearchResult
 from service.settings import Settings
+from service.workers import ALONE, ChangeCounter, WorkerPlace
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +50,10 @@ T = TypeVar("T")
 
 
 class Services:
-    """All parts of a running service. Start it inside a running event loop, and close it before the loop ends."""
+    """All parts of a running service. Start it inside a running event loop, and close it before the loop ends.
+
+    Of several workers (``place``), the leader alone changes the store, runs jobs, watches folders and sends webhooks.
+    """
 
     def __init__(
         self,
@@ -57,8 +62,10 @@ class Services:
         telemetry: Telemetry | None = None,
         *,
         jobs: JobService | None = None,
+        place: WorkerPlace = ALONE,
     ) -> None:
         self.settings = settings
+        self.place = place
         self.engine = engine
         self.telemetry = telemetry or Telemetry()
         self.admission = Admission(max_requests=settings.max_requests, max_body_bytes=settings.max_body_bytes)
@@ -86,7 +93,7 @@ class Services:
         self.previews = Previews(
             settings.preview_folder.absolute(), PreviewLimits.from_settings(settings), self.fork_server
         )
-        self.jobs = jobs or JobService(settings)
+        self.jobs = jobs or JobService(settings, runs=place.leads)
         self.requests = 0  # under way
         self._decoders = ThreadPoolExecutor(settings.upload_workers, thread_name_prefix="decode")
         self.library = Library(
@@ -107,8 +114,8 @@ class Services:
         )
         self.searches = self.compute_queue.searches
         self.redis = build_redis_link(settings)
-        self.gate = build_gate(settings, build_rate_limiter(settings, self.redis))
-        self.query_log = QueryLog(settings.store, settings.query_log)
+        self.gate = build_gate(settings, build_rate_limiter(settings, self.redis, place))
+        self.query_log = QueryLog(settings.store, settings.query_log if place.leads else 0)
         self.shared = SharedCache(
             engine,
             self.redis,
@@ -128,9 +135,18 @@ class Services:
         self.thumbnails.start()
         self.sprites.start()
         self.previews.start()
+        self.watcher.start()
+        if self.place.leads:
+            self._lead()
+
+    def _lead(self) -> None:
+        """Start what only one process of a store may do."""
+        if not self.place.is_alone:
+            changes = ChangeCounter(self.place.shared(CHANGES))
+            self.engine.live.on_exchange = changes.increase
+            changes.increase()  # what an earlier leader committed and did not count
         self.jobs.start()
         self.library.additions.start()
-        self.watcher.start()
         self.engine_applier.start()
         self.folder_watch.start()
         self.webhooks.start()

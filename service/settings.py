@@ -75,6 +75,12 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0: a free one.")
+    workers: str = Field(
+        "1",
+        pattern="^(auto|[1-9][0-9]?)$",
+        description="Processes that serve on the port, each with one batch at a time and limits of its own; `auto`: as "
+        "many as there are cores and the free memory bears.",
+    )
     require_keys: bool = Field(
         False,
         description="Answer only requests with a key (`emcl keys create`). Always on for hosts other than loopback.",

@@ -2,17 +2,24 @@
 
 A bucket holds at most ``burst`` tokens and gains ``per_second``; a request takes one. In Redis one script does it all
 at once, by Redis' own clock, so that no two processes count differently. When Redis does not answer, each process uses
-its own buckets: the limit then applies per process and is never off.
+its own buckets: the limit then applies per process and is never off. The workers of one
+service share theirs in mapped memory (``SharedTokenBuckets``), so it applies to all of them together.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import math
+import mmap
+import os
+import struct
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import cachetools
 
@@ -21,6 +28,7 @@ from service.errors import RateLimited
 if TYPE_CHECKING:
     from service.redis_link import RedisLink
     from service.settings import Settings
+    from service.workers import WorkerPlace
 
 MAX_BUCKETS = 10_000
 # KEYS[1] the bucket; ARGV: tokens a second, burst. Returns the seconds to wait as text, "0" if a token was taken.
@@ -51,6 +59,14 @@ class Rate:
     burst: int
 
 
+class Buckets(Protocol):
+    """Where tokens are taken."""
+
+    def take(self, name: str, rate: Rate) -> float:
+        """Take a token: 0, or the seconds until there is one."""
+        ...
+
+
 class TokenBuckets:
     """Buckets of this process; of ever more names, those that were used last are kept."""
 
@@ -71,16 +87,65 @@ class TokenBuckets:
         return len(self._buckets)
 
 
+class SharedTokenBuckets:
+    """Buckets of all processes that map ``path``, under a lock of the kernel, which a process that dies releases.
+
+    A table of ``MAX_BUCKETS`` places. A name has its bucket at one of a few places; where all are taken, that which was
+    was used longest ago makes room. Times are of the machine's monotonic clock, which all its processes share.
+    """
+
+    _PLACE = struct.Struct("=16sdd")  # digest of the name, tokens, when
+    _NEAR = 8
+
+    def __init__(self, path: Path, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        weakref.finalize(self, os.close, self._file)
+        os.ftruncate(self._file, MAX_BUCKETS * self._PLACE.size)
+        self._table = mmap.mmap(self._file, MAX_BUCKETS * self._PLACE.size)
+
+    def take(self, name: str, rate: Rate) -> float:
+        """Take a token: 0, or the seconds until there is one."""
+        digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
+        home = int.from_bytes(digest[:8], "big") % (MAX_BUCKETS - self._NEAR)
+        fcntl.lockf(self._file, fcntl.LOCK_EX)
+        try:
+            now = self._clock()
+            places = [(home + step) * self._PLACE.size for step in range(self._NEAR)]
+            near = [self._PLACE.unpack_from(self._table, place) for place in places]
+            step = next((step for step, (held, _, _) in enumerate(near) if held == digest), None)
+            if step is None:
+                step = min(range(self._NEAR), key=lambda number: near[number][2])
+                tokens = float(rate.burst)
+            else:
+                _, tokens, at = near[step]
+                tokens = min(rate.burst, tokens + (now - at) * rate.per_second)
+            enough = tokens >= 1
+            left = tokens - 1 if enough else tokens
+            self._PLACE.pack_into(self._table, places[step], digest, left, now)
+        finally:
+            fcntl.lockf(self._file, fcntl.LOCK_UN)
+        return 0.0 if enough else (1 - tokens) / rate.per_second
+
+
 class RateLimiter:
     """Lets each name spend ``requests`` and ``uploads``; a rate of 0 means no limit. ``rejected`` counts refusals."""
 
-    def __init__(self, link: RedisLink, *, requests: Rate, uploads: Rate, limit_clients: bool) -> None:
+    def __init__(
+        self,
+        link: RedisLink,
+        *,
+        requests: Rate,
+        uploads: Rate,
+        limit_clients: bool,
+        buckets: Buckets | None = None,
+    ) -> None:
         self.requests = requests
         self.uploads = uploads
         self.limit_clients = limit_clients
         self.rejected = 0
         self._link = link
-        self._own = TokenBuckets()
+        self._own: Buckets = buckets or TokenBuckets()
 
     async def take(self, name: str, rate: Rate) -> None:
         """Spend a token of ``name``. Raises ``RateLimited``, which says when there will be one."""
@@ -108,13 +173,14 @@ class RateLimiter:
         return wait if math.isfinite(wait) else None
 
 
-def build_rate_limiter(settings: Settings, link: RedisLink) -> RateLimiter:
-    """The limits of the settings."""
+def build_rate_limiter(settings: Settings, link: RedisLink, place: WorkerPlace) -> RateLimiter:
+    """The limits of the settings, for all workers together."""
     return RateLimiter(
         link,
         requests=Rate(what="requests", per_second=settings.rate_limit, burst=settings.rate_burst),
         uploads=Rate(what="uploads", per_second=settings.upload_rate_per_minute / 60, burst=settings.upload_burst),
         limit_clients=settings.limit_clients,
+        buckets=None if place.is_alone else SharedTokenBuckets(place.shared("rates")),
     )
 
 

@@ -35,6 +35,36 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+def bind_shared(host: str, port: int, count: int) -> list[socket.socket]:
+    """``count`` sockets of one address, among which the kernel distributes connections; otherwise as ``bind``.
+
+    Other programs of the same user could join them. So it is seen first that nobody listens there.
+    """
+    with bind(host, port) as probe:
+        address, family = probe.getsockname(), probe.family
+    listeners: list[socket.socket] = []
+    try:
+        for _ in range(count):
+            listener = socket.socket(family, socket.SOCK_STREAM)
+            listeners.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listener.bind(address)
+    except OSError as error:
+        for listener in listeners:
+            listener.close()
+        raise AddressError(_reason(error, host, address[1])) from error
+    return listeners
+
+
+def bind_private(path: Path) -> socket.socket:
+    """A Unix socket at ``path``, in place of one that a process that died has left there."""
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    return listener
+
+
 def _reason(error: OSError, host: str, port: int) -> str:
     if error.errno == errno.EADDRINUSE:
         holder = holder_of(port)

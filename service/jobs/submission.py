@@ -91,15 +91,16 @@ class JobService:
     """Jobs of a running service.
 
     ``job_store`` holds them; ``store`` is the index store that is served; ``worker`` runs them, ``None`` if others do.
+    With ``runs`` false, others do in any case.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, runs: bool = True) -> None:
         self.settings = settings
         self.job_store = JobStore(settings.jobs_folder)
         self.store = settings.store
         self._allowed = AllowedFolders(settings.jobs_inputs)
         wanted = settings.embedded_worker
-        embedded = wanted == "on" or (wanted == "auto" and settings.redis_url is None)
+        embedded = runs and (wanted == "on" or (wanted == "auto" and settings.redis_url is None))
         self.worker = EmbeddedWorker(settings) if embedded else None
 
     def start(self) -> None:

@@ -13,7 +13,9 @@ import os
 import signal
 import tempfile
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from service.settings import Settings
 SIDE = 640
 _MAX_QUEUE = 16
 _COMPLAINT_BYTES = 4096
+_TORN_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,13 +140,20 @@ class Previews:
             return kept
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for torn in self.folder.glob("*.part"):
-                torn.unlink()  # of a service that was killed; this thread is the only one that writes
+            self._remove_torn()
             return self._write(wanted)
         except OSError as error:
             if errors.is_full(error):
                 raise errors.refusal() from error
             raise
+
+    def _remove_torn(self) -> None:
+        """Remove what services that were killed had begun. Other workers may be writing, each for a limited time."""
+        oldest = time.time() - self.limits.seconds - _TORN_SECONDS
+        for torn in self.folder.glob("*.part"):
+            with suppress(FileNotFoundError):
+                if torn.stat().st_mtime < oldest:
+                    torn.unlink()
 
     def _write(self, wanted: Wanted) -> Path:
         place = self.folder / wanted.name

@@ -42,6 +42,9 @@ class ServiceCollector(Collector):
             "webhooks": _webhooks,
             "gpu": _gpu,
         }
+        if not services.place.leads:  # what all workers would say alike is said by the leader
+            for name in ("library", "jobs", "webhooks"):
+                del self._parts[name]
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: the metrics are only known when they are read."""

@@ -11,7 +11,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from logging.handlers import QueueHandler, QueueListener
 from queue import Full, Queue
@@ -137,24 +137,32 @@ class _Writer(QueueListener):
 
 
 @contextmanager
-def logging_to_stderr(log_format: LogFormat, level: str) -> Iterator[None]:
+def logging_to_stderr(log_format: LogFormat, level: str, *, in_thread: bool = True) -> Iterator[None]:
     """All logs of the process in one format while the context lasts; start uvicorn with ``log_config=None``.
 
-    ``level`` is the least severe level shown. The handlers that were set up before are restored afterwards.
+    ``level`` is the least severe level shown. The handlers that were set up before are restored afterwards. A process
+    that forks writes without a thread (``in_thread``), and waits where standard error is blocked.
     """
     root = logging.getLogger()
     handlers, old_level = root.handlers[:], root.level
-    handler = _FormatAndQueue(JsonFormatter() if log_format == "json" else TextFormatter())
-    writer = _Writer(handler)
-    for other in [other for other in root.handlers if type(other) is logging.StreamHandler]:
-        root.removeHandler(other)  # left by `logging.basicConfig` of another command; it would write each line again
-    root.addHandler(handler)
-    root.setLevel(level.upper())
-    logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # six lines about processor features that are missing
-    writer.start()
-    try:
-        yield
-    finally:
-        root.handlers[:] = handlers
-        root.setLevel(old_level)
-        writer.close()
+    formatter = JsonFormatter() if log_format == "json" else TextFormatter()
+    with ExitStack() as stack:
+        handler: logging.Handler = _ToStandardError()
+        if in_thread:
+            handler = queued = _FormatAndQueue(formatter)
+            writer = _Writer(queued)
+            writer.start()
+            stack.callback(writer.close)
+        else:
+            handler.setFormatter(formatter)
+        for other in [other for other in root.handlers if type(other) in (logging.StreamHandler, _ToStandardError)]:
+            root.removeHandler(other)  # of another command, or of the process that forked this one: no line twice
+        root.addHandler(handler)
+        root.setLevel(level.upper())
+        for chatty in ("faiss.loader", "httpx"):  # missing processor features; requests to other workers
+            logging.getLogger(chatty).setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            root.handlers[:] = handlers
+            root.setLevel(old_level)

@@ -4,7 +4,7 @@ Two kinds of numbers. What happens is counted here (requests, stages, batches, p
 what *is* (queues, caches, the index, jobs, memory) is read from the parts of the service when Prometheus asks
 (``service.observe.collector``). Every label has a bounded set of values: routes by their template, problems by their
 slug; nothing that a client sends becomes a label. The registry belongs to one application in one process: there is no
-global state, and the service runs as one process, so nothing has to be summed over workers.
+global state. Each worker has its own; the page of any of them shows all (``service.observe.worker_metrics``).
 """
 
 from __future__ import annotations

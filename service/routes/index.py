@@ -13,6 +13,7 @@ from indexer.store.confidence import LINE
 from model.emcl.active import active_emcl
 from service.access.gate import require
 from service.http.disconnect import unless_gone
+from service.observe.worker_metrics import merged
 from service.schemas.index import EMCLOut, IndexAnswer, IndexOut, LiveAnswer, OverlayOut, ReadyAnswer, UploadLimitsOut
 from service.schemas.jobs import ReloadRequest
 from service.schemas.search import SourceOut
@@ -75,9 +76,12 @@ async def check_ready(request: Request, services: ServicesDep) -> ReadyAnswer:
     response_class=Response,
     dependencies=[require("search")],
 )
-async def get_metrics(services: ServicesDep) -> Response:
-    """All metrics in Prometheus' text format. The service runs as one process, so this is all of it."""
+async def get_metrics(request: Request, services: ServicesDep) -> Response:
+    """All metrics in Prometheus' text format; of several workers, those of all, each with a label `worker`."""
     page = await asyncio.to_thread(services.telemetry.page)
+    if not services.place.is_alone:
+        pages = await request.app.state.peers.metrics()
+        page = await asyncio.to_thread(merged, {**pages, services.place.number: page})
     return Response(page, media_type=CONTENT_TYPE_LATEST)
 
 

@@ -607,6 +607,11 @@ def build_engine(settings: Settings) -> Engine:
     Raises:
         ValueError: there is no store or no such model, or the two do not belong together.
     """
+    return engine_with(settings, load_model(settings))
+
+
+def load_model(settings: Settings) -> Encoder:
+    """The model of the settings' store, or the one that they name. Raises as ``build_engine`` does."""
     from indexer.store.reader import StoreReader
     from model.encoder import load_encoder
 
@@ -623,6 +628,11 @@ def build_engine(settings: Settings) -> Engine:
         exports=settings.exports,
     )
     logger.info("model %s, fingerprint %s", encoder.config.name, encoder.fingerprint[:12])
+    return encoder
+
+
+def engine_with(settings: Settings, encoder: Encoder) -> Engine:
+    """Open the store, with its model. Raises as ``build_engine`` does."""
     return Engine(
         encoder,
         reader_opener(settings, encoder),

@@ -88,9 +88,13 @@ class Generation:
 
 
 class LiveIndex:
-    """Opens generations with ``open_reader`` and lends out the current one. Safe to use from several threads."""
+    """Opens generations with ``open_reader`` and lends out the current one. Safe to use from several threads.
+
+    ``on_exchange`` is called whenever a newer view is served.
+    """
 
     def __init__(self, open_reader: Callable[[], Library]) -> None:
+        self.on_exchange: Callable[[], None] | None = None
         self._open = open_reader
         self._lock = Lock()
         self._reloading = Lock()
@@ -139,6 +143,8 @@ class LiveIndex:
         generation = self._generation(reader)
         with self._lock:
             old, self._current = self._current, generation
+        if self.on_exchange is not None:
+            self.on_exchange()
         if generation.demo_notice and not old.demo_notice:
             logger.warning("%s", generation.demo_notice)
         self._retire(old)

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 from service_support import bearer, make_keys, serving
 
 from service.access import rate_limit
-from service.access.rate_limit import Rate, RateLimiter, TokenBuckets
+from service.access.rate_limit import Rate, RateLimiter, SharedTokenBuckets, TokenBuckets
 from service.errors import RateLimited
 from service.redis_link import RedisLink
 
@@ -16,9 +18,11 @@ TICKING = Rate(what="requests", per_second=0.5, burst=3)
 FAST = Rate(what="uploads", per_second=1000.0, burst=3)
 
 
-def test_a_bucket_gives_its_burst_and_then_its_rate():
+@pytest.mark.parametrize("kind", ["own", "shared"])
+def test_a_bucket_gives_its_burst_and_then_its_rate(kind, tmp_path):
     now = [100.0]
-    buckets = TokenBuckets(clock=lambda: now[0])
+    clock = lambda: now[0]  # noqa: E731
+    buckets = TokenBuckets(clock) if kind == "own" else SharedTokenBuckets(tmp_path / "rates", clock)
     assert [buckets.take("a", TICKING) for _ in range(3)] == [0, 0, 0]
     assert buckets.take("a", TICKING) == pytest.approx(2.0)
     now[0] += 1.5
@@ -38,6 +42,37 @@ def test_ever_more_names_do_not_grow_memory(monkeypatch):
         buckets.take(f"client {number}", SLOW)
     assert len(buckets) == 10
     assert buckets.take("busy", SLOW) > 0  # who keeps asking is not forgotten
+
+
+def is_refused(path):
+    """Whether a process of its own is refused."""
+    return SharedTokenBuckets(path).take("a", SLOW) > 0
+
+
+def test_processes_that_map_the_same_file_share_its_buckets(tmp_path):
+    buckets = SharedTokenBuckets(tmp_path / "rates")
+    assert buckets.take("a", SLOW) == 0
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as processes:
+        refused = list(processes.map(is_refused, [tmp_path / "rates"] * 6))
+    assert sum(refused) == 4  # of a burst of three, two were left
+    assert buckets.take("a", SLOW) > 0
+
+
+def test_a_shared_table_that_is_full_forgets_what_was_used_longest_ago(tmp_path, monkeypatch):
+    monkeypatch.setattr(rate_limit, "MAX_BUCKETS", 9)  # all names share the same eight places
+    now = [0.0]
+
+    def clock():
+        now[0] += 0.001
+        return now[0]
+
+    buckets = SharedTokenBuckets(tmp_path / "rates", clock)
+    for number in range(100):
+        buckets.take("busy", SLOW)
+        buckets.take(f"client {number}", SLOW)
+    assert (tmp_path / "rates").stat().st_size == 9 * 32
+    assert buckets.take("busy", SLOW) > 0
+    assert buckets.take("client 1", SLOW) == 0
 
 
 def limiter(link):
