@@ -142,7 +142,7 @@ def _preprocess_cfg(config: ClipConfig, tag: Mapping[str, Any], given: Mapping[s
 
 
 def _common_preprocessing(config: ClipConfig) -> Mapping[str, Any]:
-    """What the tags of an architecture have in common: weights from a local file do not say what they want.
+    """What the tags of an architecture have in common: a local weights file does not state its preprocessing.
 
     Where the tags disagree, CLIP's own is taken, with a warning.
     """

@@ -124,7 +124,7 @@ class Correction:
         banks: Mapping[Side, tuple[NDArray[Any], str]],
         pooling: PoolingConfig,
     ) -> Correction:
-        """Fit the hub bases on raw rows of ``banks``, each with where it came from: texts for ``videos``, and so on.
+        """Fit the hub bases on raw rows of ``banks``, each with its origin: texts for ``videos``, and so on.
 
         A published map with a strength excludes the others: statistics belong to the score that is ranked.
         """
@@ -184,7 +184,7 @@ class Correction:
         return joined
 
     def items(self, rows_ND: NDArray[Any], side: Side) -> Floats:
-        """Rows of the index of a side (N, M) from raw ones: each has its own number, whatever else is there."""
+        """Rows of the index of a side (N, M) from raw ones: a row's number does not depend on the other rows."""
         base_NM = self.base_rows(rows_ND, MODALITY[side])
         if side not in self.hubs:
             return base_NM
@@ -250,7 +250,7 @@ class Correction:
         return self.hubs["captions"].numbers(self.base_rows(captions_CD, "text"))
 
     def text(self) -> str:
-        """For people: which bases, and of what."""
+        """A description for people: which bases, fitted on what."""
         parts = []
         if self.paired is not None:
             parts.append(f"paired bases, {self.paired.pairs:,} pairs, weight {self.paired.weight:g}")

@@ -1,4 +1,4 @@
-"""Hub bases: EM over the rows of a query bank, and by how much an item is near to all of them.
+"""Hub bases: EM over the rows of a query bank, and how near an item is to all of them.
 
 InfoNCE's optimal critic is log p(q, v) / p(q) p(v), so E_q exp(kappa q·v) should be the same for every item v. Off the
 training domain it is not: hubs are near to most queries. With the queries' density as K components,

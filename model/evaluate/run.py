@@ -162,7 +162,7 @@ def evaluate_features(
 def deviations(
     config: ModelConfig, settings: EvaluationSettings, *, multi_sentence: bool, videos_lost: int = 0
 ) -> list[str]:
-    """Say in words all that differs from the released evaluation of EMCL-Net, which published figures come from."""
+    """List what differs from the released evaluation of EMCL-Net, which published figures come from."""
     return [
         *_of_protocol(settings),
         *_of_model(config),

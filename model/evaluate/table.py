@@ -23,7 +23,7 @@ COLUMNS = (*(f"R@{k}" for k in RECALL_AT), "MdR", "MnR")
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a reader must know of a run to compare its figures with others'."""
+    """What a reader must know about a run to compare its figures with others'."""
 
     data: str
     split: str
@@ -92,7 +92,7 @@ def _cells(metrics: RetrievalMetrics) -> list[str]:
 
 
 def conditions(facts: Facts) -> list[str]:
-    """Say in a few lines how the figures came about, for the terminal and the report."""
+    """Describe in a few lines how the figures were measured, for the terminal and the report."""
     bank = facts.query_bank
     lines = [
         f"data: {facts.data}, {facts.split} split; {facts.videos} videos, {facts.captions} captions"

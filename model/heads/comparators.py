@@ -83,7 +83,7 @@ class PcaCorrection(Comparator):
         return mean_D, torch.linalg.eigh(covariance_DD).eigenvectors[:, -self.kept :]  # ascending: the last are largest
 
     def correction(self, rows_ND: Tensor) -> Tensor:
-        """Return the rows as the leading axes show them."""
+        """Return the rows projected on the leading axes."""
         mean_D, axes_DK = self._axes(rows_ND)
         return mean_D + (rows_ND - mean_D) @ axes_DK @ axes_DK.T
 

@@ -1,4 +1,4 @@
-"""The formats that are read, once for all: FFmpeg's demuxers that may open a file, and the suffixes of such files."""
+"""The formats that are read, in one place: FFmpeg's demuxers that may open a file, and the suffixes of such files."""
 
 from __future__ import annotations
 
