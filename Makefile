@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 HOST ?= 127.0.0.1
 PORT ?= 8000
-# Anything pip should be told, such as --extra-index-url for PyTorch's CPU wheels.
+# More options of pip, such as --extra-index-url for PyTorch's CPU wheels.
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=

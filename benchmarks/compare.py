@@ -4,7 +4,7 @@
 
 Rows with a floor are compared by their ratio to it, so that a machine that is busier than it was does not look like a
 slower program; rows without one by their value. The noise of each row is estimated from its own measurements: medians
-of samples drawn from them again and again (bootstrap; a thing and its floor are drawn in pairs, as they were measured).
+of samples drawn from them repeatedly (bootstrap; a thing and its floor are drawn in pairs, as they were measured).
 A row is slower if the whole interval of the change is above 1, and bad if the change is also beyond the tolerance
 (and the row is this program's doing: neither an alternative to it nor what the machine can do).
 Shares and percentages have no noise of time: they are compared by their difference. A target that was met and is missed

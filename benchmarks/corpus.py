@@ -31,7 +31,7 @@ COMMIT_VIDEOS = 1000
 KINDS = 3000
 """Different captions whose features the segments of a demo corpus scatter around."""
 SEGMENT_NOISE, FRAME_NOISE = 0.5, 0.3
-"""Norm of what tells a segment from its caption, and a frame from its segment, beside the caption's norm."""
+"""Norm of what separates a segment from its caption, and a frame from its segment, relative to the caption's norm."""
 
 
 @dataclass(frozen=True, kw_only=True)

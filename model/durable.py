@@ -61,7 +61,7 @@ def write_atomically(path: Path, content: bytes, *, mode: int | None = None) -> 
 def open_regular(path: Path) -> BinaryIO:
     """Open a regular file, also behind a link, for reading. Raises ``OSError`` for a pipe, a socket or a device.
 
-    Opening one of those can wait for ever, and checking first leaves time to put one there.
+    Opening one of those can block forever, and checking first leaves time to put one there.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:

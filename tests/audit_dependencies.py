@@ -56,8 +56,8 @@ def main() -> int:
     print(f"{len(packages) - len(unknown)} packages audited, {len(unknown)} unknown to the advisory service")
     for package in vulnerable:
         for problem in package["vulns"]:
-            mended = ", ".join(problem["fix_versions"]) or "no version yet"
-            print(f"{package['name']} {package['version']}: {problem['id']}, mended in {mended}")
+            fixed = ", ".join(problem["fix_versions"]) or "no version yet"
+            print(f"{package['name']} {package['version']}: {problem['id']}, fixed in {fixed}")
     return 1 if vulnerable else 0
 
 

@@ -62,7 +62,7 @@ class DecodedSegment:
 class OpenedVideo:
     """What the first task of a video finds: its facts, the windows that it is cut into, and the first of them.
 
-    ``notes`` tell users how it was read; ``transcripts`` are the subtitle tracks of the file.
+    ``notes`` are for users: how it was read; ``transcripts`` are the subtitle tracks of the file.
     """
 
     duration_seconds: float

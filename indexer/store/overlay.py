@@ -164,7 +164,7 @@ def readable_uri(catalogue: Path) -> str:
     """A URI that opens the catalogue for reading, also where nothing may be written: on a read-only mount.
 
     SQLite needs its ``-wal`` and ``-shm`` files beside a database in WAL mode and cannot make them there. Without a
-    log nobody is writing, and the file alone is the whole truth.
+    log no process is writing, and the file alone is complete.
     """
     log = catalogue.with_name(f"{catalogue.name}-wal")
     uri = database_uri(catalogue, "mode=ro")

@@ -40,7 +40,7 @@ Outcome = Literal["written", "kept"]
 
 _PARTIAL = ".partial-"
 LOCK = ".compress.lock"
-# A decoder that hangs on a damaged file must not hold the run up for ever; films of hours are through sooner.
+# A decoder that hangs on a damaged file must not hold up the run forever; films of hours are through sooner.
 _SECONDS_PER_VIDEO = 3600.0
 _ROUNDING_ERROR = 1e-6  # of a second: target times are not exact in floating point
 

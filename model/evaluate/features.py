@@ -52,7 +52,7 @@ from model.runtime.choose import RuntimeChoice
 FeatureProtocol = Literal["per-query", "reference", "frozen", "blocks", "whole"]
 
 # What the sources state for EMCL as an inference module (CLIP2Video: the released README; MMT: the paper's joint
-# values); for the others nobody states them, and CLIP2Video's are taken.
+# values); no source states them for the others, which use CLIP2Video's.
 _CLIP2VIDEO = EMCLConfig.reference(num_bases=7, iterations=10, sigma=0.1, beta=4.0)
 INFERENCE_SETTINGS: dict[HeadKind, EMCLConfig] = {
     "pooled": _CLIP2VIDEO,

@@ -78,7 +78,7 @@ def batches(data: TrainingData, steps: range, *, share: Share, workers: int) -> 
 
 
 def _end_with_parent(_: int) -> None:
-    """Keep no data worker of a killed run: one that waits for room in its pipe would wait for ever."""
+    """Keep no data worker of a killed run: one that waits for room in its pipe would wait forever."""
 
     def watch() -> None:
         parent = multiprocessing.parent_process()

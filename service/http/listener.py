@@ -38,7 +38,7 @@ def bind(host: str, port: int) -> socket.socket:
 def bind_shared(host: str, port: int, count: int) -> list[socket.socket]:
     """``count`` sockets of one address, among which the kernel distributes connections; otherwise as ``bind``.
 
-    Other programs of the same user could join them. So it is seen first that nobody listens there.
+    Other programs of the same user could join them. So the port is first checked to be free.
     """
     with bind(host, port) as probe:
         address, family = probe.getsockname(), probe.family

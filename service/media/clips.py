@@ -55,7 +55,7 @@ class Clip:
 
     @property
     def name(self) -> str:
-        """Part of a file name that tells clips of one video apart."""
+        """Part of a file name that distinguishes clips of one video."""
         kind = "encoded" if self.encode else "clip"
         return f"{round(self.start * 1000)}-{round(self.end * 1000)}-{kind}"
 

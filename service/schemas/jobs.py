@@ -26,7 +26,7 @@ class JobProgressOut(Answer):
     """How far a job is."""
 
     done: int
-    total: int = Field(description="0 while nobody knows.")
+    total: int = Field(description="0 while unknown.")
     note: str
 
 

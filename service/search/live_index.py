@@ -75,7 +75,7 @@ class Generation:
         return video
 
     def card(self, video_id: str) -> VideoCard:
-        """The card of an indexed video; kept, because popular videos are hits again and again."""
+        """The card of an indexed video; kept, because popular videos are hits of many queries."""
         card = self._cards.get(video_id)
         if card is None:
             video = self.video(video_id)

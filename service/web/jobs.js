@@ -76,7 +76,7 @@ async function oneJob(panel, id, signal, again) {
     const job = /** @type {Job} */ (JSON.parse(event.data));
     draw(head, job, again);
     if (job.ended) signal.dispatchEvent(new Event("ended"));
-    if (job.ended) setTimeout(() => events.close(), 2 * LOOK_MS); // else the browser would ask again for ever
+    if (job.ended) setTimeout(() => events.close(), 2 * LOOK_MS); // else the browser would ask again forever
   });
   events.addEventListener("log", (event) => {
     const below = log.scrollHeight - log.scrollTop - log.clientHeight < 40;

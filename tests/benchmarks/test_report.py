@@ -67,8 +67,8 @@ def row():
 
 def test_a_section_that_fails_is_told_and_loses_nothing(sections, tmp_path):
     names = ("good", "fails", "dies", "elsewhere")
-    told: list[str] = []
-    found = report.run([sections(name) for name in names], quick=True, say=told.append)
+    printed: list[str] = []
+    found = report.run([sections(name) for name in names], quick=True, say=printed.append)
     states = {section.name: section.state for section in found.sections}
     assert states == {"good": "done", "fails": "failed", "dies": "failed", "elsewhere": "skipped"}
     assert found.rows[("good", "size")].value == 1
@@ -82,7 +82,7 @@ def test_a_section_that_fails_is_told_and_loses_nothing(sections, tmp_path):
     page = (tmp_path / "report.md").read_text()
     assert "it broke here" in page
     assert "Not measured: no such device" in page
-    assert any("good".title() in line for line in told)
+    assert any("good".title() in line for line in printed)
 
 
 def test_a_section_that_hangs_is_stopped(sections):

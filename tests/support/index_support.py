@@ -233,7 +233,7 @@ def kill_before_fsync(number: int) -> None:
     os.fsync = fsync
 
 
-class _Telling(Progress):
+class _PrintedProgress(Progress):
     """Prints a line for every fsync and every finished video, for the parent to choose the moment of the kill."""
 
     def __init__(self) -> None:
@@ -248,19 +248,19 @@ class _Telling(Progress):
 
 def _build(store: Path, corpus: Path) -> None:
     encode.SEGMENT_BATCH = 2
-    told = _Telling()
+    progress = _PrintedProgress()
     add_videos = StoreWriter.add_videos
 
-    def telling(writer: StoreWriter, videos: Sequence[EncodedVideo]) -> dict[str, str]:
+    def add_and_print(writer: StoreWriter, videos: Sequence[EncodedVideo]) -> dict[str, str]:
         failures = add_videos(writer, videos)
         for video in videos:
             print("committed", video.video_id, flush=True)
         return failures
 
-    StoreWriter.add_videos = telling
+    StoreWriter.add_videos = add_and_print
     request = BuildRequest(paths=[str(corpus)], captions=corpus / "captions.jsonl", workers=1)
     with StoreWriter.open(store, settings=settings()) as writer:
-        build(writer, FakeEncoder(pause_seconds=0.01), request, told)
+        build(writer, FakeEncoder(pause_seconds=0.01), request, progress)
 
 
 def _hang(folder: Path) -> None:

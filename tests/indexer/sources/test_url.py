@@ -111,8 +111,8 @@ def test_a_listing_may_name_its_file_system_otherwise(clips: list[bytes], tmp_pa
 
 @pytest.mark.parametrize("protocol", ["ftp", "zip"])
 def test_a_file_system_that_wants_more_than_a_url_is_an_error(protocol: str) -> None:
-    told = rf"^{protocol}:// cannot be read by a URL alone \(.*\); copy its files here and give their paths"
-    with RemoteFiles({protocol}, 1) as remote, pytest.raises(SourceError, match=told):
+    message = rf"^{protocol}:// cannot be read by a URL alone \(.*\); copy its files here and give their paths"
+    with RemoteFiles({protocol}, 1) as remote, pytest.raises(SourceError, match=message):
         remote.check(f"{protocol}://host/a.mp4")
 
 

@@ -74,19 +74,19 @@ def test_exported_rows_say_what_they_are(store, tmp_path, file_format):
     if file_format == "npy":
         rows = [json.loads(line) for line in files[1].read_text().splitlines()]
         found = np.load(files[0])
-        told = [json.loads(line)["text"] for line in captions[1].read_text().splitlines()]
+        stored = [json.loads(line)["text"] for line in captions[1].read_text().splitlines()]
     else:
         import pyarrow.parquet as parquet
 
         rows = parquet.read_table(files[0]).to_pylist()
         found = np.array([row.pop("vector") for row in rows], np.float32)
-        told = parquet.read_table(captions[0])["text"].to_pylist()
+        stored = parquet.read_table(captions[0])["text"].to_pylist()
     assert found.tobytes() == vectors.tobytes()
     keys = ("video_id", "segment", "start_seconds", "end_seconds")
     expected = [(one.video_id, one.number, one.start_seconds, one.end_seconds) for one in segments]
     assert [tuple(row[key] for key in keys) for row in rows] == expected
     assert rows[0]["path"] == "/clips/0.mp4"
-    assert told == texts
+    assert stored == texts
 
 
 def test_a_second_import_changes_nothing_and_files_that_exist_are_not_overwritten(store, tmp_path):

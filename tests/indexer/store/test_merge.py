@@ -44,7 +44,7 @@ def files_of(folder: Path) -> dict[str, str]:
     }
 
 
-def told(store: Path) -> str:
+def described(store: Path) -> str:
     """``contents`` without the name of the store, which places of media begin with."""
     return repr(contents(store)).replace(f"{store}/", "")
 
@@ -195,11 +195,11 @@ def test_a_killed_merge_is_continued_by_running_it_again(tmp_path: Path) -> None
     *killed, whole = sorted((tmp_path / "killed").iterdir(), key=lambda path: int(path.name))
     assert len(killed) > 10
     inputs = [tmp_path / "inputs" / name for name in ("one", "two")]
-    expected, media = told(whole), media_of(whole)
+    expected, media = described(whole), media_of(whole)
     assert len(media) == 4
     for store in killed:
         if (store / "catalogue.db").exists():
             assert verify(store).problems == [], store.name
         merge_into(store, *inputs)
-        assert told(store) == expected, store.name
+        assert described(store) == expected, store.name
         assert media_of(store) == media, store.name

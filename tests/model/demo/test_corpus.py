@@ -70,14 +70,14 @@ def test_every_value_is_drawn(scenes):
     assert {scene.second.corner for scene in train if scene.second} == set(CORNERS)
 
 
-def test_a_full_caption_tells_everything(scenes):
-    """Scenes that differ in a told attribute never get the same caption, whatever words are drawn."""
+def test_a_full_caption_describes_everything(scenes):
+    """Scenes that differ in a described attribute never get the same caption, whatever words are drawn."""
     described = {}
     for scene in scenes["train"]:
-        told = replace(scene, look=None, duration_seconds=0)
+        shown = replace(scene, look=None, duration_seconds=0)
         for seed in range(10):
             caption = describe(scene, np.random.default_rng(seed))
-            assert described.setdefault(caption, told) == told
+            assert described.setdefault(caption, shown) == shown
     for caption in described:
         assert "a orange" not in caption
 
@@ -183,8 +183,8 @@ def test_object_steps_show_no_two_clips_alike(step):
     assert np.array_equal(batch.frames_BFHWC, again.frames_BFHWC)
     assert batch.frames_BFHWC.shape[1] == 2
     sized = any(size in batch.captions[0] for size in ("small", "little", "tiny", "large", "big", "huge"))
-    told = [object_of(caption, sized=sized) for caption in batch.captions]
-    assert len(set(told)) == len(told) == min(data.batch_size, 112 if sized else 56)
+    objects = [object_of(caption, sized=sized) for caption in batch.captions]
+    assert len(set(objects)) == len(objects) == min(data.batch_size, 112 if sized else 56)
 
 
 def test_steps_after_the_warm_up_show_whole_scenes():

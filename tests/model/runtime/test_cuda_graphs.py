@@ -97,19 +97,19 @@ def test_computing_and_capturing_happen_on_the_scorers_own_device(net, monkeypat
 
 
 def test_a_capture_leaves_other_threads_alone_and_uses_a_stream_of_the_current_device(monkeypatch):
-    told = []
+    calls = []
 
     class Stream:
         def wait_stream(self, other):
-            told.append((self, other))
+            calls.append((self, other))
 
     class Graph:
         def replay(self):
-            told.append("replay")
+            calls.append("replay")
 
     @contextmanager
     def graph(made, **options):
-        told.append(options)
+        calls.append(options)
         yield
 
     present = Stream()
@@ -123,8 +123,8 @@ def test_a_capture_leaves_other_threads_alone_and_uses_a_stream_of_the_current_d
     captured = len(runs)
     assert replay() == "outputs"
     assert len(runs) == captured
-    side = told[0][0]
-    assert told == [(side, present), (present, side), {"stream": side, "capture_error_mode": "thread_local"}, "replay"]
+    side = calls[0][0]
+    assert calls == [(side, present), (present, side), {"stream": side, "capture_error_mode": "thread_local"}, "replay"]
     assert side is not present
 
 

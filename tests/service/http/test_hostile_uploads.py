@@ -179,7 +179,7 @@ def all_at_once(work: Callable[[Hostile], None], files: Sequence[Hostile]) -> No
         return None
 
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
-        trouble = [told for told in pool.map(one, files) if told]
+        trouble = [found for found in pool.map(one, files) if found]
     assert not trouble, "\n".join(trouble)
 
 

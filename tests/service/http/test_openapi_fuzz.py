@@ -29,8 +29,8 @@ def test_every_answer_is_as_documented(start_server, clip_store, tiny_checkpoint
     command = [sys.executable, "-m", "benchmarks.fuzz", "--url", server.url, "--examples", str(EXAMPLES)]
     command += ["--key", tokens["admin"]]
     root = Path(__file__).parents[3]
-    told = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=280, check=False)
-    assert told.returncode == 0, told.stdout[-20_000:] + told.stderr[-2_000:]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2_000:]
     assert server.process.poll() is None
     assert not [line for line in server.said if "incident" in line]
     assert httpx.get(server.url + "/health/ready", timeout=60).status_code == 200

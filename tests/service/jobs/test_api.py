@@ -229,10 +229,10 @@ def test_events_follow_a_job_to_its_end(client, job_store):
 
     threading.Timer(1.0, work).start()
     events = client.get(f"/v1/jobs/{job_id}/events").text.strip().split("\n\n")
-    told = [dict(line.split(": ", 1) for line in event.splitlines()) for event in events]
-    states = [json.loads(event["data"])["state"] for event in told if event["event"] == "job"]
+    parsed = [dict(line.split(": ", 1) for line in event.splitlines()) for event in events]
+    states = [json.loads(event["data"])["state"] for event in parsed if event["event"] == "job"]
     assert (states[0], states[-1]) == ("running", "succeeded")
-    logs = [event for event in told if event["event"] == "log"]
+    logs = [event for event in parsed if event["event"] == "log"]
     assert "".join(json.loads(event["data"]) for event in logs) == "before\nafter\n"
     assert logs[-1]["id"] == str(len("before\nafter\n"))
     again = client.get(f"/v1/jobs/{job_id}/events", headers={"Last-Event-ID": "7"}).text
