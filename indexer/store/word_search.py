@@ -37,7 +37,10 @@ KINDS = ("title", "name", "tag", "caption", "transcript")
 MOST_WORDS = 32
 """Different words of a query that count: those that come first."""
 
-DOCUMENTS_AT_ONCE = 150
+DOCUMENTS_AT_ONCE = 100
+
+LOOKED_UP_TOGETHER = 3
+"""Words that documents must all have where all are frequent: those of a further one are many, and say little."""
 
 CUES_AT_ONCE = 10
 """Cues of one transcript that are compared where a query finds more documents than ``DOCUMENTS_AT_ONCE``: its first."""
@@ -200,7 +203,7 @@ class WordSearch:
         """Videos with words of ``query``, best first among each ``DOCUMENTS_AT_ONCE`` documents; the newest come first.
 
         ``coverage`` is the least share of the query that videos need. Where all its words are frequent, only documents
-        with all of them, or else with the rarest.
+        with the ``LOOKED_UP_TOGETHER`` rarest of them, or else with the rarest.
         """
         for expression in self._expressions(query):
             found = False
@@ -234,7 +237,8 @@ class WordSearch:
             chosen.append(quoted[place])
         if chosen:
             return [" OR ".join(chosen)]
-        return [" AND ".join(quoted), quoted[order[0]]] if quoted else []
+        rarest = [quoted[place] for place in order[:LOOKED_UP_TOGETHER]]
+        return [" AND ".join(rarest), rarest[0]] if quoted else []
 
     def _ranked(self, query: Query, documents: Sequence[_Document], coverage: float) -> list[WordMatch]:
         (count, words), *_ = self._rows("SELECT documents, words FROM document_counts")

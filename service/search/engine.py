@@ -377,17 +377,16 @@ class Engine:
         """The page of one text whose words were found, ranked by both; ``candidates`` are those of stage 1."""
         reader, page = generation.reader, query.ranking
         by_words = {one.video_id: one for one in found}
-        if page.group == "video":
-            ids_C = candidates.ids_QC[0]
-            known = set(reader.videos_of(ids_C[ids_C >= 0]).values())
-            wanted = min(page.offset + page.k, reader.counts.videos)
-            if len(known | by_words.keys()) < wanted:
-                candidates = ranking.find_further_videos(reader, mapped_M[None], candidates, wanted, wanted=allowed)
-        seen = reader.videos_of(candidates.ids_QC[0][candidates.ids_QC[0] >= 0])
+        seen = _videos_of(reader, candidates)
+        wanted = min(page.offset + page.k, reader.counts.videos)
+        if page.group == "video" and len({*seen.values(), *by_words}) < wanted:
+            candidates = ranking.find_further_videos(reader, mapped_M[None], candidates, wanted, wanted=allowed)
+            seen = _videos_of(reader, candidates)
         scored = self._scored(
             generation, row_D[None], with_found(reader, mapped_M, candidates, found), page, is_text=True
         )
-        order = fused_order(reader, scored, found, page, self.fusion)
+        video_of = {number: one.video_id for one in found for number, *_ in one.segments} | seen
+        order = fused_order(video_of, scored, found, page, self.fusion)
         hits = segment_hits(self.encoder, generation, scored, 0, row_D, page, is_text=True, order=order)
         return tuple(_explained(hit, by_words.get(hit.video_id), seen) for hit in hits)
 
@@ -474,6 +473,12 @@ def search_text(generation: Generation, query: SearchQuery) -> SearchResult:
             stage_seconds=watch.seconds,
         ),
     )
+
+
+def _videos_of(reader: Library, candidates: Candidates) -> dict[int, str]:
+    """The video of each segment among the candidates of the only query."""
+    ids_C = candidates.ids_QC[0]
+    return reader.videos_of(ids_C[ids_C >= 0])
 
 
 def _explained(hit: Hit, found: FoundByWords | None, seen: Mapping[int, str]) -> Hit:

@@ -12,7 +12,7 @@ Legend: C candidates, M dimensions of the index.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -75,7 +75,8 @@ def with_found(reader: Library, mapped_M: Floats, candidates: Candidates, found:
     meant = [
         [number for number, *_ in one.segments] if (own := one.segment_of_passage) is None else [own] for one in found
     ]
-    missing = [numbers for numbers in meant if not np.isin(numbers, ids_C).any()]
+    known = set(ids_C.tolist())
+    missing = [numbers for numbers in meant if known.isdisjoint(numbers)]
     if missing:
         ids = np.array([number for numbers in missing for number in numbers])
         scores = reader.correction.items(reader.segment_embeddings(ids), "videos") @ mapped_M
@@ -93,12 +94,14 @@ def with_found(reader: Library, mapped_M: Floats, candidates: Candidates, found:
 
 
 def fused_order(
-    reader: Library, scored: Scored, found: Sequence[FoundByWords], asked: Ranking, weights: FusionWeights
+    video_of: Mapping[int, str], scored: Scored, found: Sequence[FoundByWords], asked: Ranking, weights: FusionWeights
 ) -> NDArray[np.intp]:
-    """Columns of the only query in ``scored``, best first by the fused score; ties in the visual order."""
+    """Columns of the only query in ``scored``, best first by the fused score; ties in the visual order.
+
+    ``video_of`` has the video of each segment among its candidates.
+    """
     order = scored.best_first(0)
     ids_C = scored.candidates.ids_QC[0]
-    video_of = reader.videos_of(ids_C[order])
     by_words = {one.video_id: (rank, one) for rank, one in zip(_ranks(found), found, strict=True)}
     ranks: dict[str, int] = {}
     credited: set[str] = set()
