@@ -185,9 +185,30 @@ class Snapshot:
         order: VideoOrder = "id",
     ) -> list[Video]:
         """A page of videos; see ``StoreReader.list_videos``."""
+        if order == "newest" and state == "indexed" and not tags:
+            page = self._newest(offset, limit, title)
+            if len(page) == limit:  # else it is the last one, on which videos without segments come too
+                return page
         where, values = _video_conditions(state, tags, title)
         tail = f"WHERE {where} ORDER BY {_ORDERS[order]}video_id LIMIT ? OFFSET ?"
         return self._videos(tail, (*values, limit, offset))
+
+    def _newest(self, offset: int, limit: int, title: str | None) -> list[Video]:
+        """The same by walking the segments from the last one on: what comes after the page is not looked at."""
+        found: list[tuple[int, str]] = []
+        for schema, left_out in _LAYERS if self._overlay is not None else _LAYERS[:1]:
+            where, values = _video_conditions("indexed", (), title, schema)
+            first = sql.select("f.segment_id", f"{sql.table('segments', schema)} f", "f.video_id = v.video_id")
+            conditions = [where, f"s.segment_id = ({first} ORDER BY f.number LIMIT 1)"]
+            if self._overlay is not None:
+                conditions.append(left_out)
+            # The order of a CROSS JOIN is kept: segments are the outer loop.
+            source = f"{sql.table('segments', schema)} s CROSS JOIN {sql.table('videos', schema)} v USING (video_id)"
+            query = sql.select("s.segment_id, v.video_id", source, sql.all_of(conditions))
+            found += self._rows(f"{query} ORDER BY s.segment_id DESC LIMIT ?", (*values, offset + limit))
+        wanted = [video_id for _, video_id in sorted(found, reverse=True)[offset : offset + limit]]
+        videos = {row[0]: row for row in self._by_ids(f"{_VIDEO} WHERE v.video_id IN", wanted)}
+        return [self._video(videos[video_id]) for video_id in wanted]
 
     def count_videos(self, state: VideoState | None, tags: Sequence[str] = (), title: str | None = None) -> int:
         """How many videos ``list_videos`` would list in all."""

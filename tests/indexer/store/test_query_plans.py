@@ -46,6 +46,39 @@ def test_pages_of_videos_come_in_the_order_of_their_ids_without_sorting(reader_a
         assert "TEMP B-TREE" not in plan
 
 
+@pytest.mark.parametrize("title", [None, "v"])
+def test_a_page_of_the_newest_videos_walks_the_segments_from_the_last_one_on(reader_and_plans, title):
+    reader, plans = reader_and_plans
+    plan = plans(lambda: reader.list_videos(0, 3, state="indexed", title=title, order="newest"))[0]
+    assert plan.startswith("SCAN s;")
+    assert "SEARCH v USING" in plan
+    assert "TEMP B-TREE" not in plan
+
+
+@pytest.mark.parametrize("changed", [False, True], ids=["generation", "overlay"])
+def test_pages_of_the_newest_videos_are_those_of_all_videos_sorted(tmp_path, changed):
+    with StoreWriter.open(tmp_path / "s", settings=settings()) as writer:
+        fill(writer, range(6))
+        writer.publish(FakeEncoder())
+        if changed:
+            writer.remove_videos([location_of(4).video_id])
+            writer.edit_video(location_of(2).video_id, title="renamed")
+            fill(writer, range(6, 9))
+    with StoreReader.open(tmp_path / "s") as reader:
+        assert (reader.overlay_rows > 0) == changed
+        everything = reader.list_videos(0, 100, state="indexed")
+        wanted = sorted(everything, key=lambda video: -video.segments[0].segment_id)
+        assert len(wanted) == (8 if changed else 6)
+        for offset in range(len(wanted) + 1):
+            for limit in (1, 3, 100):
+                page = reader.list_videos(offset, limit, state="indexed", order="newest")
+                assert [video.video_id for video in page] == [
+                    video.video_id for video in wanted[offset : offset + limit]
+                ]
+        named = reader.list_videos(0, 1, state="indexed", title="renamed" if changed else "", order="newest")
+        assert named[0].video_id == (location_of(2).video_id if changed else wanted[0].video_id)
+
+
 @pytest.mark.parametrize("state", ["indexed", "failed", "pending"])
 def test_videos_of_a_state_are_found_by_its_index(reader_and_plans, state):
     reader, plans = reader_and_plans
