@@ -42,6 +42,7 @@ T = TypeVar("T")
 Floats = NDArray[np.float32]
 
 WAIT_SECONDS = 2.0
+LOOK_AGAIN_SECONDS = 0.1
 """Interval of attempts to add a video while another process writes the store."""
 
 
@@ -401,6 +402,11 @@ class Additions:
         if job.state in ("lost", "failed"):
             self._job_store.resume(job.job_id)
         if self._job_store.claim(job.job_id, pid=os.getpid(), host=socket.gethostname()) is None:
+            if self._job_store.get(job.job_id).state == "running":
+                # Of a service that was killed. Another process looked at that moment whether it is lost: look again.
+                self._stopping.wait(LOOK_AGAIN_SECONDS)
+                self._job_store.find_lost()
+                return False
             self._drop(accepted)
             return False
         return True
