@@ -20,6 +20,7 @@ from model.options import (
     EvaluateOptions,
     ExportOptions,
     ImportOptions,
+    QaOptions,
     ReportOptions,
     SweepOptions,
     ZeroShotOptions,
@@ -522,6 +523,15 @@ def zero_shot(options: ZeroShotOptions) -> None:
     typer.echo(run(options))
 
 
+@tables_app.command("qa")
+@from_models
+def question_answering(options: QaOptions) -> None:
+    """Train EMCL-QA on exported features: without a contrast, with it, and with EMCL in it."""
+    from model.study.question_answering import run
+
+    typer.echo(run(options))
+
+
 features_app = typer.Typer(help="Features as files: of this program's models, for others' tools.", no_args_is_help=True)
 app.add_typer(features_app, name="features")
 
@@ -544,7 +554,7 @@ def synthesize(
     captions: Annotated[int, typer.Option(min=1, max=2, help="Captions per clip.")] = 2,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
 ) -> None:
-    """Write the demo corpus: H.264 clips of moving shapes with captions and tags."""
+    """Write the demo corpus: H.264 clips of moving shapes with captions, tags and questions (questions.jsonl)."""
     from model.demo.corpus import write_corpus
 
     written = write_corpus(output, split=split, count=count, seed=seed, captions=captions, workers=workers)

@@ -122,6 +122,25 @@ class ZeroShotOptions(ModelOptions):
     prompt: str = Field("human action of {}", description="The text that a class is put into.")
 
 
+class QaOptions(ModelOptions):
+    """Options of ``emcl study qa``."""
+
+    train_features: Path = Field(description="Features of the training videos (`emcl features export`, head frames).")
+    train: Path = Field(description="Training questions: MSRVTT-QA's train.jsonl or questions.jsonl of a demo corpus.")
+    test_features: Path = Field(description="Features of other videos, by the same model.")
+    test: Path = Field(description="Questions about those.")
+    answers: Annotated[Path | None, Shown(default="the 1,500 most frequent of training")] = Field(
+        None, description="The list of answers: MSRVTT-QA's train_ans2label.json."
+    )
+    model: str = Field("demo", description="The model that the features are of, for the questions.")
+    seeds: str = Field("0,1,2", description="Seeds, separated by commas.")
+    steps: int = Field(2000, ge=1, description="Training steps of each net.")
+    batch: int = Field(32, ge=2, description="Questions of a step.")
+    learning_rate: float = Field(1e-4, gt=0, description="The released one; a small model needs more.")
+    projected: int = Field(2048, ge=1, description="Channels that the contrast sees.")
+    hidden: int = Field(8192, ge=1, description="Hidden channels of the answer layers.")
+
+
 class ImportOptions(Options):
     """Options of ``emcl import-checkpoint``: what a file does not say. Defaults are those of the papers."""
 

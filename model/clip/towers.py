@@ -185,6 +185,14 @@ class ClipTowers(nn.Module):
         states: Tensor = model.transformer(states_BLW, attn_mask=model.attn_mask[:length, :length].contiguous())
         return states
 
+    def text_tokens(self, ids_BL: Tensor) -> Tensor:
+        """Embed all tokens of texts: (B, L, D), float32, raw. Raises ``ValueError`` if the tower's are not causal."""
+        if not self.trims_text or self._runner is not None:
+            raise ValueError(
+                "features of single tokens need a CLIP text tower that PyTorch runs, causal, pooled at EOT"
+            )
+        return self.project(self.model.ln_final(self.text_states(ids_BL))).float()
+
     def project(self, states: Tensor) -> Tensor:
         """States to the shared space of texts and images."""
         projection = self.model.text_projection

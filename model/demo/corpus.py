@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from model.demo.captions import captions_of
+from model.demo.questions import questions_of
 from model.demo.render import render
 from model.demo.scene import Scene, Split, make_scene
 
@@ -54,8 +55,9 @@ def _write_one(index: int, *, folder: Path, seed: int, split: Split, captions: i
 def write_corpus(folder: Path, *, split: Split, count: int, seed: int = 0, captions: int = 2, workers: int = 2) -> Path:
     """Write ``count`` clips and ``captions.jsonl`` (one object per clip: video, captions, tags) into ``folder``.
 
-    Each clip gets its first ``captions`` captions, at most 2. Returns the path of ``captions.jsonl``, which is written
-    last, so that it exists only with a complete corpus.
+    ``questions.jsonl`` beside it has questions about the clips in MSRVTT-QA's format. Each clip gets its first
+    ``captions`` captions, at most 2. Returns the path of ``captions.jsonl``, which is written last, so that it exists
+    only with a complete corpus.
     """
     if count < 1 or workers < 1:
         raise ValueError(f"count and workers must be at least 1, got count={count}, workers={workers}")
@@ -63,6 +65,13 @@ def write_corpus(folder: Path, *, split: Split, count: int, seed: int = 0, capti
     write = partial(_write_one, folder=folder, seed=seed, split=split, captions=captions)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         lines = list(tqdm(pool.map(write, range(count), chunksize=8), total=count, desc=f"{split} clips", unit="clip"))
+    asked = [
+        {"question": text, "answer": answer, "video_id": clip_id(seed, split, index), "answer_type": kind}
+        for index in range(count)
+        for text, answer, kind in questions_of(make_scene(seed, split, index))
+    ]
+    text = "".join(json.dumps(question) + "\n" for question in asked)
+    (folder / "questions.jsonl").write_text(text, encoding="utf-8")
     listing = folder / "captions.jsonl"
     listing.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return listing
