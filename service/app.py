@@ -39,6 +39,7 @@ from service.workers import ALONE, WorkerPlace
 UPLOAD_ROUTES = frozenset(
     {
         ("POST", search.UPLOAD_PATH),
+        ("POST", search.IMAGE_PATH),
         ("POST", classify.UPLOAD_PATH),
         ("POST", caption.UPLOAD_PATH),
         ("POST", videos.UPLOAD_PATH),
@@ -126,7 +127,7 @@ def _add_middleware(app: FastAPI, settings: Settings, place: WorkerPlace, teleme
         middleware.LimitBodies,
         max_bytes=settings.max_body_bytes,
         timeout_seconds=settings.request_timeout_seconds,
-        streamed=frozenset({search.UPLOAD_PATH, classify.UPLOAD_PATH, caption.UPLOAD_PATH, videos.UPLOAD_PATH}),
+        streamed=frozenset(path for _, path in UPLOAD_ROUTES),
     )
     app.add_middleware(middleware.CheckKeys, uploads=UPLOAD_ROUTES)
     app.add_middleware(middleware.LimitRequests)

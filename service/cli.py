@@ -405,6 +405,9 @@ def demo(
 def search(
     text: Annotated[str | None, typer.Argument(help="What to look for.")] = None,
     video: Annotated[Path | None, typer.Option(help="A video to find captions and similar videos for.")] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="A picture to find similar videos and captions for: JPEG, PNG, WebP, …")
+    ] = None,
     k: Annotated[int, typer.Option("--k", "-k", help="Most results.")] = 10,
     offset: Annotated[int, typer.Option(help="Results to leave out before the first.")] = 0,
     candidates: Annotated[
@@ -452,13 +455,14 @@ def search(
     from service.search.engine import build_engine
     from service.search.values import Ranking, SearchQuery, VideoFilter
 
-    if (text is None) == (video is None):
-        raise typer.BadParameter("give either words or --video FILE")
+    if sum(given is not None for given in (text, video, image)) != 1:
+        raise typer.BadParameter("give words, --video FILE or --image FILE, one of them")
+    upload = video or image
     if save is not None:
-        _check_saving(save, video, k)
-    if print0 and (video is not None or as_json):
+        _check_saving(save, upload, k)
+    if print0 and (upload is not None or as_json):
         raise typer.BadParameter("--print0 goes with words, and without --json")
-    if video is not None and min_confidence > 0:
+    if upload is not None and min_confidence > 0:
         raise typer.BadParameter("--min-confidence goes with words")
     ranking = Ranking(
         k=k,
@@ -483,8 +487,8 @@ def search(
     if notice:
         typer.echo(f"warning: {notice}", err=True)
     try:
-        if video is not None:
-            _search_by_video(engine, video, ranking, as_json)
+        if upload is not None:
+            _search_by_upload(engine, upload, ranking, as_json, is_picture=image is not None)
             return
         wanted = VideoFilter(tags=tuple(tag or ()), min_seconds=min_seconds, max_seconds=max_seconds)
         query = SearchQuery(text=text, ranking=ranking, filter=wanted)
@@ -624,19 +628,22 @@ def _open(live: LiveIndex, video_id: str) -> None:
         raise ValueError(f"no program of this system opened {path}; open it yourself")
 
 
-def _search_by_video(engine: Engine, path: Path, ranking: Ranking, as_json: bool) -> None:
+def _search_by_upload(engine: Engine, path: Path, ranking: Ranking, as_json: bool, *, is_picture: bool) -> None:
+    import numpy as np
+
     from model.video.sampling import decode
+    from service.media.pictures import still_of
     from service.schemas.search import UploadAnswer, UploadOut
     from service.search.values import UploadQuery
 
     engine.limits.check_ranking(ranking)
-    batch = decode(path, sampling=engine.sampling)
-    query = UploadQuery(
-        frames_FHWC=engine.encoder.preprocess(batch.frames),
-        timestamps_seconds=batch.timestamps_seconds,
-        ranking=ranking,
-    )
-    decoded = UploadOut(duration_seconds=batch.duration_seconds, frames=len(batch))
+    if is_picture:
+        frames, times, seconds = still_of(path.read_bytes()), np.zeros(1), 0.0
+    else:
+        batch = decode(path, sampling=engine.sampling)
+        frames, times, seconds = batch.frames, batch.timestamps_seconds, batch.duration_seconds
+    query = UploadQuery(frames_FHWC=engine.encoder.preprocess(frames), timestamps_seconds=times, ranking=ranking)
+    decoded = UploadOut(duration_seconds=seconds, frames=len(times))
     answer = UploadAnswer.of(engine.search_uploads([query])[0], decoded, with_paths=True)
     if as_json:
         typer.echo(_json(answer))

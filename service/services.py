@@ -248,6 +248,14 @@ class Services:
         self.shared.keep_texts(missing)
         return result
 
+    async def decode_still(self, file: IO[bytes]) -> UploadedFrames:
+        """Decode an uploaded picture in the sandbox, as ``decode`` does a video."""
+        preprocess, sampling = self.engine.encoder.preprocess, self.engine.sampling
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self._decoders, lambda: self.sandbox.still(file, sampling=sampling, preprocess=preprocess)
+        )
+
     async def decode(self, file: IO[bytes]) -> UploadedFrames:
         """Decode an upload in the sandbox, killed if cancelled; at most ``upload_workers`` at once."""
         preprocess, kill_switch = self.engine.encoder.preprocess, KillSwitch()

@@ -278,6 +278,21 @@ def embeddings(texts: Sequence[str]) -> Sent:
     return Sent(json={"texts": list(texts)})
 
 
+@endpoint("POST", "/v1/search/image", _a(UploadAnswer))
+def search_image(
+    path: Path | str,
+    *,
+    k: int = 10,
+    offset: int = 0,
+    candidates: int | None = None,
+    rerank: Rerank = "emcl",
+    group: Group = "video",
+) -> Sent:
+    """Videos like a picture, and captions for it; nothing of it is kept."""
+    query = _given(k=k, offset=offset, candidates=candidates, rerank=rerank, group=group)
+    return Sent(file=Path(path), query=query)
+
+
 @endpoint("POST", "/v1/search/export", _text)
 def export_search(
     text: str | None = None,

@@ -47,6 +47,7 @@ class _Endpoints:
     search = calls.search
     search_many = calls.search_many
     search_video = calls.search_video
+    search_image = calls.search_image
     export_search = calls.export_search
     rerank = calls.rerank
     embeddings = calls.embeddings

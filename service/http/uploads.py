@@ -28,7 +28,7 @@ ENVELOPE_BYTES = 64 * 1024  # boundaries and part headers around the file
 _CLOSE = {"Connection": "close"}  # the rest of the body is not read, so the connection cannot be used again
 _HOW = f"send multipart/form-data with one part named `{FIELD}`, as `curl -F {FIELD}=@video.mp4` does"
 
-VIDEO_FILE: dict[str, Any] = {"type": "string", "format": "binary", "description": "A video."}
+_FILE: dict[str, Any] = {"type": "string", "format": "binary"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,13 +224,18 @@ class _FilePart:
         self._ended = True
 
 
-def upload_form(fields: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The ``openapi_extra`` of a route that takes a video as the part ``file``, and perhaps ``fields`` beside it.
+def upload_form(fields: dict[str, Any] | None = None, *, file: str = "A video.") -> dict[str, Any]:
+    """The ``openapi_extra`` of a route that takes an upload as the part ``file``, and perhaps ``fields`` beside it.
 
     Args:
+        file: What the upload is.
         fields: JSON schemas of the other parts, by name; a route that names none ignores what else is sent.
     """
-    schema: dict[str, Any] = {"type": "object", "required": ["file"], "properties": {"file": VIDEO_FILE}}
+    schema: dict[str, Any] = {
+        "type": "object",
+        "required": ["file"],
+        "properties": {"file": {**_FILE, "description": file}},
+    }
     if fields is not None:
         schema["additionalProperties"] = False
         schema["properties"] |= fields

@@ -170,6 +170,11 @@ class Sandbox:
         job = self.job(sampling, preprocess)
         return self._parse(self.answer(job, file, kill_switch, arrays=1), sampling, preprocess)
 
+    def still(self, file: IO[bytes], *, sampling: SamplingConfig, preprocess: Preprocess) -> UploadedFrames:
+        """A picture as the one frame of a video that lasts 0 seconds. Raises as ``decode`` does; not counted either."""
+        job = {**self.job(sampling, preprocess), "still": True}
+        return self._parse(self.answer(job, file, KillSwitch(), arrays=1), sampling, preprocess)
+
     def picture(self, file: IO[bytes], *, at_seconds: float, width: int, check_clock: bool = True) -> bytes:
         """A JPEG of a moment, see ``service.media.pictures``; ``check_clock`` as in ``DecodeLimits``.
 
@@ -291,6 +296,10 @@ class Sandbox:
         """The error for what the decoding process found wrong with a file."""
         if kind == "NotAVideo":
             return UnsupportedMedia(message, expected="a video file that FFmpeg reads", next_step=_OTHER_FILE)
+        if kind == "NotAPicture":
+            return UnsupportedMedia(
+                message, expected="a picture: JPEG, PNG, WebP, GIF, BMP or TIFF", next_step="send another file"
+            )
         if kind == "OverLimit":
             return TooLarge(message, expected="a video within the limits", next_step="cut or scale the video down")
         if kind == "MemoryError":

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from indexer.build.decode import cut, tracks_of
 from model.clip.preprocess import Preprocess
 from model.config import SamplingConfig
 from model.video.sampling import DecodeLimits, OverLimit, VideoError, decode, probe
-from service.media.pictures import picture_of, sprite_of
+from service.media.pictures import picture_of, sprite_of, still_of
 from service.media.process_limits import limit_process
 
 MOST_TRANSCRIPT_BYTES = 8 << 20
@@ -52,12 +53,25 @@ def _answer(job: dict[str, Any], video: bytes, answer: IO[bytes]) -> None:
     if "windows" in job:
         _answer_windows(job, video, answer)
         return
+    if "still" in job:
+        _answer_frames(job, still_of(video, _limits(job)), np.zeros(1), 0.0, answer)
+        return
     batch = decode(video, sampling=SamplingConfig(**job["sampling"]), limits=_limits(job))
-    frames_FHWC = Preprocess(**job["preprocess"])(batch.frames)
+    _answer_frames(job, batch.frames, batch.timestamps_seconds, batch.duration_seconds, answer)
+
+
+def _answer_frames(
+    job: dict[str, Any],
+    frames: NDArray[np.uint8],
+    times: NDArray[np.float64],
+    duration_seconds: float,
+    answer: IO[bytes],
+) -> None:
+    frames_FHWC = Preprocess(**job["preprocess"])(frames)
     arrays = io.BytesIO()  # np.save takes a pipe for a file that it may seek in
     np.save(arrays, frames_FHWC, allow_pickle=False)
-    np.save(arrays, np.asarray(batch.timestamps_seconds, dtype=np.float64), allow_pickle=False)
-    _write_header(answer, {"duration_seconds": batch.duration_seconds})
+    np.save(arrays, np.asarray(times, dtype=np.float64), allow_pickle=False)
+    _write_header(answer, {"duration_seconds": duration_seconds})
     answer.write(arrays.getbuffer())
 
 

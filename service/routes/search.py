@@ -41,7 +41,7 @@ from service.search.playlists import (
 from service.search.values import Group, Hit, Ranking, Rerank, SearchQuery, SearchResult, UploadQuery
 from service.services import Services, ServicesDep
 
-PATH, UPLOAD_PATH = "/v1/search", "/v1/search/video"
+PATH, UPLOAD_PATH, IMAGE_PATH = "/v1/search", "/v1/search/video", "/v1/search/image"
 
 router = APIRouter(prefix="/v1", tags=["search"], dependencies=[require("search")])
 
@@ -193,6 +193,38 @@ async def search_video(
     results = await services.telemetry.timed(work)
     decoded = UploadOut(duration_seconds=video.duration_seconds, frames=len(video.frames_FHWC))
     return UploadAnswer.of(results[0], decoded, with_paths=sees_paths(request))
+
+
+@router.post(
+    IMAGE_PATH.removeprefix("/v1"), summary="Search with a picture", openapi_extra=upload_form(file="A picture.")
+)
+async def search_image(
+    request: Request,
+    services: ServicesDep,
+    k: Annotated[int, Query(description="Most videos, and most captions.")] = 10,
+    offset: Annotated[int, Query(description="Videos and captions to leave out before the first.")] = 0,
+    candidates: Annotated[
+        int | None, Query(description="What stage 1 hands to the reranking. Default: the checkpoint's, mostly 100.")
+    ] = None,
+    rerank: Annotated[Rerank, Query(description="As in `/v1/search`, for the captions.")] = "emcl",
+    group: Annotated[Group, Query(description="As in `/v1/search`.")] = "video",
+) -> UploadAnswer:
+    """Rank indexed videos, and captions, for the picture in the form field `file`. Nothing of it is kept.
+
+    JPEG, PNG, WebP, GIF (the first picture), BMP and TIFF. It is looked up as a video of one frame: videos by their
+    likeness, without EMCL, which is between texts and videos.
+    """
+    ranking = Ranking(k=k, offset=offset, candidates=candidates, rerank=rerank, group=group)
+    services.engine.limits.check_ranking(ranking)
+    received = perf_counter()
+    async with services.receiver.receive(request) as upload:
+        services.telemetry.note("receive", perf_counter() - received)
+        with services.telemetry.stage("decode"):
+            picture = await unless_gone(request, services.decode_still(upload.file))
+    query = UploadQuery(frames_FHWC=picture.frames_FHWC, timestamps_seconds=picture.timestamps_seconds, ranking=ranking)
+    work = unless_gone(request, services.compute(lambda: services.engine.search_uploads([query])))
+    results = await services.telemetry.timed(work)
+    return UploadAnswer.of(results[0], UploadOut(duration_seconds=0.0, frames=1), with_paths=sees_paths(request))
 
 
 @router.post("/rerank", summary="Score given segments for a text")

@@ -64,7 +64,7 @@ function acceptDrops() {
   const overlay = find("#drop"), label = find("#drop p");
   let depth = 0;
   const hasFiles = (/** @type {DragEvent} */ event) => event.dataTransfer?.types.includes("Files");
-  addEventListener("dragenter", (event) => { if (hasFiles(event)) { depth += 1; label.textContent = isAdding() ? "Drop videos to add them to the library" : "Drop a video to find captions for it"; overlay.hidden = false; } });
+  addEventListener("dragenter", (event) => { if (hasFiles(event)) { depth += 1; label.textContent = isAdding() ? "Drop videos to add them to the library" : "Drop a video to find captions for it, or a picture to find videos like it"; overlay.hidden = false; } });
   addEventListener("dragleave", (event) => { if (hasFiles(event)) { depth = Math.max(0, depth - 1); overlay.hidden = depth === 0; } });
   addEventListener("dragover", (event) => hasFiles(event) && event.preventDefault());
   addEventListener("drop", (event) => {
@@ -76,6 +76,10 @@ function acceptDrops() {
     if (adding.dropped(files)) return;
     if (isAdding()) adding.addDialog(files);
     else videoin.look(files[0]);
+  });
+  addEventListener("paste", (event) => {
+    const picture = [...(event.clipboardData?.files ?? [])].find((file) => file.type.startsWith("image/"));
+    if (picture && !document.querySelector("dialog[open]")) { event.preventDefault(); videoin.look(picture); }
   });
   find("#file").addEventListener("change", (/** @type {Event} */ event) => {
     const input = /** @type {HTMLInputElement} */ (event.target);

@@ -63,15 +63,30 @@ async function send(given) {
   /** @type {Record<string, number>} */
   let stages = {};
   try {
-    const answer = await api.send(`/v1/search/video?k=${HITS}`, form, { signal: mine.signal, ontimings: (took) => { stages = took; }, onprogress: (share) => {
+    const answer = await api.send(`/v1/search/${isPicture(given) ? "image" : "video"}?k=${HITS}`, form, { signal: mine.signal, ontimings: (took) => { stages = took; }, onprogress: (share) => {
       if (share < 1) { bar.value = share; said.textContent = `Sending ${limit(given.size)}: ${Math.round(share * 100)} %`; return; }
       bar.removeAttribute("value");
       said.textContent = "Sent. Decoding and encoding its frames…";
     } });
-    draw(given, answer, performance.now() - began, stages);
+    (isPicture(given) ? drawPicture : draw)(given, answer, performance.now() - began, stages);
   } catch (error) {
     if (!mine.signal.aborted) fail(error);
   }
+}
+
+/** @param {File} given */
+const isPicture = (given) => given.type.startsWith("image/");
+
+/** What a picture finds: videos that look like it, and words for it. @param {File} given @param {api.UploadAnswer} answer @param {number} took */
+function drawPicture(given, answer, took) {
+  const words = answer.captions.map((caption) => make("li", {}, make("button", { type: "button", className: "chip", onclick: () => go({ view: "", q: caption.text }, { fresh: true }) }, caption.text)));
+  view.replaceChildren(
+    make("h1", { className: "view-title" }, given.name),
+    make("p", { className: "status", role: "status" }, `${plural(answer.hits.length, "similar video")} · ${ms(took)} · nothing of the picture was kept`),
+    make("img", { className: "own-picture", src: url, alt: given.name }),
+    make("section", { "aria-labelledby": "similar-title" }, make("h2", { id: "similar-title" }, "Similar videos"),
+      make("ol", { className: "cards" }, ...answer.hits.map((hit, place) => card(hit, place + 1)))),
+    ...(words.length ? [make("section", { "aria-labelledby": "captions-title" }, make("h2", { id: "captions-title" }, "Captions that fit it"), make("ul", { className: "examples" }, ...words))] : []));
 }
 
 /** What the stages of an upload do, in their order. */

@@ -3,6 +3,7 @@
 import base64
 import re
 
+import av
 import pytest
 from page_support import until_playing
 from playwright.sync_api import expect
@@ -89,4 +90,19 @@ def test_what_is_refused_says_why_and_what_to_do(page, page_server, tmp_path):
     (tmp_path / "large.mp4").write_bytes(bytes(2 * 1024**2))
     page.set_input_files("#file", tmp_path / "large.mp4")
     expect(page.locator("#video-view .problem")).to_contain_text("At most 1 MiB")
+    assert page.complaints == []
+
+
+def test_a_picture_finds_videos_that_look_like_it(page, page_server, clip_store, tmp_path):
+    with av.open(clip_store / "clips" / "clip_2.mp4") as video:
+        next(video.decode(video=0)).to_image().save(tmp_path / "frame.png")
+    page.goto(page_server.url)
+    page.set_input_files("#file", tmp_path / "frame.png")
+    expect(page.locator("#video-view .cards .card .title").first).to_have_text("clip_2")
+    expect(page.locator(".own-picture")).to_be_visible()
+    chip = page.locator("#video-view .chip").first
+    words = chip.inner_text()
+    chip.click()
+    expect(page.locator("#text")).to_have_value(words)
+    expect(page.locator("#results .score").first).to_be_visible()
     assert page.complaints == []

@@ -50,6 +50,7 @@ def problem_of(response, status, slug):
         ("POST", "/v1/rerank", "search"),
         ("POST", "/v1/embeddings", "search"),
         ("POST", "/v1/search/export", "search"),
+        ("POST", "/v1/search/image", "search"),
         ("POST", "/v1/classify", "search"),
         ("POST", "/v1/classify/video", "search"),
         ("POST", "/v1/caption", "search"),
@@ -90,7 +91,14 @@ def test_every_operation_is_open_on_purpose_or_says_that_it_needs_a_key(client):
 
 
 READS = {"/v1/search", "/v1/search/video", "/v1/rerank", "/v1/embeddings", "/knn-service", "/metadata", "/v1/session"}
-READS |= {"/v1/search/export", "/v1/classify", "/v1/classify/video", "/v1/caption", "/v1/caption/video"}
+READS |= {
+    "/v1/search/export",
+    "/v1/search/image",
+    "/v1/classify",
+    "/v1/classify/video",
+    "/v1/caption",
+    "/v1/caption/video",
+}
 
 
 def test_a_key_that_may_search_changes_nothing(client, tokens):

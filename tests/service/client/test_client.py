@@ -5,6 +5,7 @@ import inspect
 import subprocess
 import sys
 
+import av
 import httpx
 import pytest
 from service_support import make_app, make_keys
@@ -89,11 +90,14 @@ def test_every_route_has_a_method_or_a_reason(clip_store, tiny_encoder, tmp_path
     assert set(WITHOUT_A_METHOD) <= routes
 
 
-def test_searching(client, clip_store):
+def test_searching(client, clip_store, tmp_path):
     answer = client.search("a red circle", k=3, tags=["even"])
     assert isinstance(answer, SearchAnswer)
     assert len(answer.hits) == 3
     assert all("even" in hit.tags for hit in answer.hits)
+    with av.open(clip_store / "clips" / "clip_4.mp4") as video:
+        next(video.decode(video=0)).to_image().save(tmp_path / "frame.png")
+    assert client.search_image(tmp_path / "frame.png", k=1).hits[0].title == "clip_4"
     exported = client.export_search("a red circle", format="edl", k=3, tags=["even"])
     assert exported.count("FROM CLIP NAME") == 3
     many = client.search_many(["a red circle", "a blue square"], k=2)
