@@ -112,7 +112,7 @@ export function drawTile(canvas, url, count, number, failed = () => {}) {
 /** A tile of a sprite, drawn when it comes into view; a picture of its own where the sprite cannot be had.
  * @param {string} url @param {number} count @param {number} number @param {string} alone the address of the single picture */
 export function tile(url, count, number, alone) {
-  const canvas = make("canvas", { className: "tile" });
+  const canvas = make("canvas", { className: "of-sprite" });
   canvas.addEventListener("seen", () => drawTile(canvas, url, count, number, () => canvas.replaceWith(picture(alone))));
   seen.observe(canvas);
   return canvas;

@@ -124,6 +124,18 @@ def test_the_player_has_a_timeline_that_jumps(page, page_server):
     assert page.complaints == []
 
 
+def test_pictures_of_a_sprite_fill_their_places(page, page_server):
+    page.goto(page_server.url + "/?q=a+red+circle")
+    page.locator("#results .cover-link").first.click()
+    expect(page.locator("#player-strip .frame").first).to_be_visible()
+    expect(page.locator("#player-timeline canvas").first).to_be_visible()
+    for places in ("#results .frames > canvas", "#player-strip .frame > canvas", "#player-timeline canvas"):
+        inside = page.locator(places).first.evaluate(
+            "one => [getComputedStyle(one).padding, getComputedStyle(one).borderTopWidth]"
+        )
+        assert inside == ["0px", "0px"], places
+
+
 def test_single_pictures_stand_in_where_a_sprite_cannot_be_made(page, page_server):
     page.route("**/sprite**", lambda route: route.fulfill(status=422, json={}))
     open_results(page, page_server.url)
