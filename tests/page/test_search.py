@@ -340,7 +340,7 @@ def test_weights_have_a_picture_each_and_are_softened(page, page_server):
         const weights = Array.from({ length: 13 }, (_, number) => (number === 7 ? 0.76 : 0.02));
         const frames = weights.map((weight, time) => ({ time, weight }));
         const made = strip('a'.repeat(64), 3, frames);
-        document.body.append(made);
+        document.body.replaceChildren(made); // tiles are drawn when they come into view
         const bars = [...made.querySelectorAll('rect')];
         const tiles = [...made.querySelectorAll('canvas')];
         while (!tiles.every((tile) => tile.dataset.tile)) await new Promise((done) => setTimeout(done, 50));
