@@ -147,7 +147,7 @@ class Library(Protocol):
         ...
 
     def cues(self, video_id: str, language: str) -> list[Cue]:
-        """The cues of one transcript in order of time; none if there is no such transcript."""
+        """The cues of one transcript in order of time; empty if the video has no transcript in this language."""
         ...
 
     def videos_of(self, ids: Sequence[int] | IdArray) -> dict[int, str]:

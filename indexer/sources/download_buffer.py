@@ -337,7 +337,7 @@ def _created(file: Path) -> IO[bytes]:
 
 
 def append(copy: IO[bytes], block: bytes) -> None:
-    """Write a block at the end of a copy. Raises ``StoreError`` where there is no space for it."""
+    """Append a block to a copy. Raises ``StoreError`` if the disk is full."""
     view = memoryview(block)
     try:
         while view:

@@ -307,7 +307,7 @@ class StoreReader:
         return transcripts_of(self._words.connection, video_id)
 
     def cues(self, video_id: str, language: str) -> list[Cue]:
-        """The cues of one transcript in order of time; none if there is no such transcript."""
+        """The cues of one transcript in order of time; empty if the video has no transcript in this language."""
         return cues_of(self._words.connection, video_id, language)
 
     def videos_of(self, ids: Sequence[int] | IdArray) -> dict[int, str]:

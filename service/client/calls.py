@@ -162,6 +162,19 @@ def _of_job(job_id: str) -> Sent:
     return Sent(path={"job_id": job_id})
 
 
+def _searching(
+    *,
+    fusion: Fusion,
+    tags: Sequence[str],
+    min_seconds: float | None,
+    max_seconds: float | None,
+    **asked: Any,
+) -> Sent:
+    """What the routes of searches take; ``None`` is left out."""
+    wanted = _filter(tags, min_seconds, max_seconds)
+    return Sent(json={**_given(**asked, fusion=_unless_default(fusion)), "filter": wanted})
+
+
 def _unless_default(fusion: Fusion) -> Fusion | None:
     """Left out where it is the service's default, so that earlier services take the request."""
     return None if fusion == "auto" else fusion
@@ -188,16 +201,21 @@ def search(
     fusion: Fusion = "auto",
 ) -> Sent:
     """Videos for a text, or like an indexed video. ``fusion``: pictures and words, either alone, or both (`auto`)."""
-    asked = _given(
+    return _searching(
         text=text,
         video_id=video_id,
         segment=segment,
+        k=k,
+        offset=offset,
         candidates=candidates,
+        rerank=rerank,
+        group=group,
         min_confidence=min_confidence,
-        fusion=_unless_default(fusion),
+        fusion=fusion,
+        tags=tags,
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
     )
-    wanted = _filter(tags, min_seconds, max_seconds)
-    return Sent(json={**asked, "k": k, "offset": offset, "rerank": rerank, "group": group, "filter": wanted})
 
 
 @endpoint("POST", "/v1/search", _a(ManyAnswers))
@@ -216,11 +234,19 @@ def search_many(
     fusion: Fusion = "auto",
 ) -> Sent:
     """Videos for each of several texts."""
-    asked = _given(
-        texts=list(texts), candidates=candidates, min_confidence=min_confidence, fusion=_unless_default(fusion)
+    return _searching(
+        texts=list(texts),
+        k=k,
+        offset=offset,
+        candidates=candidates,
+        rerank=rerank,
+        group=group,
+        min_confidence=min_confidence,
+        fusion=fusion,
+        tags=tags,
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
     )
-    wanted = _filter(tags, min_seconds, max_seconds)
-    return Sent(json={**asked, "k": k, "offset": offset, "rerank": rerank, "group": group, "filter": wanted})
 
 
 @endpoint("POST", "/v1/search/video", _a(UploadAnswer))
@@ -309,15 +335,19 @@ def export_search(
     fusion: Fusion = "auto",
 ) -> Sent:
     """What a search finds as a playlist (`m3u`), an edit decision list (`edl`) or a page with pictures (`html`)."""
-    asked = _given(
+    return _searching(
         text=text,
         video_id=video_id,
+        format=format,
         frame_rate=frame_rate,
+        k=k,
+        rerank=rerank,
         min_confidence=min_confidence,
-        fusion=_unless_default(fusion),
+        fusion=fusion,
+        tags=tags,
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
     )
-    wanted = _filter(tags, min_seconds, max_seconds)
-    return Sent(json={**asked, "format": format, "k": k, "rerank": rerank, "filter": wanted})
 
 
 # Videos and captions.

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import re
+from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from indexer.locations import protocol_of, shard_of
 from service.errors import Gone, RangeNotSatisfiable, ServiceError, Unprocessable
@@ -20,6 +21,8 @@ from service.search.cache import LRUCache
 if TYPE_CHECKING:
     from indexer.store.records import Video
     from service.media.sandbox import Sandbox
+
+W = TypeVar("W")
 
 _SNIFF_BYTES = 64
 _MAX_AT_ONCE = 4  # each may take as much memory as decoding an upload
@@ -105,28 +108,23 @@ class Moment:
     check_clock: bool = True
 
 
-class Thumbnails:
-    """Makes JPEG pictures of moments, as many at a time as there are cores, at most four, and keeps the last ones.
+class PictureMaker(ABC, Generic[W]):
+    """Makes pictures of what is wanted, as many at a time as there are cores, at most four.
 
-    Every file is decoded in a process of its own, in ``sandbox``, whether it was uploaded or indexed: a single frame
-    can take gigabytes, or, far from the last key frame, minutes. Start it inside a running event loop, and close it
-    before the loop ends.
+    Start it inside a running event loop, and close it before the loop ends.
     """
 
-    def __init__(self, *, width: int, cache_bytes: int, max_queue: int, sandbox: Sandbox) -> None:
-        self._width = width
-        self._sandbox = sandbox
-        self.cache: LRUCache[tuple[str, int], bytes] = LRUCache(cache_bytes, weigh=len)
+    def __init__(self, name: str, *, max_queue: int) -> None:
         at_once = min(_MAX_AT_ONCE, os.cpu_count() or 1)
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="thumbnails")
-        self._makers = ThreadPoolExecutor(at_once, thread_name_prefix="thumbnail")
-        self.batcher: Batcher[Moment, bytes | Unprocessable] = Batcher(
-            lambda moments: list(self._makers.map(self._outcome, moments)),
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"{name}s")
+        self._makers = ThreadPoolExecutor(at_once, thread_name_prefix=name)
+        self.batcher: Batcher[W, bytes | Unprocessable] = Batcher(
+            lambda wanted: list(self._makers.map(self._outcome, wanted)),
             executor=self._executor,
             max_batch=at_once,
             max_wait_seconds=0,
             max_queue=max_queue,
-            name="thumbnail",
+            name=name,
         )
 
     def start(self) -> None:
@@ -139,24 +137,46 @@ class Thumbnails:
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._makers.shutdown(wait=False, cancel_futures=True)
 
+    async def picture(self, wanted: W) -> bytes:
+        """The JPEG. Raises ``Overloaded``, or ``Unprocessable`` if its frames cannot be decoded within the limits."""
+        outcome = await self.batcher.submit(wanted)
+        if isinstance(outcome, Unprocessable):
+            raise outcome
+        return outcome
+
+    @abstractmethod
+    def make(self, wanted: W) -> bytes:
+        """Make the JPEG, in the calling thread. Raises ``Unprocessable``."""
+
+    def _outcome(self, wanted: W) -> bytes | Unprocessable:
+        """A refusal is returned, not raised: the batcher would make all pictures of a batch with an error again."""
+        try:
+            return self.make(wanted)
+        except Unprocessable as error:
+            return error
+
+
+class Thumbnails(PictureMaker[Moment]):
+    """Makes JPEG pictures of moments and keeps the last ones.
+
+    Every file is decoded in a process of its own, in ``sandbox``, whether it was uploaded or indexed: a single frame
+    can take gigabytes, or, far from the last key frame, minutes.
+    """
+
+    def __init__(self, *, width: int, cache_bytes: int, max_queue: int, sandbox: Sandbox) -> None:
+        super().__init__("thumbnail", max_queue=max_queue)
+        self._width = width
+        self._sandbox = sandbox
+        self.cache: LRUCache[tuple[str, int], bytes] = LRUCache(cache_bytes, weigh=len)
+
     async def picture(self, moment: Moment) -> bytes:
         """The JPEG of a moment. Raises ``Overloaded``, or ``Unprocessable`` if no frame can be decoded there."""
         key = (moment.video_id, moment.milliseconds)
         picture = self.cache.get(key)
         if picture is None:
-            outcome = await self.batcher.submit(moment)
-            if isinstance(outcome, Unprocessable):
-                raise outcome
-            picture = outcome
+            picture = await super().picture(moment)
             self.cache.put(key, picture)
         return picture
-
-    def _outcome(self, moment: Moment) -> bytes | Unprocessable:
-        """A refusal is returned, not raised: the batcher would make all pictures of a batch with an error again."""
-        try:
-            return self.make(moment)
-        except Unprocessable as error:
-            return error
 
     def make(self, moment: Moment) -> bytes:
         """The JPEG of a moment. Raises ``Unprocessable`` where no frame decodes."""

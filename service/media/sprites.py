@@ -13,15 +13,14 @@ import logging
 import os
 import tempfile
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from service.errors import NotFound, ServiceError, Unprocessable
+from service.media.files import PictureMaker
 from service.media.pictures import JPEG_QUALITY, SPRITE_COLUMNS
-from service.search.batching import Batcher
 
 if TYPE_CHECKING:
     from indexer.store.records import Video
@@ -34,7 +33,6 @@ OVERVIEW_TILES = 24
 TIME_OF_PICTURES = 4
 """A sprite may take as long as so many thumbnails: what lies between its frames is decoded once."""
 
-_MAX_AT_ONCE = 4
 _SLACK = 0.1  # share of the bound that may be added before the folder is looked at again
 
 
@@ -78,14 +76,14 @@ def sprite_times(video: Video, segment: int | None) -> tuple[float, ...]:
     )
 
 
-class Sprites:
-    """Makes sprites with tiles of at most ``side`` pixels, as many at a time as there are cores, at most four.
+class Sprites(PictureMaker[WantedSprite]):
+    """Makes sprites with tiles of at most ``side`` pixels.
 
-    Keeps ``cache_bytes`` of them in ``folder``; with 0 none is kept. Start it inside a running event loop, and close it
-    before the loop ends. Several services may share the folder.
+    Keeps ``cache_bytes`` of them in ``folder``; with 0 none is kept. Several services may share the folder.
     """
 
     def __init__(self, folder: Path, *, side: int, cache_bytes: int, max_queue: int, sandbox: Sandbox) -> None:
+        super().__init__("sprite", max_queue=max_queue)
         self.folder = folder
         self.side = side
         self.cache_bytes = cache_bytes
@@ -93,34 +91,6 @@ class Sprites:
         self._sandbox = sandbox
         self._lock = threading.Lock()
         self._added_bytes: float = float("inf")  # since the folder was looked at
-        at_once = min(_MAX_AT_ONCE, os.cpu_count() or 1)
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="sprites")
-        self._makers = ThreadPoolExecutor(at_once, thread_name_prefix="sprite")
-        self.batcher: Batcher[WantedSprite, bytes | Unprocessable] = Batcher(
-            lambda wanted: list(self._makers.map(self._outcome, wanted)),
-            executor=self._executor,
-            max_batch=at_once,
-            max_wait_seconds=0,
-            max_queue=max_queue,
-            name="sprite",
-        )
-
-    def start(self) -> None:
-        """Begin to make sprites."""
-        self.batcher.start()
-
-    async def close(self) -> None:
-        """Stop; waiting callers get ``Overloaded``."""
-        await self.batcher.close()
-        self._executor.shutdown(wait=False, cancel_futures=True)
-        self._makers.shutdown(wait=False, cancel_futures=True)
-
-    async def picture(self, wanted: WantedSprite) -> bytes:
-        """The JPEG. Raises ``Overloaded``, or ``Unprocessable`` if the frames cannot be decoded within the limits."""
-        outcome = await self.batcher.submit(wanted)
-        if isinstance(outcome, Unprocessable):
-            raise outcome
-        return outcome
 
     def kept(self, wanted: WantedSprite) -> bytes | None:
         """The JPEG if it was made before."""
@@ -141,8 +111,8 @@ class Sprites:
     def _place(self, wanted: WantedSprite) -> Path:
         return self.folder / f"{wanted.name}.jpg"
 
-    def _outcome(self, wanted: WantedSprite) -> bytes | Unprocessable:
-        """A refusal is returned, not raised: the batcher would make all sprites of a batch with an error again."""
+    def make(self, wanted: WantedSprite) -> bytes:
+        """The JPEG, kept or made. Raises ``Unprocessable`` if the frames cannot be decoded within the limits."""
         picture = self.kept(wanted)  # made for another request while this one waited
         if picture is not None:
             return picture
@@ -152,13 +122,11 @@ class Sprites:
                     file, at_seconds=wanted.at_seconds, side=wanted.side, check_clock=wanted.check_clock
                 )
         except (OSError, ServiceError) as error:
-            refusal = Unprocessable(
+            raise Unprocessable(
                 f"no sprite can be made: {error}",
                 expected="a video whose frames decode within --thumbnail-seconds and --thumbnail-max-pixels",
                 next_step="ask for single pictures with …/thumbnail, or raise --thumbnail-seconds",
-            )
-            refusal.__cause__ = error
-            return refusal
+            ) from error
         with self._lock:
             self.made += 1
         self._keep(wanted, picture)

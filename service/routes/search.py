@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated
+from typing import IO, Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from service.access.gate import require, sees_paths
 from service.errors import Gone, NotFound, Unprocessable
@@ -16,6 +17,7 @@ from service.http.conditional import attachment
 from service.http.disconnect import unless_gone
 from service.http.uploads import upload_form
 from service.media.files import Moment, find_file
+from service.media.sandbox import UploadedFrames
 from service.schemas.search import (
     EmbeddingsAnswer,
     EmbeddingsRequest,
@@ -42,6 +44,21 @@ from service.search.values import Group, Hit, Ranking, Rerank, SearchQuery, Sear
 from service.services import Services, ServicesDep
 
 PATH, UPLOAD_PATH, IMAGE_PATH = "/v1/search", "/v1/search/video", "/v1/search/image"
+
+
+def _upload_ranking(
+    k: Annotated[int, Query(description="Most captions, and most videos.")] = 10,
+    offset: Annotated[int, Query(description="Captions and videos to leave out before the first.")] = 0,
+    candidates: Annotated[
+        int | None, Query(description="Candidates from stage 1 to rerank. Default: the checkpoint's, usually 100.")
+    ] = None,
+    rerank: Annotated[Rerank, Query(description="As in `/v1/search`.")] = "emcl",
+    group: Annotated[Group, Query(description="As in `/v1/search`, for the similar videos.")] = "video",
+) -> Ranking:
+    return Ranking(k=k, offset=offset, candidates=candidates, rerank=rerank, group=group)
+
+
+UploadRanking = Annotated[Ranking, Depends(_upload_ranking)]
 
 router = APIRouter(prefix="/v1", tags=["search"], dependencies=[require("search")])
 
@@ -165,66 +182,45 @@ async def _check_indexed(services: ServicesDep, query: SearchQuery) -> None:
 
 
 @router.post(UPLOAD_PATH.removeprefix("/v1"), summary="Find captions for a video", openapi_extra=upload_form())
-async def search_video(
-    request: Request,
-    services: ServicesDep,
-    k: Annotated[int, Query(description="Most captions, and most videos.")] = 10,
-    offset: Annotated[int, Query(description="Captions and videos to leave out before the first.")] = 0,
-    candidates: Annotated[
-        int | None, Query(description="Candidates from stage 1 to rerank. Default: the checkpoint's, usually 100.")
-    ] = None,
-    rerank: Annotated[Rerank, Query(description="As in `/v1/search`.")] = "emcl",
-    group: Annotated[Group, Query(description="As in `/v1/search`, for the similar videos.")] = "video",
-) -> UploadAnswer:
+async def search_video(request: Request, services: ServicesDep, ranking: UploadRanking) -> UploadAnswer:
     """Rank captions, and similar indexed videos, for a video in the form field `file`. Nothing of it is kept.
 
     It is decoded in a process of its own, within limits of size, duration, memory and time (`GET /v1/index` names
     those of size and duration).
     """
-    ranking = Ranking(k=k, offset=offset, candidates=candidates, rerank=rerank, group=group)
-    services.engine.limits.check_ranking(ranking)
-    received = perf_counter()
-    async with services.receiver.receive(request) as upload:
-        services.telemetry.note("receive", perf_counter() - received)
-        with services.telemetry.stage("decode"):
-            video = await unless_gone(request, services.decode(upload.file))
-    query = UploadQuery(frames_FHWC=video.frames_FHWC, timestamps_seconds=video.timestamps_seconds, ranking=ranking)
-    work = unless_gone(request, services.compute(lambda: services.engine.search_uploads([query])))
-    results = await services.telemetry.timed(work)
-    decoded = UploadOut(duration_seconds=video.duration_seconds, frames=len(video.frames_FHWC))
-    return UploadAnswer.of(results[0], decoded, with_paths=sees_paths(request))
+    return await _search_upload(request, services, ranking, services.decode)
 
 
 @router.post(
     IMAGE_PATH.removeprefix("/v1"), summary="Search with a picture", openapi_extra=upload_form(file="A picture.")
 )
-async def search_image(
-    request: Request,
-    services: ServicesDep,
-    k: Annotated[int, Query(description="Most videos, and most captions.")] = 10,
-    offset: Annotated[int, Query(description="Videos and captions to leave out before the first.")] = 0,
-    candidates: Annotated[
-        int | None, Query(description="What stage 1 hands to the reranking. Default: the checkpoint's, mostly 100.")
-    ] = None,
-    rerank: Annotated[Rerank, Query(description="As in `/v1/search`, for the captions.")] = "emcl",
-    group: Annotated[Group, Query(description="As in `/v1/search`.")] = "video",
-) -> UploadAnswer:
+async def search_image(request: Request, services: ServicesDep, ranking: UploadRanking) -> UploadAnswer:
     """Rank indexed videos, and captions, for the picture in the form field `file`. Nothing of it is kept.
 
     JPEG, PNG, WebP, GIF (the first picture), BMP and TIFF. It is looked up as a video of one frame: videos by their
     likeness, without EMCL, which is between texts and videos.
     """
-    ranking = Ranking(k=k, offset=offset, candidates=candidates, rerank=rerank, group=group)
+    return await _search_upload(request, services, ranking, services.decode_still)
+
+
+async def _search_upload(
+    request: Request,
+    services: Services,
+    ranking: Ranking,
+    decode: Callable[[IO[bytes]], Awaitable[UploadedFrames]],
+) -> UploadAnswer:
+    """Captions and videos for an upload that ``decode`` turns into frames."""
     services.engine.limits.check_ranking(ranking)
     received = perf_counter()
     async with services.receiver.receive(request) as upload:
         services.telemetry.note("receive", perf_counter() - received)
         with services.telemetry.stage("decode"):
-            picture = await unless_gone(request, services.decode_still(upload.file))
-    query = UploadQuery(frames_FHWC=picture.frames_FHWC, timestamps_seconds=picture.timestamps_seconds, ranking=ranking)
+            video = await unless_gone(request, decode(upload.file))
+    query = UploadQuery(frames_FHWC=video.frames_FHWC, timestamps_seconds=video.timestamps_seconds, ranking=ranking)
     work = unless_gone(request, services.compute(lambda: services.engine.search_uploads([query])))
     results = await services.telemetry.timed(work)
-    return UploadAnswer.of(results[0], UploadOut(duration_seconds=0.0, frames=1), with_paths=sees_paths(request))
+    decoded = UploadOut(duration_seconds=video.duration_seconds, frames=len(video.frames_FHWC))
+    return UploadAnswer.of(results[0], decoded, with_paths=sees_paths(request))
 
 
 @router.post("/rerank", summary="Score given segments for a text")
