@@ -42,8 +42,11 @@ T = TypeVar("T")
 Floats = NDArray[np.float32]
 
 WAIT_SECONDS = 2.0
-LOOK_AGAIN_SECONDS = 0.1
 """Interval of attempts to add a video while another process writes the store."""
+
+LOOK_AGAIN_SECONDS = 0.1
+LOOKS = 20
+"""How often something is looked for again that another thread or process may hold for a moment."""
 
 
 class AdditionCancelled(Exception):  # noqa: N818 - nothing went wrong
@@ -93,11 +96,21 @@ class AdditionWork:
             if self._job_store.get(accepted.job_id).stopping or not self._is_wanted(accepted.video_id):
                 raise AdditionCancelled
 
-        with Path(accepted.path).open("rb") as file:
+        with self.open_bytes(accepted) as file:
             encoder = QueuedEncoder(self._engine.encoder, self._when_its_turn)
             video = encode_video(accepted.video_id, file, manifest, self._sandbox, encoder, progress, self._kill_switch)
         texts_ND = encoder.encode_texts(accepted.captions)
         self._commit(accepted, lambda writer: self._store(writer, accepted, video, texts_ND))
+
+    def open_bytes(self, accepted: Accepted) -> IO[bytes]:
+        """Its bytes; a removal of the same video that is under way sets them aside for a moment (``UploadStore``)."""
+        for _ in range(LOOKS):
+            try:
+                return Path(accepted.path).open("rb")
+            except FileNotFoundError:
+                if self._stopping.wait(LOOK_AGAIN_SECONDS):
+                    raise
+        return Path(accepted.path).open("rb")
 
     def _when_its_turn(self, call: Callable[[], T]) -> T:
         """Run a call of the encoder, and retry while searches fill the queue."""
