@@ -199,7 +199,7 @@ def build(
     recorded = recorded_settings(store)
     if recorded is not None:
         check_wishes(recorded, wishes, store)
-    encoder, spec = _load(recorded, encoding)
+    encoder, spec = _load(recorded, encoding, paths)
     request = BuildRequest(paths=paths, **dict(options))
     _run(store, recorded or _new(wishes, encoder, spec), encoder, request, progress_file)
 
@@ -290,7 +290,7 @@ def add(
         raise typer.BadParameter("give videos to add, --captions FILE or --transcripts FOLDER")
     recorded = _recorded(store)
     check_paths(paths or [], options.protocols)
-    encoder, _ = _load(recorded, encoding)
+    encoder, _ = _load(recorded, encoding, paths or [])
     _run(store, recorded, encoder, BuildRequest(paths=paths or [], **dict(options)), progress_file)
 
 
@@ -692,16 +692,33 @@ def _print_default_model() -> None:
     typer.echo(PRESETS[name].line(name), err=True)
 
 
-def _load(recorded: StoreSettings | None, options: EncoderOptions) -> tuple[Encoder, ModelSpec]:
-    """The requested encoder, else the store's. Commands without --runtime use PyTorch in single precision."""
+def _load(
+    recorded: StoreSettings | None, options: EncoderOptions, paths: Sequence[str] = ()
+) -> tuple[Encoder, ModelSpec]:
+    """The requested encoder, else the store's. Commands without --runtime use PyTorch in single precision.
+
+    ``paths``: what is to be indexed with it.
+    """
     from indexer.options import choose_model
+    from indexer.sources.discover import count_videos
     from model.encoder import load_encoder
+    from model.export.fastest import NamedModel, at_first_use
 
     if recorded is None and options.model is None and options.pretrained is None:
         _print_default_model()
     spec = choose_model(recorded, options.model, options.pretrained)
     how = options.model_dump(exclude_unset=True, exclude={"model", "pretrained"})
     encoder = load_encoder(spec.model, pretrained=spec.pretrained, **how)
+    if options.runtime == "auto" and "runtime" in how:
+        sampling = recorded.sampling if recorded is not None else encoder.config.sampling
+        encoder = at_first_use(
+            NamedModel(model=spec.model, pretrained=spec.pretrained, exports=options.exports),
+            encoder,
+            wish=options.runtime,
+            precision=options.precision,
+            say=lambda line: typer.echo(line, err=True),
+            frames_ahead=lambda: count_videos(paths) * sampling.max_frames,
+        )
     if "runtime" in how:
         typer.echo(f"encoding with {encoder.runtime.label}: {encoder.runtime.reason}", err=True)
     return encoder, spec

@@ -33,7 +33,8 @@ class Shown:
 
     ``flag`` is another name than the field's, and a flag has no --no- form then; ``also`` is a second name; ``metavar``
     stands for the value; ``default`` is what --help shows as the default, where the field has none;
-    ``exists``, ``file_okay`` and ``dir_okay`` are checks of files before anything is loaded.
+    ``exists``, ``file_okay`` and ``dir_okay`` are checks of files before anything is loaded. ``variable`` is the
+    environment variable that sets the option.
     """
 
     flag: str | None = None
@@ -43,6 +44,7 @@ class Shown:
     exists: bool = False
     file_okay: bool = True
     dir_okay: bool = True
+    variable: str | None = None
 
 
 class EncoderOptions(Config):
@@ -56,8 +58,12 @@ class EncoderOptions(Config):
     )
     pretrained: str | None = Field(None, description="Tag or weights file of an open_clip model.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
-    runtime: Literal["auto", "torch", "torch-compiled", "onnx", "onnx-int8"] = Field(
-        "auto", description="Runtime of the encoder; auto: the fastest that passed `emcl export`, else torch."
+    runtime: Annotated[
+        Literal["auto", "torch", "torch-compiled", "onnx", "onnx-int8"], Shown(variable="EMCL_RUNTIME")
+    ] = Field(
+        "auto",
+        description="Runtime of the encoder; auto: for texts and frames each the fastest that ranks as fp32 does, "
+        "measured at first use.",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="Arithmetic of the encoder; auto: the runtime decides."
@@ -180,6 +186,7 @@ def _option(name: str, field: FieldInfo, described: str | None) -> inspect.Param
         exists=shown.exists,
         file_okay=shown.file_okay,
         dir_okay=shown.dir_okay,
+        envvar=shown.variable,
         **bounds,
     )
     default = field.default if isinstance(field.default, str | int | float | Path) else None

@@ -213,7 +213,7 @@ class Encoder(Scorer):
         calibrated: CorrectionSettings | None = None,
     ) -> None:
         """``fingerprint`` is the checkpoint's, whatever ``runtime`` computes the towers of ``net``."""
-        runtime = runtime or RuntimeChoice(runtime="torch", precision=net.clip.precision, reason="by default")
+        runtime = runtime or RuntimeChoice.both("torch", net.clip.precision, reason="by default")
         super().__init__(net, fingerprint=fingerprint, device=device, runtime=runtime, calibrated=calibrated)
         self.tokenizer = tokenizer
 

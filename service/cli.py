@@ -248,7 +248,7 @@ def _run_server(settings: Settings, listener: socket.socket, examples: Sequence[
     from service.workers import ALONE
 
     _check_server(settings)
-    engine = build_engine(settings)
+    engine = build_engine(settings, logger.info)
     _say_counts(engine)
     _serve(settings, engine, [listener], ALONE, lambda: _announce(settings, listener, examples))
 
@@ -263,7 +263,7 @@ def _run_workers(settings: Settings, listeners: Sequence[socket.socket], example
     _check_server(settings)
     if settings.index_mmap == "auto":
         settings = settings.model_copy(update={"index_mmap": "on"})  # so that the workers share its pages
-    encoder = load_model(settings.model_copy(update={"threads": 1, "faiss_threads": 1}))
+    encoder = load_model(settings.model_copy(update={"threads": 1, "faiss_threads": 1}), logger.info)
     if encoder.device.type != "cpu":
         raise ValueError(
             f"--workers {len(listeners)} shares the model between processes, which {encoder.device} cannot; use "
@@ -481,7 +481,7 @@ def search(
         shown = _Shown(as_json=as_json, print0=print0, open_best=open_best, save=save, frame_rate=frame_rate)
         _search_words(load_settings(options), query, shown)
         return
-    engine = build_engine(load_settings(options))
+    engine = build_engine(load_settings(options), lambda line: typer.echo(line, err=True))
     typer.echo(f"EMCL: {engine.active().text}", err=True)
     notice = engine.demo_notice()
     if notice:

@@ -40,8 +40,8 @@ class Settings(BaseSettings):
     device: str = Field("auto", description="Where the model runs: `auto`, `cpu`, `cuda` or `cuda:N`.")
     runtime: Literal["auto", "torch", "torch-compiled", "onnx", "onnx-int8"] = Field(
         "auto",
-        description="What computes the CLIP towers; `auto`: the fastest export that `emcl export` found to rank as "
-        "fp32, else `torch`.",
+        description="What computes the CLIP towers; `auto`: for texts and frames each the fastest that ranks as fp32 "
+        "does, measured at first use (docs/runtimes.md).",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="Precision of the CLIP towers; `auto`: fp32 where the runtime leaves a choice."

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# With `auto`, the first command that meets a model would measure its runtimes, for seconds, in the checkout.
+os.environ.setdefault("EMCL_RUNTIME", "torch")
 
 import re
 import subprocess

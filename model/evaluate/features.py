@@ -404,9 +404,7 @@ def scorer_of(features: FeatureSet, *, device: str = "cpu") -> Scorer:
     )
     net = ScoringNet(config, features.arrays["text"].shape[1])
     net.emcl = _emcl(features, net.embed_dim, config.emcl)
-    runtime = RuntimeChoice(
-        runtime=settings.get("runtime", "torch"), precision=settings.get("precision", "fp32"), reason="exported"
-    )
+    runtime = RuntimeChoice.both(settings.get("runtime", "torch"), settings.get("precision", "fp32"), reason="exported")
     fingerprint = str(settings.get("fingerprint", "unknown"))
     return Scorer(net, fingerprint=fingerprint, device=torch.device(device), runtime=runtime)
 
@@ -460,8 +458,8 @@ def features_of(
     origin = {
         **facts,
         "fingerprint": encoder.fingerprint,
-        "runtime": encoder.runtime.runtime,
-        "precision": encoder.runtime.precision,
+        "runtime": encoder.runtime.image.runtime,
+        "precision": encoder.runtime.image.precision,
         "label": encoder.runtime.label,
     }
     if kind == "frames":

@@ -42,10 +42,11 @@ from model.clip.towers import ClipTowers
 from model.config import SamplingConfig
 from model.durable import TEMPORARY_PREFIX
 from model.encoder import Encoder
-from model.export.guard import Samples, encode_samples, judge
-from model.runtime.choose import EXTRA, ExportKind, RuntimeUnavailableError, has_onnxruntime, missing_onnxruntime
+from model.export.guard import SampleFeatures, Samples, encode_samples, judge
+from model.runtime.choose import EXTRA, ExportKind, RuntimeUnavailableError, Tower, has_onnxruntime, missing_onnxruntime
 from model.runtime.onnx import OnnxTowers
-from model.runtime.store import Export, ExportedFile, ExportError, ExportStore, GuardReport, Tower
+from model.runtime.packed import can_pack, pack
+from model.runtime.store import Export, ExportedFile, ExportError, ExportStore, GuardReport
 
 OPSET = 17  # the first with layer normalisation as one operation
 MAX_TOWER_BYTES = 2_000_000_000  # protocol buffers end at 2 GiB
@@ -54,15 +55,20 @@ GENERATED_FRAMES = 4  # of each scene: enough to see it move, few enough for a r
 _DRAWN_SIZE = 128
 
 
-def export(encoder: Encoder, store: ExportStore, kind: ExportKind, samples: Samples) -> GuardReport:
+def export(
+    encoder: Encoder, store: ExportStore, kind: ExportKind, samples: Samples, plain: SampleFeatures | None = None
+) -> GuardReport:
     """Make an export and judge it; it is put in force if the guard passes it, and else only the refusal is kept.
 
-    ``encoder`` must compute in fp32 by PyTorch on the CPU; it must not be used afterwards. Raises ``ExportError`` if
-    these towers cannot be exported, and ``RuntimeUnavailableError`` without the extra.
+    ``encoder`` must compute in fp32 by PyTorch on the CPU; it must not be used afterwards. ``plain``: the samples as it
+    encodes them, if they are at hand. Raises ``ExportError`` if these towers cannot be exported, and
+    ``RuntimeUnavailableError`` without the extra.
     """
-    plain = encode_samples(encoder, samples)
+    plain = plain or encode_samples(encoder, samples)
     if kind == "torch-bf16":
         encoder.net.clip.set_precision("bf16")
+        if can_pack(encoder.net.clip):
+            pack(encoder.net.clip)
         return _conclude(store, kind, judge(kind, samples, plain, encode_samples(encoder, samples)), {})
     require_exporter(kind)
     store.folder.mkdir(parents=True, exist_ok=True)

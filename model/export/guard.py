@@ -33,7 +33,9 @@ Floats = NDArray[np.float32]
 TOP = 10
 MIN_VIDEOS = 2 * TOP  # with fewer, ten of all videos would be the same by chance
 RECALL_AT = (1, 5, 10)
-_VIDEOS_AT_ONCE = 16
+TEXTS_BY_CHANCE = 2
+"""Texts whose video may drop out of the best k, whatever share of the sample they are."""
+_VIDEOS_AT_ONCE = 4
 
 
 # fp32 differs by the order of sums alone; bytes and bf16 really round. Their cosines are those of the worst sample.
@@ -66,22 +68,27 @@ class SampleFeatures:
 
 def encode_samples(encoder: Encoder, samples: Samples) -> SampleFeatures:
     """Encode with whatever runtime the encoder has; texts one by one, as a service meets them."""
-    encoder.encode_texts(samples.texts[:1])  # what is prepared at first use is not timed
-    started = time.perf_counter()
-    text_TD = np.concatenate([encoder.encode_texts([text]) for text in samples.texts])
-    texts_done = time.perf_counter()
-    frames, pooled = [], []
+    texts, frames, pooled = [], [], []
+    per_text, per_frame = [], []
+    for text in samples.texts:
+        started = time.perf_counter()
+        texts.append(encoder.encode_texts([text]))
+        per_text.append(time.perf_counter() - started)
     for start in range(0, len(samples.frames), _VIDEOS_AT_ONCE):
         stacked, mask = stack_clips(samples.frames[start : start + _VIDEOS_AT_ONCE])
+        started = time.perf_counter()
         features_BFD = encoder.encode_videos(stacked, mask)
+        per_frame.append((time.perf_counter() - started) / mask.sum())
         frames.append(features_BFD[mask])
         pooled.append(encoder.pool(features_BFD, mask))
-    frames_RD = np.concatenate(frames)
-    speed = Speed(
-        text_ms=1000 * (texts_done - started) / len(samples.texts),
-        image_ms=1000 * (time.perf_counter() - texts_done) / len(frames_RD),
+    # Medians: the first of each shape is prepared longer, and other programs take turns on the cores.
+    speed = Speed(text_ms=1000 * float(np.median(per_text)), image_ms=1000 * float(np.median(per_frame)))
+    return SampleFeatures(
+        text_TD=np.concatenate(texts),
+        frames_RD=np.concatenate(frames),
+        pooled_VD=np.concatenate(pooled),
+        speed=speed,
     )
-    return SampleFeatures(text_TD=text_TD, frames_RD=frames_RD, pooled_VD=np.concatenate(pooled), speed=speed)
 
 
 def judge(kind: ExportKind, samples: Samples, plain: SampleFeatures, fast: SampleFeatures) -> GuardReport:
@@ -103,10 +110,12 @@ def judge(kind: ExportKind, samples: Samples, plain: SampleFeatures, fast: Sampl
     ]
     if not overlap >= limits.top10_overlap:
         failures.append(f"{100 * overlap:.1f} % of the ten best are the same, limit {100 * limits.top10_overlap:.0f} %")
+    # Of few samples, one text more or less is more points than the limit, and says nothing.
+    most_lost = max(limits.recall_loss, 100 * TEXTS_BY_CHANCE / len(samples.texts))
     failures += [
-        f"R@{k} falls from {before[k]:.1f} to {after[k]:.1f}, limit {limits.recall_loss} points"
+        f"R@{k} falls from {before[k]:.1f} to {after[k]:.1f}, limit {most_lost:.1f} points"
         for k in RECALL_AT
-        if before[k] - after[k] > limits.recall_loss
+        if before[k] - after[k] > most_lost + 1e-9
     ]
     return GuardReport(
         source=samples.source,

@@ -9,25 +9,27 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.clip.towers import ClipTowers
+from model.clip.towers import ClipTowers, TowerRunner
 from model.net import EMCLNet
 from model.runtime.choose import (
     ExportKind,
     Offers,
     PrecisionWish,
+    Runtime,
     RuntimeChoice,
     RuntimeUnavailableError,
     RuntimeWish,
+    Tower,
     choose,
     machine_of,
+    processor,
 )
 from model.runtime.packed import can_pack, pack
 from model.runtime.store import ExportStore
@@ -46,20 +48,25 @@ def install_runtime(
     that was asked for by name. One that ``auto`` would have taken is passed over with a warning.
     """
     offers: Offers = cache(store.offer)
-    choice = choose(wish, precision, machine_of(device), offers)
-    if choice.runtime in ("onnx", "onnx-int8"):
+    choice = choose(wish, precision, machine_of(device), offers, store.fastest_of(processor()))
+    exported = {name: tower.runtime for name, tower in choice.towers.items() if tower.runtime in ("onnx", "onnx-int8")}
+    runner: TowerRunner | None = None
+    if exported:
         try:
-            _install_onnx(net, store, choice)
+            runner = _open_exports(net, store, exported)
         except (ValueError, OSError) as error:
             if wish != "auto":
                 raise
             logger.warning("the export cannot be used: %s", error)
-            choice = replace(choice, runtime="torch", precision="fp32", reason=f"the export is unusable: {error}")
-    if choice.runtime in ("torch", "torch-compiled"):
+            choice = RuntimeChoice.both("torch", "fp32", reason=f"the export is unusable: {error}")
+    runtimes = {tower.runtime for tower in choice.towers.values()}
+    if runner is None or "torch" in runtimes:
         net.clip.set_precision(choice.torch_precision)
-    if choice.runtime == "torch" and can_pack(net.clip):
+    if "torch" in runtimes and can_pack(net.clip):
         pack(net.clip)
-    if choice.runtime == "torch-compiled":
+    if runner is not None:
+        net.clip.run_by(runner, keep_weights="torch" in runtimes)
+    if runtimes == {"torch-compiled"}:
         compiled = CompiledTowers(net.clip)
         compiled.warm()
         net.clip.run_by(compiled, keep_weights=True)
@@ -67,15 +74,39 @@ def install_runtime(
     return choice
 
 
-def _install_onnx(net: EMCLNet, store: ExportStore, choice: RuntimeChoice) -> None:
+def _open_exports(net: EMCLNet, store: ExportStore, exported: Mapping[Tower, Runtime]) -> TowerRunner:
+    """The towers ``exported`` by their exports, the others by PyTorch."""
     from model.runtime.onnx import OnnxTowers
 
-    kind: ExportKind = "onnx-int8" if choice.runtime == "onnx-int8" else "onnx"
-    files = store.verified_files(kind)
-    if not files:
-        raise RuntimeUnavailableError(f"{store.path_of(kind)} names no files; export again: {store.command(kind)}")
-    runner = OnnxTowers(files, trims_text=net.clip.trims_text, one_by_one=kind == "onnx-int8")
-    net.clip.run_by(runner, keep_weights=False)
+    runners: dict[Tower, TowerRunner] = {"text": net.clip, "image": net.clip}
+    opened: dict[Runtime, TowerRunner] = {}
+    for tower, runtime in exported.items():
+        if runtime not in opened:
+            kind: ExportKind = "onnx-int8" if runtime == "onnx-int8" else "onnx"
+            files = store.verified_files(kind)
+            if not files:
+                raise RuntimeUnavailableError(
+                    f"{store.path_of(kind)} names no files; export again: {store.command(kind)}"
+                )
+            wanted = {name: path for name, path in files.items() if exported.get(name) == runtime}
+            opened[runtime] = OnnxTowers(wanted, trims_text=net.clip.trims_text, one_by_one=kind == "onnx-int8")
+        runners[tower] = opened[runtime]
+    return runners["text"] if runners["text"] is runners["image"] else EachTower(runners["text"], runners["image"])
+
+
+class EachTower:
+    """Another runtime for texts than for images."""
+
+    def __init__(self, text: TowerRunner, image: TowerRunner) -> None:
+        self._text, self._image = text, image
+
+    def image_features(self, pixels_NCHW: Tensor) -> Tensor:
+        """Embed normalised pixels: (N, D)."""
+        return self._image.image_features(pixels_NCHW)
+
+    def text_features(self, ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
+        """Embed texts: (B, D)."""
+        return self._text.text_features(ids_BL, lengths_B)
 
 
 class CompiledTowers:

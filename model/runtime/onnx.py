@@ -22,15 +22,14 @@ from model.runtime.choose import RuntimeUnavailableError, has_onnxruntime, missi
 
 
 class OnnxTowers:
-    """Both towers of an export. Safe to call from several threads."""
+    """The towers of an export, both or one. Safe to call from several threads."""
 
     def __init__(self, files: Mapping[Any, Path], *, trims_text: bool, one_by_one: bool) -> None:
-        """Open the files ``text`` and ``image`` with as many threads as PyTorch has now."""
+        """Open the files ``text`` and ``image``, those that there are, with as many threads as PyTorch has now."""
         if not has_onnxruntime():
             raise missing_onnxruntime("this export")
-        self._text = _session(files["text"])
-        self._image = _session(files["image"])
-        self._takes_lengths = len(self._text.get_inputs()) == 2
+        self._sessions = {tower: _session(path) for tower, path in files.items()}
+        self._takes_lengths = "text" in files and len(self._sessions["text"].get_inputs()) == 2
         self._trims_text = trims_text
         self._one_by_one = one_by_one
 
@@ -38,9 +37,8 @@ class OnnxTowers:
         """Embed normalised pixels: (N, D) float32."""
         pixels = np.ascontiguousarray(pixels_NCHW.float().cpu().numpy())
         step = 1 if self._one_by_one else max(1, len(pixels))
-        parts = [
-            self._image.run(None, {"pixels": pixels[start : start + step]})[0] for start in range(0, len(pixels), step)
-        ]
+        session = self._sessions["image"]
+        parts = [session.run(None, {"pixels": pixels[at : at + step]})[0] for at in range(0, len(pixels), step)]
         return torch.from_numpy(np.concatenate(parts))
 
     def text_features(self, ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
@@ -58,7 +56,7 @@ class OnnxTowers:
         inputs = {"ids": np.ascontiguousarray(ids)}
         if self._takes_lengths:
             inputs["lengths"] = lengths
-        return self._text.run(None, inputs)[0]
+        return self._sessions["text"].run(None, inputs)[0]
 
 
 def _session(path: Path) -> Any:

@@ -10,20 +10,19 @@ a reader sees an export wholly or not at all. ``FINGERPRINT`` is the checkpoint'
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 from pydantic import Field, ValidationError
 
 from model.config import Config, problems_of
 from model.durable import sha256_of_file, sync_file, sync_folder, write_atomically
-from model.runtime.choose import ExportKind, Offer
+from model.runtime.choose import ExportKind, Offer, Tower, TowerKind
 
 EXPORT_FORMAT = 1
 DEFAULT_FOLDER = Path("var/exports")
 """Exports of models without a user's checkpoint: demo, open_clip names."""
 
-Tower: TypeAlias = Literal["text", "image"]
 _SHORT = 16
 
 
@@ -48,7 +47,7 @@ class Agreement(Config):
 
 
 class Speed(Config):
-    """How long the samples took, on the machine that exported, with its threads: an impression, no benchmark."""
+    """Median time of a sample, on the machine that exported, with its threads: an impression, not a benchmark."""
 
     text_ms: float
     image_ms: float
@@ -116,6 +115,31 @@ class Export(Config):
     guard: GuardReport
 
 
+class Fastest(Config):
+    """What was measured on one processor: the time of each runtime that may be used, and the fastest for each tower.
+
+    ``failures``: what the guard found wrong with the two together, where they are different ones; then the fastest that
+    is good for both was taken.
+    """
+
+    format: int = EXPORT_FORMAT
+    fingerprint: str = Field(pattern="^[0-9a-f]{64}$")
+    processor: str
+    created: str
+    measured: dict[TowerKind, Speed]
+    fastest: dict[Tower, TowerKind]
+    failures: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """The readable report."""
+        rows = [
+            f"  {kind:<11}{speed.text_ms:7.1f} ms a text{speed.image_ms:8.1f} ms a frame"
+            for kind, speed in self.measured.items()
+        ]
+        texts, frames = self.fastest["text"], self.fastest["image"]
+        return [f"on {self.processor}:", *rows, f"fastest: {texts} for texts, {frames} for frames"]
+
+
 class ExportStore:
     """The exports of one checkpoint in one folder. ``model`` names the checkpoint in messages."""
 
@@ -180,6 +204,27 @@ class ExportStore:
                 )
         return export
 
+    def path_of_fastest(self, processor: str) -> Path:
+        """Where the measurement of a processor is."""
+        return self.folder / f"{self.fingerprint[:_SHORT]}-fastest-{sha256(processor.encode()).hexdigest()[:8]}.json"
+
+    def fastest_of(self, processor: str) -> dict[Tower, TowerKind] | None:
+        """The fastest runtime of each tower on ``processor``; None where that was not measured, or cannot be read."""
+        try:
+            found = Fastest.model_validate_json(self.path_of_fastest(processor).read_bytes())
+        except (OSError, ValidationError):
+            return None  # it is measured again
+        if (found.format, found.fingerprint, found.processor) != (EXPORT_FORMAT, self.fingerprint, processor):
+            return None
+        return found.fastest if found.fastest.keys() == {"text", "image"} else None
+
+    def publish_fastest(self, found: Fastest) -> Path:
+        """Keep a measurement. Returns its path."""
+        path = self.path_of_fastest(found.processor)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, (found.model_dump_json(indent=2) + "\n").encode())
+        return path
+
     def verified_files(self, kind: ExportKind) -> dict[Tower, Path]:
         """Paths of the model files, each read through and compared with its checksum. Raises ``ExportError``."""
         try:
@@ -205,7 +250,10 @@ class ExportStore:
         return ExportedFile(name=name, size_bytes=size, sha256=digest)
 
     def publish(self, export: Export) -> Path:
-        """Put an export in force; files of the one before it are removed. Returns the manifest's path."""
+        """Put an export in force; files of the one before it are removed. Returns the manifest's path.
+
+        Which runtime is the fastest has to be measured again.
+        """
         path = self.path_of(export.kind)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, (export.model_dump_json(indent=2) + "\n").encode())
@@ -214,6 +262,8 @@ class ExportStore:
             # "onnx-*" also matches the files of "onnx-int8".
             if old.name not in kept and old.name.rsplit("-", 2)[0] == f"{self.fingerprint[:_SHORT]}-{export.kind}":
                 old.unlink()
+        for measured in self.folder.glob(f"{self.fingerprint[:_SHORT]}-fastest-*.json"):
+            measured.unlink(missing_ok=True)
         return path
 
 

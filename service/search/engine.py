@@ -606,32 +606,46 @@ def reader_opener(settings: Settings, encoder: Encoder) -> Callable[[], Library]
     )
 
 
-def build_engine(settings: Settings) -> Engine:
-    """Open the store and load its model, or the model that the settings name.
+def build_engine(settings: Settings, say: Callable[[str], None] | None = None) -> Engine:
+    """Open the store and load its model, or the model that the settings name. ``say``: see ``load_model``.
 
     Raises:
         ValueError: there is no store or no such model, or the two do not belong together.
     """
-    return engine_with(settings, load_model(settings))
+    return engine_with(settings, load_model(settings, say))
 
 
-def load_model(settings: Settings) -> Encoder:
-    """The model of the settings' store, or the one that they name. Raises as ``build_engine`` does."""
+def load_model(settings: Settings, say: Callable[[str], None] | None = None) -> Encoder:
+    """The model of the settings' store, or the one that they name. Raises as ``build_engine`` does.
+
+    With ``say``, which gets lines for the terminal, the fastest runtime is looked for if nobody did before.
+    """
     from indexer.store.reader import StoreReader
     from model.encoder import load_encoder
+    from model.export.fastest import NamedModel, at_first_use
 
     limit_threads(settings)
     with StoreReader.open(settings.store) as reader:
         spec = reader.manifest.model_spec
-    named = settings.model is not None
+    of_store = settings.model is None
+    name = spec.model if of_store else settings.model
+    pretrained = settings.pretrained or spec.pretrained if of_store else settings.pretrained
     encoder = load_encoder(
-        settings.model if named else spec.model,
-        pretrained=settings.pretrained if named else settings.pretrained or spec.pretrained,
+        name,
+        pretrained=pretrained,
         device=settings.device,
         precision=settings.precision,
         runtime=settings.runtime,
         exports=settings.exports,
     )
+    if say is not None:
+        encoder = at_first_use(
+            NamedModel(model=name, pretrained=pretrained, exports=settings.exports),
+            encoder,
+            wish=settings.runtime,
+            precision=settings.precision,
+            say=say,
+        )
     logger.info("model %s, fingerprint %s", encoder.config.name, encoder.fingerprint[:12])
     return encoder
 

@@ -1,7 +1,10 @@
 """Exports: the same features and rankings as fp32, kept by fingerprint, judged by the guard, refused when damaged."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -74,7 +77,7 @@ def test_an_export_gives_the_features_of_fp32(runtime, cosine, exports, plain, s
         cosines = (ours * theirs).sum(-1) / np.linalg.norm(ours, axis=-1) / np.linalg.norm(theirs, axis=-1)
         assert cosines.min() > cosine
     assert fast.fingerprint == plain.fingerprint
-    assert fast.runtime.runtime == runtime
+    assert {tower.runtime for tower in fast.runtime.towers.values()} == {runtime}
 
 
 def fast_frames(encoder, samples):
@@ -293,3 +296,21 @@ def test_settings_reach_the_model_that_is_served(tiny_checkpoint, tiny_exports, 
         assert engine.search([]) == []
     finally:
         engine.close()
+
+
+def test_onnxruntime_sends_no_usage_data_unless_asked(exports):
+    """Nor does it start the thread for it, with which no worker could be forked."""
+    code = (
+        "import model, os, sys, torch; from service.workers import check_forkable; torch.set_num_threads(1);"
+        "from model.runtime.onnx import _session; session = _session(sys.argv[1]); check_forkable('it');"
+        "print(os.environ['ORT_DISABLE_TELEMETRY'], os.environ['RAY_USAGE_STATS_ENABLED'])"
+    )
+    path = next(exports.glob("*int8-text*.onnx"))
+    environment = {name: value for name, value in os.environ.items() if "TELEMETRY" not in name and "RAY" not in name}
+    command = [sys.executable, "-c", code, str(path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()) == (0, ["1", "0"]), done.stderr
+    code = "import model, os; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    environment |= {"ORT_DISABLE_TELEMETRY": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0"

@@ -128,7 +128,9 @@ def test_samples_of_ones_own_have_all_their_captions(tmp_path):
 
 def test_the_command_says_what_was_refused_and_fails(outlier_checkpoint, monkeypatch, capsys):
     emcl = emcl_command(monkeypatch, capsys)
-    code, out, err = emcl("export", "--model", str(outlier_checkpoint), "--sample-videos", "20")
+    code, out, err = emcl(
+        "export", "--model", str(outlier_checkpoint), "--runtime", "onnx-int8", "--sample-videos", "20"
+    )
     assert code == 1
     assert "REFUSED: cosine of texts" in out
     assert "is not used for this model" in err

@@ -27,7 +27,7 @@ def machine(base: Machine, **changes) -> Machine:
     return Machine(**{**vars(base), **changes})
 
 
-def choice_of(wish, precision, here, exported=NOTHING):
+def choice_of(wish, precision, here, exported=NOTHING, fastest=None):
     """``exported`` maps what is beside the checkpoint to what is wrong with it, None for nothing."""
 
     def offers(kind):
@@ -35,7 +35,7 @@ def choice_of(wish, precision, here, exported=NOTHING):
             return Offer(exists=False, problem=f"no export of {kind}; make one: emcl export")
         return Offer(exists=True, problem=exported[kind])
 
-    return choose(wish, precision, here, offers)
+    return choose(wish, precision, here, offers, fastest)
 
 
 # -- auto
@@ -75,6 +75,35 @@ def test_auto_says_why_an_export_was_passed_over():
     assert "the guard refused it" in choice_of("auto", "auto", FULL, {"onnx-int8": "the guard refused it"}).reason
     assert "emcl-search[onnx]" in choice_of("auto", "auto", PLAIN, {"onnx": None}).reason
     assert "no instructions" in choice_of("auto", "auto", machine(FULL, int8=False), {"onnx-int8": None}).reason
+
+
+MIXED = {"text": "onnx-int8", "image": "torch-bf16"}
+
+
+def test_auto_goes_by_what_was_measured_for_each_tower():
+    mixed = choice_of("auto", "auto", FULL, ALL, MIXED)
+    assert (mixed.label, mixed.torch_precision) == ("onnx int8 for texts, torch bf16 for frames", "bf16")
+    assert "measured on this processor" in mixed.reason
+    plain = choice_of("auto", "auto", FULL, ALL, {"text": "torch", "image": "torch"})
+    assert plain.label == "torch fp32"  # though exports are there: they were found slower
+
+
+@pytest.mark.parametrize(
+    ("here", "exported", "label"),
+    [
+        (machine(FULL, bf16=False), ALL, "onnx int8"),
+        (machine(FULL, onnxruntime=False), ALL, "torch bf16"),
+        (FULL, {**ALL, "torch-bf16": "the guard refused it"}, "onnx int8"),
+        (CUDA, ALL, "torch bf16"),
+    ],
+)
+def test_what_was_measured_and_cannot_run_any_more_does_not_count(here, exported, label):
+    assert choice_of("auto", "auto", here, exported, MIXED).label == label
+
+
+def test_what_was_measured_does_not_overrule_a_precision_or_a_name():
+    assert choice_of("auto", "fp32", FULL, ALL, MIXED).label == "onnx fp32"
+    assert choice_of("torch", "auto", FULL, ALL, MIXED).label == "torch fp32"
 
 
 # -- by name
