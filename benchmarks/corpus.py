@@ -73,8 +73,10 @@ def write_store(path: Path, *, count: int, dim: int, frames: int) -> Path:
     return path
 
 
-def write_demo_store(path: Path, encoder: Any, *, count: int) -> Path:
-    """A published store of ``count`` segments whose features scatter around captions as the shipped model encodes them.
+def write_demo_store(path: Path, encoder: Any, *, count: int, spec: ModelSpec | None = None) -> Path:
+    """A published store of ``count`` segments whose features scatter around captions as the model encodes them.
+
+    ``spec`` names the model of ``encoder``; the shipped one if it is left out.
 
     Queries in the same words therefore have near neighbours, many others at a distance, and a common direction: the
     distribution that the trained model gives.
@@ -92,7 +94,7 @@ def write_demo_store(path: Path, encoder: Any, *, count: int) -> Path:
         return features
 
     settings = StoreSettings(
-        model_spec=ModelSpec(model="demo"),
+        model_spec=spec or ModelSpec(model="demo"),
         fingerprint=encoder.fingerprint,
         dim=encoder.dim,
         sampling=encoder.config.sampling,

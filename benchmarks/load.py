@@ -3,6 +3,8 @@
     python -m benchmarks.load                        1, 10, 50 and 200 clients, without and with caches, 20 s each
     python -m benchmarks.load --soak 600             50 clients for ten minutes: errors, and memory over time
     python -m benchmarks.load --refusals 20          100 clients that never give up, a queue of 32: who waits how long
+    python -m benchmarks.load --workers 2            one process and several on the same store, 16 clients, in turns
+    python -m benchmarks.load --workers 2 --model ViT-B-32-quickgelu --pretrained FILE    with a model of real size
 
 Load comes from wrk (Debian's package), another process; the service is `emcl serve` over the demo's store. Every
 request is a full search (100 candidates, EM pass, 10 hits). Queries are captions that the generator writes, thousands
@@ -29,6 +31,7 @@ from typing import Any
 CLIENTS = (1, 10, 50, 200)
 COLD, WARM = 20_000, 200
 BATCH = 32
+FEW_CLIENTS = 16
 LUA, REFUSALS_LUA = Path(__file__).with_name("load.lua"), Path(__file__).with_name("refusals.lua")
 HAMMERING, SHORT_QUEUE = 100, 32
 REFUSAL_TARGET_MS = 50
@@ -178,6 +181,73 @@ def refusals(store: Path, files: dict[str, Path], seconds: float) -> dict[str, A
     }
 
 
+def workers(store: Path, files: dict[str, Path], seconds: float, count: int, *, rounds: int = 5) -> dict[str, Any]:
+    """One process and ``count`` of them over one store, up at the same time and asked in turns; what a worker costs.
+
+    wrk takes a part of the cores too, the same for both.
+    """
+    single = Server(store, *NO_CACHES, "--workers", "1")
+    several = Server(store, *NO_CACHES, "--workers", str(count))
+    try:
+        for server in (single, several):
+            wrk(server.url, files["cold"], FEW_CLIENTS, 5)  # warm up
+        pairs = []
+        for number in range(rounds):
+            order = (single, several) if number % 2 else (several, single)
+            found = {id(server): wrk(server.url, files["cold"], FEW_CLIENTS, seconds / rounds) for server in order}
+            pairs.append((found[id(single)], found[id(several)]))
+            print(json.dumps({"one": pairs[-1][0]["per_second"], "several": pairs[-1][1]["per_second"]}), flush=True)
+        ratios = [more["per_second"] / one["per_second"] for one, more in pairs]
+        errors = sum(
+            row[name] for pair in pairs for row in pair for name in ("status_errors", "timeouts", "socket_errors")
+        )
+        processes = _processes(several.process.pid)
+        return {
+            "workers": count,
+            "clients": FEW_CLIENTS,
+            "one_per_second": round(statistics.median(one["per_second"] for one, _ in pairs), 1),
+            "several_per_second": round(statistics.median(more["per_second"] for _, more in pairs), 1),
+            "one_p50_ms": round(statistics.median(one["p50_ms"] for one, _ in pairs), 1),
+            "several_p50_ms": round(statistics.median(more["p50_ms"] for _, more in pairs), 1),
+            "ratio": [round(part, 2) for part in (statistics.median(ratios), min(ratios), max(ratios))],
+            "errors": errors,
+            "one_pss_mib": round(_pss_mib(single.process.pid)),
+            "several_pss_mib": [round(_pss_mib(pid)) for pid in processes],
+        }
+    finally:
+        single.stop()
+        several.stop()
+
+
+def _processes(pid: int) -> list[int]:
+    """A process and all that descend from it."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
+    return [pid, *(found for child in children for found in _processes(int(child)))]
+
+
+def _pss_mib(pid: int) -> float:
+    """A process's share of memory: its own pages, and its part of those that it shares."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8")
+    return int(re.search(r"^Pss:\s+(\d+)", rollup, re.M)[1]) / 1024
+
+
+def store_of(folder: Path, segments: int, model: str | None, pretrained: str | None) -> Path:
+    """The demo's store, or one of drawn segments for another model."""
+    from service.demo import prepare
+
+    if model is None:
+        return prepare(folder, 300, say=print)
+    from benchmarks.corpus import write_demo_store
+    from indexer.store.config import ModelSpec
+    from model.encoder import load_encoder
+
+    store = folder / f"store-{segments}"
+    if not (store / "CURRENT").exists():
+        encoder = load_encoder(model, pretrained=pretrained, device="cpu", runtime="auto", precision="auto")
+        write_demo_store(store, encoder, count=segments, spec=ModelSpec(model=model, pretrained=pretrained))
+    return store
+
+
 def _latencies(text: str) -> tuple[list[float], list[float]]:
     """Milliseconds of answers and of refusals: parts of `answers;refusals` between bars, numbers between commas."""
     kinds: tuple[list[float], list[float]] = ([], [])
@@ -227,18 +297,23 @@ def main() -> None:
     parser.add_argument("--soak", type=float, metavar="SECONDS", help="one load for this long instead")
     parser.add_argument("--clients", type=int, default=50, help="of the soak")
     parser.add_argument("--refusals", type=float, metavar="SECONDS", help="far over capacity for this long instead")
+    parser.add_argument("--workers", type=int, metavar="N", help="one process against N instead")
+    parser.add_argument("--model", help="another model than the demo's, for a store of drawn segments")
+    parser.add_argument("--pretrained", help="tag or weights file of that model")
+    parser.add_argument("--segments", type=int, default=10_000, help="of that store")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     if shutil.which("wrk") is None:
         raise SystemExit("wrk is not installed (Debian: apt-get install wrk)")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from service.demo import prepare
-
-    store = prepare(arguments.folder, 300, say=print)
+    store = store_of(arguments.folder, arguments.segments, arguments.model, arguments.pretrained)
     with tempfile.TemporaryDirectory() as folder:
         files = write_queries(Path(folder))
         if arguments.soak:
             report = soak(store, files, arguments.soak, arguments.clients)
+        elif arguments.workers:
+            report = workers(store, files, arguments.seconds, arguments.workers)
+            print(json.dumps(report, indent=2))
         elif arguments.refusals:
             report = refusals(store, files, arguments.refusals)
             print(json.dumps(report, indent=2))

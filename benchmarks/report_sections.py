@@ -114,6 +114,14 @@ SECTIONS = (
         about="Each size is built and searched in processes of their own; memory is what the kernel counted.",
     ),
     Section(
+        name="graphs",
+        title="Stage 1 beside graphs",
+        run="benchmarks.graphs:measure",
+        threads=0,
+        cap_seconds=300,
+        about="What `--index auto` chooses beside HNSW graphs of FAISS, hnswlib and USearch, where pip installs them.",
+    ),
+    Section(
         name="service memory",
         title="Memory of the service",
         run="benchmarks.report_glue:service_memory",
