@@ -56,7 +56,7 @@ def measure(scale: Scale) -> Iterator[Row]:
     """The section of the report."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_distribution(folder / "vectors.npz", clips=scale.pick(CLIPS, 60), dim=scale.pick(DIM, 64))
+        write_distribution(folder / "vectors.npz", clips=scale.pick(CLIPS, 60), dim=scale.pick(DIM, 128))
         yield from compare(VectorSet.read(folder / "vectors.npz", scale.pick(100_000, 2000)), folder, scale.pick(60, 5))
 
 
