@@ -33,12 +33,20 @@ class Wanted:
     """Which segments may be answers: a predicate, never a list of all that match. The default lets everything through.
 
     ``tags``: the video has all of them. ``min_seconds``, ``max_seconds``: bounds of the video's duration, inclusive.
-    ``video_ids``: the video is one of these. ``without_videos`` and ``without_segments`` are left out.
+    ``recorded_from``, ``recorded_until``: Unix seconds, the first inclusive, the last not. ``folder``: a file of the
+    video is in this folder or below. ``camera``: part of the make and model, whatever its case. ``min_height``: pixels
+    of the shorter side at least. ``video_ids``: the video is one of these. ``without_videos`` and ``without_segments``
+    are left out.
     """
 
     tags: tuple[str, ...] = ()
     min_seconds: float | None = None
     max_seconds: float | None = None
+    recorded_from: float | None = None
+    recorded_until: float | None = None
+    folder: str | None = None
+    camera: str | None = None
+    min_height: int | None = None
     video_ids: tuple[str, ...] | None = None
     without_videos: tuple[str, ...] = ()
     without_segments: tuple[int, ...] = ()

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from service.schemas.search import SearchAnswer
     from service.search.engine import Engine
     from service.search.live_index import LiveIndex
-    from service.search.values import Ranking, SearchQuery
+    from service.search.values import Ranking, SearchQuery, VideoFilter
     from service.workers import WorkerPlace
 
 logger = logging.getLogger("service.cli")  # not "__main__", which it is when run with -m
@@ -428,6 +428,17 @@ def search(
     tag: Annotated[list[str] | None, typer.Option(help="Only videos with this tag; may be repeated.")] = None,
     min_seconds: Annotated[float | None, typer.Option(help="Only videos at least this long.")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="Only videos at most this long.")] = None,
+    after: Annotated[
+        str | None, typer.Option(metavar="DATE", help="Only videos recorded on this date or later, such as 2024-05-01.")
+    ] = None,
+    before: Annotated[
+        str | None, typer.Option(metavar="DATE", help="Only videos recorded on this date or earlier.")
+    ] = None,
+    folder: Annotated[Path | None, typer.Option(help="Only videos with a file in this folder or below.")] = None,
+    camera: Annotated[str | None, typer.Option(help="Only videos of cameras with this in their make or model.")] = None,
+    min_height: Annotated[
+        int | None, typer.Option(min=1, help="Only videos whose shorter side has so many pixels, such as 1080.")
+    ] = None,
     min_confidence: Annotated[
         float, typer.Option(help="Leave out hits that fit less well: 0 to 1 (see docs/search.md).")
     ] = 0.0,
@@ -453,7 +464,7 @@ def search(
     """Search an index with words, or with a video."""
     from service.schemas.search import SearchAnswer
     from service.search.engine import build_engine
-    from service.search.values import Ranking, SearchQuery, VideoFilter
+    from service.search.values import Ranking, SearchQuery
 
     if sum(given is not None for given in (text, video, image)) != 1:
         raise typer.BadParameter("give words, --video FILE or --image FILE, one of them")
@@ -473,10 +484,19 @@ def search(
         min_confidence=min_confidence,
         fusion=fusion,
     )
+    wanted = _filter_of(
+        tags=tag or [],
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
+        recorded_after=after,
+        recorded_before=before,
+        folder=None if folder is None else str(folder.expanduser().absolute()),
+        camera=camera,
+        min_height=min_height,
+    )
     if fusion == "text":
         if text is None:
             raise typer.BadParameter("--fusion text needs words: a video has none to look for")
-        wanted = VideoFilter(tags=tuple(tag or ()), min_seconds=min_seconds, max_seconds=max_seconds)
         query = SearchQuery(text=text, ranking=ranking, filter=wanted)
         shown = _Shown(as_json=as_json, print0=print0, open_best=open_best, save=save, frame_rate=frame_rate)
         _search_words(load_settings(options), query, shown)
@@ -490,7 +510,6 @@ def search(
         if upload is not None:
             _search_by_upload(engine, upload, ranking, as_json, is_picture=image is not None)
             return
-        wanted = VideoFilter(tags=tuple(tag or ()), min_seconds=min_seconds, max_seconds=max_seconds)
         query = SearchQuery(text=text, ranking=ranking, filter=wanted)
         engine.limits.check_search(query)
         if min_confidence > 0:
@@ -541,6 +560,20 @@ def _print_paths(hits: Sequence[HitOut], live: LiveIndex) -> None:
                 typer.echo(printable(f"note: the file of {hit.title} is not there"), err=True)
                 continue
             typer.echo(os.fsencode(path.absolute()) + b"\0", nl=False)
+
+
+def _filter_of(**given: Any) -> VideoFilter:
+    """The filter of options that are named as in the API. Raises ``typer.BadParameter`` for dates that are none."""
+    from pydantic import ValidationError
+
+    from service.schemas.search import FilterIn
+
+    try:
+        return FilterIn(**given).to_filter()
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = {"recorded_after": "--after", "recorded_before": "--before"}.get(str(first["loc"][0]), first["loc"][0])
+        raise typer.BadParameter(f"{option}: {first['msg'].removeprefix('Value error, ')}") from error
 
 
 def _check_saving(target: Path, video: Path | None, k: int) -> None:

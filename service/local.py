@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
-from service.search.values import Fusion, Hit, Ranking, Rerank, SearchQuery, UploadQuery, VideoFilter
+from service.schemas.search import FilterIn
+from service.search.values import Fusion, Hit, Ranking, Rerank, SearchQuery, UploadQuery
 from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -176,14 +177,30 @@ class LocalLibrary:
         tags: Sequence[str] = (),
         min_seconds: float | None = None,
         max_seconds: float | None = None,
+        recorded_after: str | None = None,
+        recorded_before: str | None = None,
+        folder: str | Path | None = None,
+        camera: str | None = None,
+        min_height: int | None = None,
         rerank: Rerank = "emcl",
         fusion: Fusion = "auto",
     ) -> Results[VideoHit]:
         """The best ``k`` videos for a text, each with its best segment. Raises ``ValueError`` for an unusable query.
 
-        ``fusion``: by pictures and words (`auto`), or either alone (`visual`, `text`).
+        ``recorded_after`` and ``recorded_before`` are dates, or dates and times (ISO 8601), inclusive; ``folder`` is
+        where a file of the video is, or above; ``camera`` a part of its make and model; ``min_height`` the least
+        pixels of the shorter side. ``fusion``: by pictures and words (`auto`), or either alone (`visual`, `text`).
         """
-        wanted = VideoFilter(tags=tuple(tags), min_seconds=min_seconds, max_seconds=max_seconds)
+        wanted = FilterIn(
+            tags=list(tags),
+            min_seconds=min_seconds,
+            max_seconds=max_seconds,
+            recorded_after=recorded_after,
+            recorded_before=recorded_before,
+            folder=None if folder is None else str(Path(folder).expanduser().absolute()),
+            camera=camera,
+            min_height=min_height,
+        ).to_filter()
         return self._search(SearchQuery(text=text, ranking=Ranking(k=k, rerank=rerank, fusion=fusion), filter=wanted))
 
     def similar(self, video_id: str, *, k: int = 10, rerank: Rerank = "emcl") -> Results[VideoHit]:

@@ -85,8 +85,12 @@ def tiny_encoder(tiny_config):
 
 @pytest.fixture(scope="session")
 def clip_store(tmp_path_factory, tiny_encoder):
-    """Six generated clips in ``clips/``, indexed in ``store/`` with the tiny model: two captions and two tags each."""
+    """Six generated clips in ``clips/``, indexed in ``store/`` with the tiny model: two captions and two tags each.
+
+    They say that they were recorded at noon of the first day of six months, those of even numbers by a Canon.
+    """
     import hashlib
+    from datetime import UTC, datetime
 
     from indexer.locations import Location
     from indexer.store.config import ModelSpec, StoreSettings
@@ -94,6 +98,7 @@ def clip_store(tmp_path_factory, tiny_encoder):
     from model.demo.captions import captions_of
     from model.demo.corpus import write_clip
     from model.demo.scene import make_scene
+    from model.video.recording import Recording
     from model.video.sampling import decode
 
     folder = tmp_path_factory.mktemp("clip_store")
@@ -132,6 +137,10 @@ def clip_store(tmp_path_factory, tiny_encoder):
                 height=batch.height,
                 reason=None,
                 segments=[segment],
+                recording=Recording(
+                    recorded_seconds=datetime(2024, 1 + number, 1, 12, tzinfo=UTC).timestamp(),
+                    camera="Canon EOS R5" if number % 2 == 0 else None,
+                ),
             )
             writer.add_videos([video])
             captions = captions_of(scene, 0, number)[:2]

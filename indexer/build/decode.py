@@ -21,6 +21,7 @@ from indexer.sources.transcripts import checked, language_of, plain
 from indexer.store.records import TranscriptRow
 from model.clip.preprocess import Preprocess
 from model.config import SamplingConfig
+from model.video.recording import UNKNOWN_RECORDING, Recording
 from model.video.types import ROUNDING_SECONDS, DecodeLimits, VideoInfo
 
 SHORTEST_TAIL = 0.25
@@ -62,7 +63,8 @@ class DecodedSegment:
 class OpenedVideo:
     """What the first task of a video finds: its facts, the windows that it is cut into, and the first of them.
 
-    ``notes`` are for users: how it was read; ``transcripts`` are the subtitle tracks of the file.
+    ``notes`` are for users: how it was read; ``transcripts`` are the subtitle tracks of the file, ``recording`` says
+    when, where and with what it was recorded.
     """
 
     duration_seconds: float
@@ -72,6 +74,7 @@ class OpenedVideo:
     first: DecodedSegment
     notes: tuple[str, ...] = ()
     transcripts: tuple[TranscriptRow, ...] = ()
+    recording: Recording = UNKNOWN_RECORDING
 
 
 def windows_of(duration_seconds: float, segment_seconds: float, times: npt.NDArray[np.float64]) -> list[Window]:
@@ -122,6 +125,7 @@ def open_video(location: Location, settings: DecodeSettings) -> OpenedVideo:
         first=first,
         notes=(*info.notes, *notes),
         transcripts=transcripts,
+        recording=info.recording,
     )
 
 

@@ -110,6 +110,7 @@ class _Assembly:
             reason="; ".join(notes) or None,
             segments=sorted(self.done, key=lambda segment: segment.number),
             transcripts=self.opened.transcripts,
+            recording=self.opened.recording,
         )
 
 

@@ -26,8 +26,9 @@ from indexer.locations import Location, SourceRow, possible_sources
 from indexer.store import media, sql, transcripts, words
 from indexer.store.config import StoreSettings
 from indexer.store.records import CaptionRow, Origin, SegmentRow, TranscriptRow, VideoRow, VideoState
-from indexer.store.schema import WITH_TRANSCRIPTS, check_format, database_uri, migrate
+from indexer.store.schema import WITH_RECORDINGS, WITH_TRANSCRIPTS, check_format, database_uri, migrate
 from indexer.store.shards import CAPTIONS, FRAMES, POOLED, Place
+from model.video.recording import Recording
 
 SHORTEST_ID = 8
 """Digits of a video id that are enough to name it."""
@@ -162,6 +163,16 @@ class CatalogueReader:
                 TranscriptRow(language=language, origin=origin, source=source, version=version, cues=tuple(cues))
             )
         return found
+
+    def recording(self, video_id: str) -> Recording:
+        """When, where and with what a video was recorded, as far as it is known."""
+        if not self._has_table("recordings"):
+            return Recording()
+        query = "SELECT recorded, camera, latitude, longitude FROM recordings WHERE video_id = ?"
+        row = self.connection.execute(query, (video_id,)).fetchone()
+        if row is None:
+            return Recording()
+        return Recording(recorded_seconds=row[0], camera=row[1], latitude=row[2], longitude=row[3])
 
     def titles(self) -> dict[str, str]:
         """The titles that videos were given."""
@@ -381,6 +392,12 @@ class Catalogue(CatalogueReader):
             " frames, crc32, pooled_shard, pooled_row, pooled_crc32) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [_segment_values(video.video_id, segment) for segment in video.segments],
         )
+        said = video.recording
+        self.connection.execute(
+            "INSERT OR REPLACE INTO recordings VALUES (?1, ifnull(?2,"
+            " (SELECT min(modified_ns) / 1e9 FROM locations WHERE video_id = ?1)), ?3, ?4, ?5)",
+            (video.video_id, said.recorded_seconds, said.camera, said.latitude, said.longitude),
+        )
         known = self.transcript_sources(video.video_id)
         for transcript in video.transcripts:
             if transcript.language not in known:
@@ -489,6 +506,7 @@ PLACES = {
 # Versions of the catalogue; a copy that an earlier one made has no such table.
 _FIRST_VERSIONS = {"titles": 2, "sources": 3, "inodes": 6, "documents": WITH_TRANSCRIPTS}
 _FIRST_VERSIONS |= dict.fromkeys(("transcripts", "cues"), WITH_TRANSCRIPTS)
+_FIRST_VERSIONS["recordings"] = WITH_RECORDINGS
 
 _EQUAL_TABLES = {
     table: sql.exists(sql.differing(*(sql.select("*", sql.table(table, schema)) for schema in ("main", "copy"))))
@@ -500,6 +518,7 @@ _EQUAL_TABLES = {
         "locations",
         "tags",
         "segments",
+        "recordings",
         "captions",
         "sources",
         "inodes",

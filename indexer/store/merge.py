@@ -257,6 +257,7 @@ def _video(store: _Input, video_id: str) -> EncodedVideo:
         height=height,
         reason=reason,
         segments=list(_segments(store, video_id)),
+        recording=store.catalogue.recording(video_id),
     )
 
 

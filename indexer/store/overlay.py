@@ -22,19 +22,24 @@ import numpy.typing as npt
 from indexer.errors import Damaged
 from indexer.store import sql
 from indexer.store.config import Counts
-from indexer.store.schema import check_format, database_uri, migrate
+from indexer.store.schema import WITH_RECORDINGS, check_format, database_uri, migrate
 from indexer.store.snapshot import CAPTION_PLACES, SEGMENT_PLACES
 
 Places = npt.NDArray[np.void]
 IdArray = npt.NDArray[np.int64]
 
-VIDEO_TABLES = ("videos", "titles", "locations", "tags", "segments")
+VIDEO_TABLES = ("videos", "titles", "locations", "tags", "segments", "recordings")
 _FIRST_WITH_LOG = 2  # version of the catalogue
+_FIRST_WITH = {"titles": _FIRST_WITH_LOG, "recordings": WITH_RECORDINGS}
 
 _LOGGED = "(SELECT since FROM store.change_log) <= :base"
 _CHANGED = """
 INSERT INTO changed_videos SELECT video_id, revision FROM store.changed_videos WHERE revision > :base;
 INSERT INTO changed_captions SELECT caption_id, revision FROM store.changed_captions WHERE revision > :base
+"""
+_TIMES_OF_FILES = """
+INSERT INTO recordings SELECT video_id, min(modified_ns) / 1e9, NULL, NULL, NULL FROM locations
+WHERE video_id IN (SELECT video_id FROM videos WHERE state = 'indexed') GROUP BY video_id
 """
 _CHANGED_CAPTIONS = """
 INSERT INTO captions SELECT * FROM store.captions WHERE video_id IN (SELECT video_id FROM changed_videos);
@@ -129,10 +134,12 @@ def derive(catalogue: Path, base: Path, base_revision: int, known: int | None = 
 def changed_by_comparison(database: sqlite3.Connection, version: int) -> None:
     """Find the changed videos and captions by comparing all rows: what the log of changes says, without the log."""
     for table in (*VIDEO_TABLES, "captions"):
-        if table == "titles" and version < _FIRST_WITH_LOG:
+        if version < _FIRST_WITH.get(table, 0):
             continue
         now, then = (sql.select("*", sql.table(table, schema)) for schema in ("store", "base"))
-        if table == "titles" and _version(database, "base") < _FIRST_WITH_LOG:
+        if _version(database, "base") < _FIRST_WITH.get(table, 0):
+            if table == "recordings":
+                continue  # what was recorded without the table is what the files say: no change
             then = "SELECT NULL, NULL WHERE 0"
         differing = f"({sql.differing(now, then)})"
         videos = sql.select("video_id, 0", differing, "video_id IS NOT NULL")
@@ -215,9 +222,11 @@ def _derive(database: sqlite3.Connection, base_revision: int, path: Path) -> Ove
 
 def _copy_changed(database: sqlite3.Connection, version: int) -> None:
     for table in VIDEO_TABLES:
-        if table != "titles" or version >= _FIRST_WITH_LOG:
+        if version >= _FIRST_WITH.get(table, 0):
             changed = sql.within("video_id", "SELECT video_id FROM changed_videos")
             database.execute(sql.insert(table, sql.select("*", sql.table(table, "store"), changed)))
+    if version < WITH_RECORDINGS:
+        database.execute(_TIMES_OF_FILES)
     for statement in _CHANGED_CAPTIONS.split(";"):  # not executescript: that would end the transaction
         database.execute(statement)
 

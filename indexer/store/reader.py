@@ -235,12 +235,7 @@ class StoreReader:
         return self.counts.segments if wanted.is_everything else len(self.matching(wanted))
 
     def _select(self, wanted: Wanted) -> IdArray:
-        return self.select_segments(
-            tags=wanted.tags,
-            min_seconds=wanted.min_seconds,
-            max_seconds=wanted.max_seconds,
-            video_ids=wanted.video_ids,
-        )
+        return self._snapshot.select_segments(wanted)
 
     def search_captions(self, queries_QD: FloatArray, k: int) -> tuple[FloatArray, IdArray]:
         """The k nearest captions of each query, as ``search_videos`` does for segments."""
@@ -429,7 +424,14 @@ class StoreReader:
         The video has all of ``tags``, lasts between ``min_seconds`` and ``max_seconds`` (both inclusive), and is one
         of ``video_ids``.
         """
-        return self._snapshot.select_segments(tags, min_seconds, max_seconds, video_ids)
+        return self._snapshot.select_segments(
+            Wanted(
+                tags=tuple(tags),
+                min_seconds=min_seconds,
+                max_seconds=max_seconds,
+                video_ids=None if video_ids is None else tuple(video_ids),
+            )
+        )
 
     def segment_ids(self) -> IdArray:
         """``(N,)`` ids of all segments, ascending."""

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from indexer.sources.transcripts import Cue
 from indexer.store.shards import Place
+from model.video.recording import UNKNOWN_RECORDING, Recording
 from model.video.types import CLOCK_NOTE
 
 VideoState = Literal["pending", "indexed", "failed"]
@@ -21,8 +22,9 @@ Origin = Literal["http", "file", "speech", "track"]
 """Where a transcript came from: a request, a file, speech recognition, or a subtitle track of the video itself. What
 stands first here is not replaced by what stands behind it."""
 
-VideoOrder = Literal["id", "newest", "title", "longest", "shortest"]
+VideoOrder = Literal["id", "newest", "recorded", "title", "longest", "shortest"]
 """``newest``: the videos that were encoded last come first; those without segments (failed, pending) come at the end.
+``recorded``: those recorded last come first.
 Ties, and ``id``, are in the order of ids."""
 
 
@@ -58,7 +60,8 @@ class Video:
     ``paths`` holds every place where these bytes were found, ``path`` the first of them, None once the content of the
     only one was replaced. ``duration_seconds``, ``width`` and ``height`` are None unless ``state`` is
     ``indexed``. ``title`` is what it was called, else the name of its file without the ending. ``reason`` says why a
-    video failed, or what could not be read of one that was indexed.
+    video failed, or what could not be read of one that was indexed. ``recording`` says when, where and with what it was
+    recorded; its time is that of the file where the video itself says none.
     """
 
     video_id: str
@@ -74,6 +77,7 @@ class Video:
     reason: str | None
     segments: tuple[Segment, ...]
     captions: tuple[Caption, ...]
+    recording: Recording = UNKNOWN_RECORDING
 
     @property
     def has_broken_clock(self) -> bool:
@@ -104,6 +108,7 @@ class VideoRow:
     reason: str | None
     segments: Sequence[SegmentRow]
     transcripts: Sequence[TranscriptRow] = ()
+    recording: Recording = UNKNOWN_RECORDING
 
 
 @dataclass(frozen=True, kw_only=True)

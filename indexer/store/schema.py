@@ -44,6 +44,9 @@ WITH_WORDS = 7
 WITH_TRANSCRIPTS = 8
 """The first version of the catalogue that has transcripts, whose cues are documents with times."""
 
+WITH_RECORDINGS = 9
+"""The first version of the catalogue that knows when, where and with what videos were recorded."""
+
 MIGRATIONS = (
     """
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
@@ -199,6 +202,28 @@ MIGRATIONS = (
     """,
             ";".join(
                 _logged("transcripts", event, row)
+                for event, row in (("INSERT", "new"), ("UPDATE", "old"), ("UPDATE", "new"), ("DELETE", "old"))
+            ),
+        )
+    ),
+    "\n".join(
+        (
+            """
+    -- Times in Unix seconds. Of videos that were indexed before, only the file's time is known. Filled before changes
+    -- are logged: a generation without this table is read with the same times (indexer.store.snapshot).
+    CREATE TABLE recordings (
+        video_id TEXT PRIMARY KEY REFERENCES videos ON DELETE CASCADE,
+        recorded REAL,
+        camera TEXT,
+        latitude REAL,
+        longitude REAL
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO recordings SELECT video_id, min(modified_ns) / 1e9, NULL, NULL, NULL FROM locations
+        WHERE video_id IN (SELECT video_id FROM videos WHERE state = 'indexed') GROUP BY video_id;
+    CREATE INDEX recordings_by_time ON recordings (recorded);
+    """,
+            ";".join(
+                _logged("recordings", event, row)
                 for event, row in (("INSERT", "new"), ("UPDATE", "old"), ("UPDATE", "new"), ("DELETE", "old"))
             ),
         )

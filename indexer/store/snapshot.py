@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,10 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.errors import Damaged
+from indexer.library import Wanted
 from indexer.store import media, sql
 from indexer.store.config import Counts
 from indexer.store.records import Caption, Segment, Video, VideoOrder, VideoState
 from indexer.store.schema import database_uri
+from model.video.recording import Recording
 
 T = TypeVar("T")
 Places = npt.NDArray[np.void]
@@ -36,6 +39,7 @@ _COLUMNS = {
     "titles": "video_id, title",
     "locations": "path, video_id, size_bytes, modified_ns",
     "tags": "video_id, tag",
+    "recordings": "video_id, recorded, camera, latitude, longitude",
     "segments": "segment_id, video_id, number, start_seconds, end_seconds, timestamps_seconds, shard, row, frames,"
     " pooled_shard, pooled_row",
     "captions": "caption_id, video_id, text, shard, row",
@@ -56,9 +60,19 @@ SELECT caption_id, video_id, text FROM searchable_captions WHERE video_id = ? OR
 _SEGMENT_WINDOWS = "segment_id, video_id, number, start_seconds, end_seconds, timestamps_seconds"
 # The first catalogues had no titles.
 _NO_TITLES = "CREATE TEMP TABLE titles (video_id TEXT PRIMARY KEY, title TEXT NOT NULL)"
+# Nor was it known when videos were recorded: then the time of the file counts, as for a video that does not say.
+_NO_RECORDINGS = """
+SELECT video_id, min(modified_ns) / 1e9 AS recorded, NULL AS camera, NULL AS latitude, NULL AS longitude
+FROM main.locations WHERE video_id IN (SELECT video_id FROM main.videos WHERE state = 'indexed') GROUP BY video_id
+"""
 _VIDEO = """
 SELECT video_id, duration_seconds, width, height, size_bytes, state, reason,
-    (SELECT title FROM titles t WHERE t.video_id = v.video_id) FROM videos v
+    (SELECT title FROM titles t WHERE t.video_id = v.video_id),
+    (SELECT r.recorded FROM recordings r WHERE r.video_id = v.video_id),
+    (SELECT r.camera FROM recordings r WHERE r.video_id = v.video_id),
+    (SELECT r.latitude FROM recordings r WHERE r.video_id = v.video_id),
+    (SELECT r.longitude FROM recordings r WHERE r.video_id = v.video_id)
+FROM videos v
 """
 _TITLE = """contains(?, (SELECT title FROM titles t WHERE t.video_id = v.video_id),
     (SELECT min(path) FROM locations l WHERE l.video_id = v.video_id))"""
@@ -69,6 +83,7 @@ _NEWEST = "(SELECT s.segment_id FROM segments s WHERE s.video_id = v.video_id OR
 _ORDERS: dict[VideoOrder, str] = {
     "id": "",
     "newest": f"{_NEWEST} DESC NULLS LAST, ",
+    "recorded": "(SELECT r.recorded FROM recordings r WHERE r.video_id = v.video_id) DESC NULLS LAST, ",
     "title": f"{_TITLE_KEY}, ",
     "longest": "v.duration_seconds DESC NULLS LAST, ",
     "shortest": "v.duration_seconds ASC NULLS LAST, ",
@@ -227,28 +242,47 @@ class Snapshot:
         """How many searchable captions a video has."""
         return self._value("SELECT count(*) FROM searchable_captions WHERE video_id = ?", (video_id,))
 
-    def select_segments(
-        self, tags: Sequence[str], min_seconds: float | None, max_seconds: float | None, video_ids: Sequence[str] | None
-    ) -> IdArray:
-        """Ids of the segments of the videos that match every condition given; see ``StoreReader.select_segments``."""
+    def select_segments(self, wanted: Wanted) -> IdArray:
+        """Ids, ascending, of the segments that ``wanted`` lets through, apart from its exceptions."""
         found = []
         for schema, left_out in _LAYERS if self._overlay is not None else _LAYERS[:1]:
             # Layer by layer: SQLite would build each view as a whole to join them.
-            where, values = _video_conditions("indexed", tags, None, schema)
+            where, values = _video_conditions("indexed", wanted.tags, None, schema)
             conditions = [where] if self._overlay is None else [where, left_out]
-            if min_seconds is not None:
-                conditions.append("v.duration_seconds >= ?")
-                values.append(min_seconds)
-            if max_seconds is not None:
-                conditions.append("v.duration_seconds <= ?")
-                values.append(max_seconds)
+            for condition, bound in self._conditions(wanted, schema):
+                conditions.append(condition)
+                values += bound
             layer = f"{sql.table('segments', schema)} JOIN {sql.table('videos', schema)} v USING (video_id)"
             query = sql.select("segment_id", layer, " AND ".join(conditions))
-            if video_ids is None:
+            if wanted.video_ids is None:
                 found += self._rows(query, values)
             else:
-                found += self._by_ids(f"{query} AND video_id IN", video_ids, values)
+                found += self._by_ids(f"{query} AND video_id IN", wanted.video_ids, values)
         return np.unique(np.array([row[0] for row in found], dtype=np.int64))
+
+    def _conditions(self, wanted: Wanted, schema: str) -> Iterator[tuple[str, list[object]]]:
+        """Conditions on a video ``v`` other than its tags, each with its values."""
+        if wanted.min_seconds is not None:
+            yield "v.duration_seconds >= ?", [wanted.min_seconds]
+        if wanted.max_seconds is not None:
+            yield "v.duration_seconds <= ?", [wanted.max_seconds]
+        if wanted.min_height is not None:
+            yield "min(v.width, v.height) >= ?", [wanted.min_height]
+        for condition, bound in (
+            ("r.recorded >= ?", wanted.recorded_from),
+            ("r.recorded < ?", wanted.recorded_until),
+            ("contains_text(?, r.camera)", None if wanted.camera is None else wanted.camera.casefold()),
+        ):
+            if bound is not None:
+                recordings = sql.table("recordings", schema) if self._knows(schema) else f"({_NO_RECORDINGS})"
+                yield sql.within("v.video_id", sql.select("r.video_id", f"{recordings} r", condition)), [bound]
+        if wanted.folder is not None:
+            places = f"{sql.table('locations', schema)} l"
+            inside = "l.path = ? OR (l.path >= ? AND l.path < ?)"  # a range, so that the index of paths serves
+            folder = wanted.folder.rstrip("/") or "/"
+            below = folder if folder == "/" else f"{folder}/"
+            bounds: list[object] = [folder, below, below[:-1] + chr(ord("/") + 1)]
+            yield sql.within("v.video_id", sql.select("l.video_id", places, inside)), bounds
 
     def filter_fields(self, ids: Sequence[int]) -> list[tuple[str, float, tuple[str, ...]]]:
         """Video id, duration and tags of segments; see ``StoreReader.filter_fields``."""
@@ -261,6 +295,14 @@ class Snapshot:
         named = [_existing(video_of, number, "segment") for number in ids]
         return [(video_id, float(seconds[video_id]), tuple(sorted(tags[video_id]))) for video_id in named]
 
+    def _knows(self, schema: str) -> bool:
+        """Whether a layer has the table of recordings; the catalogue's copy of an earlier program has not."""
+        return schema == "overlay" or self._copy_knows
+
+    @cached_property
+    def _copy_knows(self) -> bool:
+        return bool(self._value("SELECT count(*) FROM main.sqlite_schema WHERE name = 'recordings'"))
+
     def caption_ids_of(self, video_ids: Sequence[str]) -> IdArray:
         """Ids, ascending, of all captions of some videos."""
         rows = self._by_ids("SELECT caption_id FROM captions WHERE video_id IN", video_ids)
@@ -270,7 +312,7 @@ class Snapshot:
         return [self._video(row) for row in self._rows(f"{_VIDEO} {tail}", values)]
 
     def _video(self, row: Sequence[Any]) -> Video:
-        video_id, duration, width, height, size, state, reason, title = row
+        video_id, duration, width, height, size, state, reason, title, recorded, camera, latitude, longitude = row
 
         def select(query: str) -> list[tuple[Any, ...]]:
             return self._rows(query, (video_id,))
@@ -293,6 +335,7 @@ class Snapshot:
             reason=reason,
             segments=tuple(_segment(r) for r in segments),
             captions=tuple(Caption(caption_id=c, video_id=video_id, text=t) for c, t in captions),
+            recording=Recording(recorded_seconds=recorded, camera=camera, latitude=latitude, longitude=longitude),
         )
 
     def _connection(self) -> sqlite3.Connection:
@@ -376,6 +419,10 @@ def _contains(wanted: str, title: str | None, path: str | None) -> bool:
     return wanted in title_of(title, path, "").casefold()
 
 
+def _contains_text(wanted: str, text: str | None) -> bool:
+    return text is not None and wanted in text.casefold()
+
+
 def order_of_title(title: str | None, path: str | None, video_id: str) -> str:
     """Sorts titles as people do: whatever their case, and numbers in them by value (to 20 digits)."""
     name = title_of(title, path, video_id).casefold()
@@ -385,17 +432,24 @@ def order_of_title(title: str | None, path: str | None, video_id: str) -> str:
 def _prepare(connection: sqlite3.Connection, overlay: bytes | None) -> None:
     """Make every table readable under its own name: through a view where an overlay covers it."""
     connection.create_function("contains", 3, _contains, deterministic=True)
+    connection.create_function("contains_text", 2, _contains_text, deterministic=True)
     connection.create_function("title_key", 3, order_of_title, deterministic=True)
     tables = {row[0] for row in connection.execute("SELECT name FROM main.sqlite_schema")}
     if overlay is None:
         if "titles" not in tables:
             connection.execute(_NO_TITLES)
+        if "recordings" not in tables:
+            connection.execute(sql.view("recordings", _NO_RECORDINGS))
         return
     connection.execute("ATTACH ':memory:' AS overlay")
     connection.deserialize(overlay, name="overlay")
     for table, columns in _COLUMNS.items():
         kept = sql.select(columns, sql.table(table, "main"), _KEPT.get(table, _UNCHANGED))
         changed = sql.select(columns, sql.table(table, "overlay"))
+        if table == "recordings" and table not in tables:
+            kept = sql.select(columns, f"({_NO_RECORDINGS})", _UNCHANGED)
+            connection.execute(sql.view(table, f"{kept} UNION ALL {changed}"))
+            continue
         connection.execute(sql.view(table, f"{kept} UNION ALL {changed}" if table in tables else changed))
     connection.execute(sql.view("segment_windows", sql.select(_SEGMENT_WINDOWS, "temp.segments")))
     connection.execute(

@@ -34,6 +34,7 @@ from indexer.store.catalogue import Catalogue, CatalogueReader
 from indexer.store.config import Manifest, StoreSettings, refuse_differences
 from indexer.store.records import CaptionRow, SegmentRow, TranscriptRow, VideoRow
 from indexer.store.shards import CAPTIONS, FRAMES, POOLED, SHARD_BYTES, SHARD_KINDS, ShardWriter, to_half
+from model.video.recording import UNKNOWN_RECORDING, Recording
 
 if TYPE_CHECKING:
     from model.emcl.em import FrozenMap
@@ -87,7 +88,7 @@ class EncodedSegment:
 class EncodedVideo:
     """A video with all its segments. ``reason`` notes what could not be read of it, None if all could.
 
-    ``transcripts`` are of its own subtitle tracks.
+    ``transcripts`` are of its own subtitle tracks, ``recording`` is what it says about itself.
     """
 
     video_id: str
@@ -98,6 +99,7 @@ class EncodedVideo:
     reason: str | None
     segments: Sequence[EncodedSegment]
     transcripts: Sequence[TranscriptRow] = ()
+    recording: Recording = UNKNOWN_RECORDING
 
 
 class StoreWriter:
@@ -328,6 +330,7 @@ class StoreWriter:
             reason=video.reason,
             segments=[self._append_segment(video, segment) for segment in video.segments],
             transcripts=video.transcripts,
+            recording=video.recording,
         )
 
     def _append_segment(self, video: EncodedVideo, segment: EncodedSegment) -> SegmentRow:

@@ -37,6 +37,7 @@ import numpy as np
 
 from model.video import decord, pyav
 from model.video.container import OpenVideo, open_video
+from model.video.recording import recording_of
 from model.video.timeline import PacketTable, measure_end, scan
 from model.video.types import (
     ROUNDING_SECONDS,
@@ -99,6 +100,7 @@ def probe(source: Source, limits: DecodeLimits = NO_LIMITS) -> VideoInfo:
             frame_rate=video.frame_rate,
             rotation_degrees=pyav.rotation_degrees(matrix),
             notes=video.notes(),
+            recording=recording_of(video.container.metadata, video.stream.metadata),
         )
 
 

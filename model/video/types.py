@@ -19,6 +19,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from model.video.recording import UNKNOWN_RECORDING, Recording
+
 Source: TypeAlias = "str | os.PathLike[str] | bytes"
 Backend: TypeAlias = Literal["auto", "pyav", "decord"]
 
@@ -108,6 +110,7 @@ class VideoInfo:
     ``rotation_degrees`` is the clockwise turn (0, 90, 180 or 270) that made them upright. ``codec`` is FFmpeg's name
     (``h264``, ``hevc``, ``vp9``, ``av1``, …), ``frame_rate`` the average number of frames per second (0 if unknown).
     ``notes`` say what a person should know: where times were made continuous, and streams that are not read.
+    ``recording`` is what the container says about when, where and with what it was recorded.
     """
 
     duration_seconds: float
@@ -117,6 +120,7 @@ class VideoInfo:
     frame_rate: float
     rotation_degrees: int
     notes: tuple[str, ...] = ()
+    recording: Recording = UNKNOWN_RECORDING
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

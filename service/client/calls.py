@@ -146,8 +146,10 @@ def _given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _filter(tags: Sequence[str], min_seconds: float | None, max_seconds: float | None) -> dict[str, Any]:
-    return _given(tags=list(tags), min_seconds=min_seconds, max_seconds=max_seconds)
+def _filter(
+    tags: Sequence[str], min_seconds: float | None, max_seconds: float | None, more: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    return {**_given(tags=list(tags), min_seconds=min_seconds, max_seconds=max_seconds), **(more or {})}
 
 
 def _alone() -> Sent:
@@ -168,10 +170,11 @@ def _searching(
     tags: Sequence[str],
     min_seconds: float | None,
     max_seconds: float | None,
+    filter: Mapping[str, Any] | None,
     **asked: Any,
 ) -> Sent:
     """What the routes of searches take; ``None`` is left out."""
-    wanted = _filter(tags, min_seconds, max_seconds)
+    wanted = _filter(tags, min_seconds, max_seconds, filter)
     return Sent(json={**_given(**asked, fusion=_unless_default(fusion)), "filter": wanted})
 
 
@@ -197,10 +200,15 @@ def search(
     tags: Sequence[str] = (),
     min_seconds: float | None = None,
     max_seconds: float | None = None,
+    filter: Mapping[str, Any] | None = None,
     min_confidence: float | None = None,
     fusion: Fusion = "auto",
 ) -> Sent:
-    """Videos for a text, or like an indexed video. ``fusion``: pictures and words, either alone, or both (`auto`)."""
+    """Videos for a text, or like an indexed video. ``fusion``: pictures and words, either alone, or both (`auto`).
+
+    ``filter``: more conditions, as the API has them: ``recorded_after``, ``recorded_before``, ``folder``, ``camera``,
+    ``min_height``.
+    """
     return _searching(
         text=text,
         video_id=video_id,
@@ -215,6 +223,7 @@ def search(
         tags=tags,
         min_seconds=min_seconds,
         max_seconds=max_seconds,
+        filter=filter,
     )
 
 
@@ -230,6 +239,7 @@ def search_many(
     tags: Sequence[str] = (),
     min_seconds: float | None = None,
     max_seconds: float | None = None,
+    filter: Mapping[str, Any] | None = None,
     min_confidence: float | None = None,
     fusion: Fusion = "auto",
 ) -> Sent:
@@ -246,6 +256,7 @@ def search_many(
         tags=tags,
         min_seconds=min_seconds,
         max_seconds=max_seconds,
+        filter=filter,
     )
 
 
@@ -331,6 +342,7 @@ def export_search(
     tags: Sequence[str] = (),
     min_seconds: float | None = None,
     max_seconds: float | None = None,
+    filter: Mapping[str, Any] | None = None,
     min_confidence: float | None = None,
     fusion: Fusion = "auto",
 ) -> Sent:
@@ -347,6 +359,7 @@ def export_search(
         tags=tags,
         min_seconds=min_seconds,
         max_seconds=max_seconds,
+        filter=filter,
     )
 
 
@@ -361,7 +374,7 @@ def videos(
     state: Literal["indexed", "failed", "pending", "any"] = "indexed",
     tags: Sequence[str] = (),
     title: str | None = None,
-    sort: Literal["id", "newest", "title", "longest", "shortest"] | None = None,
+    sort: Literal["id", "newest", "recorded", "title", "longest", "shortest"] | None = None,
 ) -> Sent:
     """A page of videos: those with all of ``tags``, and a title that contains ``title``; ``sort`` None is by id."""
     return Sent(query=_given(offset=offset, limit=limit, state=state, tag=list(tags) or None, title=title, sort=sort))

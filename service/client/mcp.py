@@ -56,11 +56,20 @@ def build_server(connect: Connect, *, local_files: bool) -> MCPServer:
         tags: Tags = None,
         min_seconds: Annotated[float | None, Field(ge=0, description="Only videos at least this long.")] = None,
         max_seconds: Annotated[float | None, Field(ge=0, description="Only videos at most this long.")] = None,
+        recorded_after: Annotated[str | None, Field(description="Only recorded on this ISO date or later.")] = None,
+        recorded_before: Annotated[str | None, Field(description="Only recorded on this ISO date or earlier.")] = None,
+        camera: Annotated[str | None, Field(description="Part of the camera's make and model.")] = None,
     ) -> list[dict[str, Any]]:
         """Find videos that show what the query says. Each hit is the best segment of one video."""
+        more = {"recorded_after": recorded_after, "recorded_before": recorded_before, "camera": camera}
         async with _answering(connect, context) as client:
             answer = await client.search(
-                query, k=limit, tags=tags or (), min_seconds=min_seconds, max_seconds=max_seconds
+                query,
+                k=limit,
+                tags=tags or (),
+                min_seconds=min_seconds,
+                max_seconds=max_seconds,
+                filter={name: value for name, value in more.items() if value is not None},
             )
         return [_hit(hit) for hit in answer.hits]
 

@@ -23,6 +23,7 @@ from indexer.build.encode import padded
 from indexer.sources.transcripts import checked, language_of, plain
 from indexer.store.records import TranscriptRow
 from indexer.store.writer import EncodedSegment, EncodedVideo
+from model.video.recording import Recording, recording_of
 from model.video.subtitles import MOST_TRACKS
 from service.media.sandbox import KillSwitch, Sandbox
 
@@ -63,6 +64,7 @@ class WindowBatch:
     windows: list[Window]
     notes: tuple[str, ...]
     transcripts: tuple[TranscriptRow, ...]
+    recording: Recording
 
 
 def decode_windows(
@@ -99,6 +101,7 @@ def _decode(
         windows=windows,
         notes=tuple(str(note)[:500] for note in header["notes"][:10]),
         transcripts=tuple(_transcript(facts) for facts in header["transcripts"][:MOST_TRACKS]),
+        recording=recording_of({str(key): str(text) for key, text in header["metadata"].items()}),
     )
 
 
@@ -212,6 +215,7 @@ def encode_video(
         reason="; ".join(notes) or None,
         segments=segments,
         transcripts=transcripts,
+        recording=batch.recording,
     )
 
 

@@ -115,7 +115,7 @@ def _answer_windows(job: dict[str, Any], video: bytes, answer: IO[bytes]) -> Non
         np.save(arrays, np.asarray(batch.timestamps_seconds, dtype=np.float64), allow_pickle=False)
     transcripts, notes = _transcripts(video, limits) if asked["first"] == 0 else ([], ())
     size = {"duration_seconds": info.duration_seconds, "width": info.width, "height": info.height}
-    said = {"notes": (*info.notes, *notes), "transcripts": transcripts}
+    said = {"notes": (*info.notes, *notes), "transcripts": transcripts, "metadata": info.recording.to_metadata()}
     _write_header(answer, {**size, **said, "windows": len(windows), "segments": segments})
     answer.write(arrays.getbuffer())
 

@@ -12,7 +12,7 @@ from typing import IO, Annotated
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from service.access.gate import require, sees_paths
-from service.errors import Gone, NotFound, Unprocessable
+from service.errors import Forbidden, Gone, NotFound, Unprocessable
 from service.http.conditional import attachment
 from service.http.disconnect import unless_gone
 from service.http.uploads import upload_form
@@ -89,6 +89,12 @@ async def _results(asked: SearchRequest, request: Request, services: Services) -
     limits = services.engine.limits
     if asked.texts is not None:
         limits.check_texts(tuple(asked.texts))
+    if asked.filter.folder is not None and not sees_paths(request):
+        raise Forbidden(
+            "this key may not learn where files are, which a folder in the filter would tell",
+            expected="a key of scope admin",
+            next_step="leave folder out, or use an admin key",
+        )
     queries = asked.to_queries()
     for query in queries:
         limits.check_search(query)

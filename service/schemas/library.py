@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from model.video.recording import Recording
 from service.errors import Unprocessable
 from service.schemas.search import VIDEO_ID, Answer, Request, stream_url, thumbnail_url
 
@@ -80,6 +82,29 @@ class TranscriptPut(Answer):
     notes: list[str] = Field(description="What was not as it should be, such as a guessed encoding.")
 
 
+class PlaceOut(Answer):
+    """A place on the earth, in degrees; north and east are positive."""
+
+    latitude: float
+    longitude: float
+
+    @classmethod
+    def of(cls, recording: Recording) -> PlaceOut | None:
+        """Where it was recorded, if that is known."""
+        if recording.latitude is None or recording.longitude is None:
+            return None
+        return cls(latitude=recording.latitude, longitude=recording.longitude)
+
+
+def _iso(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    try:
+        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+    except (OverflowError, ValueError, OSError):  # the time of a file may be anything
+        return None
+
+
 class VideoOut(Answer):
     """An indexed video."""
 
@@ -95,6 +120,11 @@ class VideoOut(Answer):
     segments: list[SegmentOut]
     captions: list[str]
     transcripts: list[TranscriptOut] = Field([], description="What is said, in order of language.")
+    recorded: str | None = Field(
+        None, description="When it was recorded, ISO 8601 in UTC: as the video says, else the time of its file."
+    )
+    camera: str | None = Field(None, description="Make and model of the camera, if the video names them.")
+    place: PlaceOut | None = Field(None, description="Where it was recorded, if the video says.")
     thumbnail_url: str
     stream_url: str
 
@@ -125,6 +155,9 @@ class VideoOut(Answer):
                 )
                 for one in transcripts
             ],
+            recorded=_iso(video.recording.recorded_seconds),
+            camera=video.recording.camera,
+            place=PlaceOut.of(video.recording),
             thumbnail_url=thumbnail_url(video.video_id),
             stream_url=stream_url(video.video_id),
         )

@@ -6,9 +6,10 @@ Times are seconds from the video's first frame. Limits that depend on settings a
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from indexer.store.confidence import LINE
 from model.evaluate.labels import DEFAULT_PROMPT, MAX_LABEL_CHARS, MAX_LABELS
@@ -50,16 +51,60 @@ class Answer(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def time_of(text: str, *, is_end: bool = False) -> float:
+    """Unix seconds of an ISO 8601 date, or date and time; UTC where no zone is named. ``is_end``: the end of a date.
+
+    Raises ``ValueError``.
+    """
+    try:
+        found = datetime.fromisoformat(text)
+        found = found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+        if is_end:
+            found += timedelta(days=1) if len(text) <= len("2024-05-01") else timedelta(microseconds=1)
+        return found.timestamp()
+    except (ValueError, OverflowError):
+        raise ValueError(f"{text[:40]!r} is not a date; expected 2024-05-01, or 2024-05-01T18:30:00+02:00") from None
+
+
 class FilterIn(Request):
-    """Only videos with all of these tags, and of this duration."""
+    """Only videos for which all of this holds."""
 
     tags: list[str] = Field(default=[], max_length=64, description="Tags that a video must all have.")
     min_seconds: float | None = Field(None, description="Shortest duration of a video, inclusive.")
     max_seconds: float | None = Field(None, description="Longest duration of a video, inclusive.")
+    recorded_after: str | None = Field(
+        None,
+        max_length=40,
+        description="Recorded at this time or later: a date, or date and time (ISO 8601; else UTC).",
+    )
+    recorded_before: str | None = Field(
+        None, max_length=40, description="Recorded at this time or earlier; a date counts to its end."
+    )
+    folder: str | None = Field(
+        None, max_length=4096, description="A file of the video is in this folder or below. For keys that see paths."
+    )
+    camera: str | None = Field(None, max_length=100, description="Part of the camera's make and model, in any case.")
+    min_height: int | None = Field(None, description="Pixels of the shorter side, at least: 720, 1080, 2160.")
+
+    @field_validator("recorded_after", "recorded_before")
+    @classmethod
+    def _is_a_time(cls, text: str | None) -> str | None:
+        if text is not None:
+            time_of(text, is_end=True)
+        return text
 
     def to_filter(self) -> VideoFilter:
         """The engine's value."""
-        return VideoFilter(tags=tuple(self.tags), min_seconds=self.min_seconds, max_seconds=self.max_seconds)
+        return VideoFilter(
+            tags=tuple(self.tags),
+            min_seconds=self.min_seconds,
+            max_seconds=self.max_seconds,
+            recorded_from=None if self.recorded_after is None else time_of(self.recorded_after),
+            recorded_until=None if self.recorded_before is None else time_of(self.recorded_before, is_end=True),
+            folder=self.folder,
+            camera=self.camera or None,
+            min_height=self.min_height,
+        )
 
 
 class SearchRequest(Request):

@@ -542,7 +542,7 @@ def _nothing_fits(hits: tuple[Hit, ...]) -> bool:
 
 
 def _wanted(asked: VideoFilter) -> Wanted:
-    return Wanted(tags=asked.tags, min_seconds=asked.min_seconds, max_seconds=asked.max_seconds)
+    return Wanted(**vars(asked))
 
 
 def _segments_of(generation: Generation, video_id: str, number: int | None) -> tuple[list[int], list[int]]:

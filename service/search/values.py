@@ -35,11 +35,16 @@ the query's words are found there. ``visual``: the pictures alone. ``text``: the
 
 @dataclass(frozen=True, kw_only=True)
 class VideoFilter:
-    """Which videos may be hits: those that have all tags and whose duration is within the bounds, ends included."""
+    """Which videos may be hits; each field as in ``indexer.library.Wanted``."""
 
     tags: tuple[str, ...] = ()
     min_seconds: float | None = None
     max_seconds: float | None = None
+    recorded_from: float | None = None
+    recorded_until: float | None = None
+    folder: str | None = None
+    camera: str | None = None
+    min_height: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,9 +302,18 @@ class QueryLimits:
             )
 
     def check_filter(self, wanted: VideoFilter) -> None:
-        """Tags that are texts, and finite, ordered bounds of the duration."""
-        for tag in wanted.tags:
-            _check_unicode(tag)
+        """Texts that are texts, an absolute folder, and finite, ordered bounds of duration and recording."""
+        for text in (*wanted.tags, wanted.folder or "", wanted.camera or ""):
+            _check_unicode(text)
+        if wanted.folder is not None and not wanted.folder.startswith("/"):
+            raise _over(f"the folder {wanted.folder!r}", "an absolute path", "begin it with /")
+        since, until = wanted.recorded_from, wanted.recorded_until
+        if since is not None and until is not None and since >= until:
+            raise _over(
+                "a time of recording that ends before it begins", "recorded_after <= recorded_before", "swap them"
+            )
+        if wanted.min_height is not None and wanted.min_height < 1:
+            raise _over(f"a height of {wanted.min_height}", "at least 1 pixel", "name the shorter side, such as 1080")
         low, high = wanted.min_seconds, wanted.max_seconds
         bounds = [bound for bound in (low, high) if bound is not None]
         if any(not math.isfinite(bound) or bound < 0 for bound in bounds) or bounds != sorted(bounds):

@@ -2,19 +2,23 @@
 
 /**
  * @typedef {{view: string, q: string, like: string, segment: number | null, tags: string[], min: number | null,
- *   max: number | null, sort: string, rerank: string, compare: boolean, play: string, part: number | null,
+ *   max: number | null, after: string, before: string, height: number | null, camera: string, sort: string, rerank: string, compare: boolean, play: string, part: number | null,
  *   t: number | null, tab: string, job: string}} Place
  */
 
 export const SORTS = ["score", "title", "longest", "shortest"];
+export const HEIGHTS = [720, 1080, 2160];
 export const RANKINGS = ["emcl", "none", "frozen"];
 export const TABS = ["videos", "captions", "jobs", "status"];
+const DATE = /^\d{4}-\d{2}-\d{2}$/;
 const VIDEO_ID = /^[0-9a-f]{64}$/;
 
 /** @param {string | null} text */
 const number = (text) => (text !== null && text.trim() !== "" && Number.isFinite(+text) && +text >= 0 ? +text : null);
 /** @param {string | null} text @param {string[]} values */
 const oneOf = (text, values) => (text !== null && values.includes(text) ? text : values[0]);
+/** @param {string | null} text */
+const date = (text) => (text !== null && DATE.test(text) && !Number.isNaN(Date.parse(text)) ? text : "");
 /** @param {string | null} text */
 const id = (text) => (text !== null && VIDEO_ID.test(text) ? text : "");
 
@@ -29,6 +33,10 @@ export function read(text = location.search) {
     tags: asked.getAll("tag").filter(Boolean),
     min: number(asked.get("min")),
     max: number(asked.get("max")),
+    after: date(asked.get("after")),
+    before: date(asked.get("before")),
+    height: HEIGHTS.find((height) => String(height) === asked.get("height")) ?? null,
+    camera: (asked.get("camera") ?? "").slice(0, 100),
     sort: oneOf(asked.get("sort"), SORTS),
     rerank: oneOf(asked.get("rerank"), RANKINGS),
     compare: asked.get("compare") === "1",

@@ -11,6 +11,7 @@
  *   frame_weights: Frame[]}} CaptionHit
  * @typedef {{captions: CaptionHit[], hits: Hit[], source: Source, upload: {duration_seconds: number, frames: number}}} UploadAnswer
  * @typedef {{video_id: string, title: string, duration_seconds: number | null, width: number | null, height: number | null,
+ *   recorded: string | null, camera: string | null, place: {latitude: number, longitude: number} | null,
  *   size_bytes: number, tags: string[], state: string, reason: string | null, captions: string[],
  *   transcripts: {language: string, origin: string, cues: number, url: string}[],
  *   segments: {segment: number, start: number, end: number}[], thumbnail_url: string, stream_url: string}} Video

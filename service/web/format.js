@@ -35,3 +35,6 @@ export const score = (score) => score.toFixed(3);
 
 /** A point in time, in the visitor's own way. @param {string | null} iso */
 export const moment = (iso) => (iso ? new Date(iso).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" }) : "–");
+
+/** The day of a time, as it is written here. @param {string} iso */
+export const day = (iso) => new Date(iso).toLocaleDateString(undefined, { dateStyle: "medium" });

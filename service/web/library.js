@@ -49,7 +49,7 @@ function videosTab(panel, _place, signal) {
   const title = make("input", { type: "search", placeholder: "Title contains…", "aria-label": "Title contains" });
   const tag = make("input", { type: "search", placeholder: "Tag", "aria-label": "Has the tag" });
   const state = make("select", { "aria-label": "State" }, ...[["indexed", "Searchable"], ["failed", "Failed"], ["any", "All"]].map(([value, name]) => make("option", { value }, name)));
-  const sort = make("select", { "aria-label": "Order" }, ...[["newest", "Newest first"], ["title", "Title"], ["longest", "Longest"], ["shortest", "Shortest"]].map(([value, name]) => make("option", { value }, name)));
+  const sort = make("select", { "aria-label": "Order" }, ...[["newest", "Newest first"], ["recorded", "Last recorded"], ["title", "Title"], ["longest", "Longest"], ["shortest", "Shortest"]].map(([value, name]) => make("option", { value }, name)));
   const total = make("p", { className: "status", role: "status" }, "\u00a0");
   const place = make("div", {});
   /** @type {AbortController} */

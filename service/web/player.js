@@ -2,7 +2,7 @@
 import * as api from "./api.js";
 import { go, read } from "./address.js";
 import { find, icon, make } from "./dom.js";
-import { clock, range, score } from "./format.js";
+import { clock, day, range, score } from "./format.js";
 import { emptyPanel, sentence, toast } from "./notice.js";
 import { picture } from "./pictures.js";
 import { playable } from "./playable.js";
@@ -54,7 +54,7 @@ async function describe(place, signal) {
     video = /** @type {Video} */ (await api.ask(`/v1/videos/${place.play}`, { signal }));
     part.title.textContent = video.title;
     const shape = video.width ? `${video.width} × ${video.height}` : "";
-    part.facts.replaceChildren(make("span", {}, [clock(video.duration_seconds ?? 0), shape].filter(Boolean).join(" · ")),
+    part.facts.replaceChildren(make("span", {}, [clock(video.duration_seconds ?? 0), shape, video.recorded && day(video.recorded), video.camera].filter(Boolean).join(" · ")),
       ...video.tags.map((tag) => make("button", { type: "button", className: "tag", onclick: () => go({ tags: [tag], play: "", part: null, t: null }) }, tag)));
     if (video.duration_seconds) part.timeline.replaceChildren(timeline(video.video_id, video.duration_seconds, seek));
     part.video.replaceChildren(...video.transcripts.map(({ language, url }, number) => make("track",

@@ -5,6 +5,7 @@ import { card, skeletons } from "./cards.js";
 import { compare } from "./compare.js";
 import { debounced, find, make } from "./dom.js";
 import { ms, plural } from "./format.js";
+import { filtersSet, NO_FILTERS } from "./filters.js";
 import { home } from "./home.js";
 import { emptyPanel, problemPanel } from "./notice.js";
 import * as saving from "./saving.js";
@@ -59,7 +60,9 @@ export async function scoresWithin(place, id, signal) {
 /** What the server is asked for a place. @param {Place} place */
 export function queryOf(place) {
   const what = place.like ? { video_id: place.like, ...(place.segment === null ? {} : { segment: place.segment }) } : { text: place.q.trim() };
-  const filter = { tags: place.tags, ...(place.min === null ? {} : { min_seconds: place.min }), ...(place.max === null ? {} : { max_seconds: place.max }) };
+  const filter = { tags: place.tags, ...(place.min === null ? {} : { min_seconds: place.min }), ...(place.max === null ? {} : { max_seconds: place.max }),
+    ...(place.after && { recorded_after: place.after }), ...(place.before && { recorded_before: place.before }),
+    ...(place.height === null ? {} : { min_height: place.height }), ...(place.camera.trim() && { camera: place.camera.trim() }) };
   return { ...what, rerank: place.rerank, filter };
 }
 
@@ -159,14 +162,14 @@ function offerSaving(found, place) {
 function ending(found, place, key, mine) {
   if (found.hits.length === 0) {
     part.more.replaceChildren(isFiltered(place)
-      ? emptyPanel("No matches", "No video has these tags and this length.", make("button", { type: "button", onclick: () => go({ tags: [], min: null, max: null }) }, "Remove the filters"))
+      ? emptyPanel("No matches", "No video fits these filters.", make("button", { type: "button", onclick: () => go(NO_FILTERS) }, "Remove the filters"))
       : emptyPanel("The library is empty", "Add videos to search them at once.", make("button", { type: "button", className: "primary", onclick: () => go({ view: "library" }, { fresh: true }) }, "Add videos")));
   } else if (!found.done) offerMore(found, place, key, mine);
   else if (found.hits.length >= candidates && videos > candidates) part.more.replaceChildren(make("p", { className: "quiet" }, `${plural(found.hits.length, "result")}: that is all that was looked at. Other words or a filter find others.`));
 }
 
 /** @param {Place} place */
-const isFiltered = (place) => place.tags.length > 0 || place.min !== null || place.max !== null;
+const isFiltered = (place) => filtersSet(place) > 0;
 
 /** A button that is pressed for you when you reach it. @param {Found} found @param {Place} place @param {string} key @param {AbortController} mine */
 function offerMore(found, place, key, mine) {

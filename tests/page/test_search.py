@@ -448,3 +448,26 @@ def test_the_docs_are_drawn_and_can_be_tried(page, page_server):
     page.wait_for_selector("pre:visible")
     assert page.locator("pre:visible").first.inner_text().startswith("200")
     assert page.complaints == []
+
+
+def test_recordings_filter_and_stay_in_the_address(page, page_server):
+    open_results(page, page_server.url)
+    page.fill("#after", "2024-02-01")
+    expect(page.locator("#results .score")).to_have_count(5)
+    page.fill("#before", "2024-04-30")
+    expect(page.locator("#results .score")).to_have_count(3)
+    page.fill("#camera", "canon")
+    expect(page.locator("#results .score")).to_have_count(1)
+    expect(page.locator("#filters-set")).to_have_text("3")
+    assert "after=2024-02-01&before=2024-04-30&camera=canon" in page.url
+    page.reload()
+    expect(page.locator("#results .score")).to_have_count(1)
+    expect(page.locator("#camera")).to_have_value("canon")
+    cards(page).first.click()
+    expect(page.locator("#player-facts")).to_contain_text("Canon EOS R5")
+    page.keyboard.press("Escape")
+    page.select_option("#height", "2160")
+    page.get_by_role("button", name="Remove the filters").click()
+    expect(page.locator("#results .score")).to_have_count(6)
+    expect(page.locator("#after")).to_have_value("")
+    assert page.complaints == []

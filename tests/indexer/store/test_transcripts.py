@@ -152,7 +152,10 @@ def test_a_store_of_an_earlier_version_is_searched_without_transcripts(store: Pa
     with StoreWriter.open(store) as writer:
         writer.edit_video(name(2), title="lighthouse")
     with closing(Catalogue.open(store / "catalogue.db")) as catalogue:
-        script = "DROP TABLE cues; DROP TABLE transcripts; DELETE FROM documents WHERE kind = 'transcript';"
+        script = (
+            "DROP TABLE cues; DROP TABLE transcripts; DROP TABLE recordings;"
+            " DELETE FROM documents WHERE kind = 'transcript';"
+        )
         for column in ("transcript_id", "start_seconds", "end_seconds"):
             script += f"ALTER TABLE documents DROP COLUMN {column};"
         catalogue.connection.executescript(f"{script} PRAGMA user_version = {schema.WITH_TRANSCRIPTS - 1}")

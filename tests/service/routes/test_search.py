@@ -113,6 +113,17 @@ def test_embeddings_are_unit_vectors(client):
         ({"text": "a", "colour": "red"}, "body.colour"),
         ({"text": "a", "filter": {"tag": "x"}}, "body.filter.tag"),
         ({"text": "a", "filter": {"min_seconds": 3, "max_seconds": 2}}, "a duration from 3"),
+        ({"text": "a", "filter": {"recorded_after": "yesterday"}}, "'yesterday' is not a date; expected 2024-05-01"),
+        ({"text": "a", "filter": {"recorded_before": "2024-13-01"}}, "is not a date"),
+        ({"text": "a", "filter": {"recorded_before": "2024-01-01T00:00:00+99:00"}}, "is not a date"),
+        ({"text": "a", "filter": {"recorded_before": "9999-12-31"}}, "is not a date"),
+        (
+            {"text": "a", "filter": {"recorded_after": "2024-03-01", "recorded_before": "2024-02-01"}},
+            "a time of recording that ends before it begins",
+        ),
+        ({"text": "a", "filter": {"folder": "films"}}, "the folder 'films'"),
+        ({"text": "a", "filter": {"min_height": 0}}, "a height of 0"),
+        ({"text": "a", "filter": {"min_height": "HD"}}, "body.filter.min_height"),
         ({"video_id": "x"}, "body.video_id"),
     ],
 )

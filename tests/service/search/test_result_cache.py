@@ -154,7 +154,7 @@ def test_results_are_found_for_the_same_model_settings_and_index_alone(clip_stor
     assert cache_of(tiny_encoder, clip_store, tmp_path) == (result, text)
     for runtime, precision in (("torch", "bf16"), ("onnx", "fp32"), ("onnx-int8", "int8")):
         other = copy(tiny_encoder)
-        other.runtime = RuntimeChoice(runtime=runtime, precision=precision, reason="for a test")
+        other.runtime = RuntimeChoice.both(runtime, precision, reason="for a test")
         other_arithmetic = cache_of(other, clip_store, tmp_path)
         assert other_arithmetic[0] != result
         assert other_arithmetic[1] != text
