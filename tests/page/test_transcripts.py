@@ -39,7 +39,7 @@ def test_a_hit_by_what_is_said_plays_from_there_with_captions(page, server):
     assert [tracks.nth(n).get_attribute("kind") for n in range(2)] == ["captions", "captions"]
     assert [tracks.nth(n).get_attribute("label") for n in range(2)] == ["English", "Captions"]
     assert "t=0.5" in page.url
-    page.wait_for_function("document.querySelector('#player video').textTracks[0].cues?.length === 1")
+    page.wait_for_function("() => document.querySelector('#player video').textTracks[0].cues?.length === 1")
     assert page.evaluate(SHOWN) == ["showing", "the tentacles of a giant squid", 0.5]
     page.locator("#player-close").click()
     expect(tracks).to_have_count(0)
