@@ -30,7 +30,7 @@ from model.net import EMCLNet
 FORMAT_VERSION = 1
 
 # Heads of other tasks: they read the features that a fingerprint identifies and do not change them.
-_TASK_HEADS = ("captioner.",)
+_TASK_HEADS = ("captioner.", "answerer.")
 
 
 class CheckpointError(WeightsError):

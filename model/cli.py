@@ -488,6 +488,30 @@ def caption_video(
     typer.echo(f"{found.score:+.3f}  {found.text}")
 
 
+@app.command("answer")
+def answer_question(
+    video: Annotated[Path, typer.Argument(help="A video file.")],
+    question: Annotated[str, typer.Argument(help="A question about it, of at most 500 characters.")],
+    model: Annotated[str, typer.Option(help="A checkpoint with an answer head (configs/demo-qa.yaml).")] = "demo",
+    top: Annotated[int, typer.Option(min=1, max=100, help="Answers to print.")] = 5,
+    device: Device = "auto",
+) -> None:
+    """Answer a question about a video: probability among the model's answers, answer; best first."""
+    from model.encoder import load_encoder
+    from model.evaluate.answering import answer_head
+    from model.evaluate.answering import answer_question as find
+    from model.evaluate.labels import check_question
+
+    check_question(question)
+    encoder = load_encoder(model, device=device)
+    answer_head(encoder)
+    features, mask = _frames_of(video, encoder)
+    if encoder.truncates(question):
+        typer.echo("the question is longer than the model reads; its end was ignored", err=True)
+    for found in find(encoder, features, mask, question, top=top):
+        typer.echo(f"{found.probability * 100:5.1f}%  {found.text}")
+
+
 def _frames_of(video: Path, encoder: Encoder) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Decode and encode a file: frame features (F, D) and a mask of all of them."""
     import numpy as np

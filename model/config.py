@@ -142,6 +142,26 @@ class CaptionConfig(Config):
         return self
 
 
+class QaConfig(Config):
+    """A head that answers questions (``model.tasks.answering``); sizes as released, for CLIP's 512 channels.
+
+    ``answers`` is what it can answer. A training takes them from its questions, the ``most_answers`` most frequent, or
+    from the file that it names. ``emcl`` acts in the training's contrast only; its values are the released defaults.
+    """
+
+    answers: tuple[str, ...] = ()
+    most_answers: int = Field(1500, ge=2)
+    layers: int = Field(4, ge=1)
+    # None: one head for 64 channels.
+    heads: int | None = Field(None, ge=1)
+    projected: int = Field(2048, ge=1)
+    hidden: int = Field(8192, ge=1)
+    # Most frames that are read, evenly spread over a video.
+    frames: int = Field(12, ge=1, le=512)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    emcl: EMCLConfig = EMCLConfig.reference(num_bases=16, iterations=5, beta=1.0)
+
+
 class ModelConfig(Config):
     """Everything that is needed to rebuild a model around its weights."""
 
@@ -157,6 +177,7 @@ class ModelConfig(Config):
     search: SearchConfig = SearchConfig()
     # Heads for other tasks than retrieval. They read stored features and change none: no part of the fingerprint.
     caption: CaptionConfig | None = None
+    qa: QaConfig | None = None
 
     @model_validator(mode="after")
     def _frames_have_positions(self) -> ModelConfig:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.clip.towers import ClipTowers, Precision, build_clip
-from model.config import CaptionConfig, EMCLConfig, ModelConfig
+from model.config import CaptionConfig, EMCLConfig, ModelConfig, QaConfig
 from model.emcl.em import EMCL
 from model.emcl.fast_pass import Factored, corrected_cosines
 from model.emcl.pooling import (
@@ -30,6 +30,7 @@ from model.emcl.pooling import (
     pool_videos,
     unit_mean_pool,
 )
+from model.tasks.answering import AnswerHead
 from model.tasks.captioning import CaptionHead
 from model.temporal import build_temporal
 
@@ -191,11 +192,19 @@ class EMCLNet(ScoringNet):
         self.captioner: CaptionHead | None = None
         if config.caption is not None and config.caption.words:
             self.attach_captioner(config.caption)
+        self.answerer: AnswerHead | None = None
+        if config.qa is not None and config.qa.answers:
+            self.attach_answerer(config.qa)
 
     def attach_captioner(self, config: CaptionConfig) -> None:
         """Give the net an untrained caption head, in the place of the one that it may have."""
         self.config = self.config.model_copy(update={"caption": config})
         self.captioner = CaptionHead(self.embed_dim, config)
+
+    def attach_answerer(self, config: QaConfig) -> None:
+        """Give the net an untrained head that answers questions, in the place of the one that it may have."""
+        self.config = self.config.model_copy(update={"qa": config})
+        self.answerer = AnswerHead(self.embed_dim, config)
 
     def encode_text(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """Text features (B, D), float32, raw, of token ids (B, L) with a mask that is True for real tokens."""

@@ -16,6 +16,7 @@ from service.index_swap import IndexSwap
 from service.observe.collector import ServiceCollector
 from service.observe.metrics import Observe, Telemetry
 from service.routes import (
+    answer,
     caption,
     captions,
     classify,
@@ -42,6 +43,7 @@ UPLOAD_ROUTES = frozenset(
         ("POST", search.IMAGE_PATH),
         ("POST", classify.UPLOAD_PATH),
         ("POST", caption.UPLOAD_PATH),
+        ("POST", answer.UPLOAD_PATH),
         ("POST", videos.UPLOAD_PATH),
     }
 )
@@ -100,6 +102,7 @@ def create_app(settings: Settings, engine: Engine, place: WorkerPlace = ALONE) -
         search,
         classify,
         caption,
+        answer,
         videos,
         previews,
         transcripts,

@@ -21,10 +21,21 @@ from model.config import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
+class Question:
+    """A question about a video. ``kind`` is MSRVTT-QA's ``answer_type``: what, who, how, when or where."""
+
+    video_id: str
+    text: str
+    answer: str
+    kind: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """``frames_BFHWC`` uint8 RGB, zero on padding; ``mask_BF`` True for real frames; caption i belongs to clip i.
 
-    ``references`` are all captions of each clip, in validation batches only.
+    ``references`` are all captions of each clip, in validation batches only. ``questions`` are those about each clip,
+    where a run trains on questions: in training batches one, whose text is the caption, in validation batches all.
     """
 
     frames_BFHWC: NDArray[np.uint8]
@@ -32,6 +43,7 @@ class Batch:
     captions: list[str]
     clip_ids: list[str]
     references: list[tuple[str, ...]] = field(default_factory=list)
+    questions: list[tuple[Question, ...]] = field(default_factory=list)
 
     @property
     def identities(self) -> NDArray[np.int64]:
@@ -80,6 +92,9 @@ class TrainingData(Protocol):
 
     def texts(self) -> Iterator[str]:
         """Yield training captions to take a vocabulary from: all, or of an endless source the first thousands."""
+
+    def answers(self) -> Iterator[str]:
+        """Yield the answers of training questions, as ``texts`` does captions; nothing where there are no questions."""
 
     def validation(self) -> Iterator[Batch]:
         """Yield the validation clips once, in a fixed order, one caption each; yield nothing if there are none."""

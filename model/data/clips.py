@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from model.clip.preprocess import Preprocess
 from model.config import SamplingConfig
 from model.data.augment import Augmentation, NoAugmentation, augment
-from model.data.batches import WHOLE, Batch, Share, stack_clips
+from model.data.batches import WHOLE, Batch, Question, Share, stack_clips
 from model.video.sampling import decode
 
 _VALIDATION_BATCH = 50
@@ -32,7 +32,8 @@ NO_AUGMENTATION = NoAugmentation()
 class Clip:
     """A video file, or the window ``[start_seconds, end_seconds)`` of it, with at least one caption.
 
-    ``video_id`` is the data set's name for it; users' own videos are identified by their path.
+    ``video_id`` is the data set's name for it; users' own videos are identified by their path. ``questions`` are about
+    the clip, for runs that train on them (``with_questions``).
     """
 
     path: Path
@@ -40,6 +41,7 @@ class Clip:
     start_seconds: float = 0.0
     end_seconds: float | None = None
     video_id: str | None = None
+    questions: tuple[Question, ...] = ()
 
     @property
     def name(self) -> str:
@@ -125,7 +127,9 @@ class ClipData:
         rows = share.rows(self.batch_size)
         clips = [self.clips[pairs[row][0]] for row in rows]
         captions = [self.clips[clip].captions[caption] for clip, caption in (pairs[row] for row in rows)]
-        return self._load(clips, captions, [self._change(step, row) for row in rows])
+        loaded = self._load(clips, captions, [self._change(step, row) for row in rows])
+        asked = [self.clips[clip].questions[text : text + 1] for clip, text in (pairs[row] for row in rows)]
+        return replace(loaded, questions=asked) if any(asked) else loaded
 
     def _change(self, step: int, row: int) -> Change | None:
         """What the clip in ``row`` of the whole batch of ``step`` undergoes: the same in any process, at any time."""
@@ -143,12 +147,18 @@ class ClipData:
         """Yield all training captions; see ``TrainingData``."""
         return (text for clip in self.clips for text in clip.captions)
 
+    def answers(self) -> Iterator[str]:
+        """Yield the answers of all training questions; see ``TrainingData``."""
+        return (question.answer for clip in self.clips for question in clip.questions)
+
     def validation(self) -> Iterator[Batch]:
         """Yield the validation clips with their first caption; see ``TrainingData``."""
         for start in range(0, len(self.validation_clips), _VALIDATION_BATCH):
             clips = self.validation_clips[start : start + _VALIDATION_BATCH]
             loaded = self._load(clips, [clip.captions[0] for clip in clips], [None] * len(clips))
-            yield replace(loaded, references=[clip.captions for clip in clips])
+            yield replace(
+                loaded, references=[clip.captions for clip in clips], questions=[clip.questions for clip in clips]
+            )
 
     def _load(self, clips: Sequence[Clip], captions: list[str], changes: Sequence[Change | None]) -> Batch:
         frames, mask = stack_clips(
@@ -158,6 +168,15 @@ class ClipData:
             ]
         )
         return Batch(frames_BFHWC=frames, mask_BF=mask, captions=captions, clip_ids=[clip.name for clip in clips])
+
+
+def with_questions(clips: Sequence[Clip], questions: Sequence[tuple[Question, ...]]) -> tuple[Clip, ...]:
+    """Put questions in the place of the clips' captions; clips without any are left out."""
+    return tuple(
+        replace(clip, captions=tuple(question.text for question in asked), questions=asked)
+        for clip, asked in zip(clips, questions, strict=True)
+        if asked
+    )
 
 
 def _pairs(clips: Sequence[Clip]) -> list[tuple[int, int]]:

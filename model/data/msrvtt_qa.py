@@ -7,23 +7,12 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from model.data.annotation_files import caption, expect, field, read_json, read_lines
+from model.data.batches import Question
 from model.data.dataset import DatasetError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """``kind`` is the set's ``answer_type``: what, who, how, when or where."""
-
-    video_id: str
-    text: str
-    answer: str
-    kind: str
 
 
 def read_questions(path: Path) -> list[Question]:
@@ -54,7 +43,23 @@ def read_answers(path: Path) -> tuple[str, ...]:
     return tuple(sorted(numbers, key=lambda answer: numbers[answer]))
 
 
-def frequent_answers(questions: Sequence[Question], most: int = 1500) -> tuple[str, ...]:
-    """Return the most frequent answers, as the set's own list was made."""
-    counts = Counter(question.answer for question in questions)
-    return tuple(sorted(counts, key=lambda answer: (-counts[answer], answer))[:most])
+def questions_by_clip(questions: Sequence[Question], names: Sequence[str], where: str) -> list[tuple[Question, ...]]:
+    """Return the questions about each of the clips, which are called by name or by file name without suffix.
+
+    Raises ``DatasetError`` for a question about a video that is not among them.
+    """
+    rows = {PurePath(name).stem: row for row, name in enumerate(names)} | {name: row for row, name in enumerate(names)}
+    found: list[list[Question]] = [[] for _ in names]
+    foreign = []
+    for question in questions:
+        row = rows.get(question.video_id)
+        if row is None:
+            foreign.append(question.video_id)
+        else:
+            found[row].append(question)
+    if foreign:
+        raise DatasetError(
+            f"{where}: {len(foreign)} of {len(questions)} questions are about videos that are not among the "
+            f"{len(names)} of this split, such as {foreign[0]}; give the questions of this split"
+        )
+    return [tuple(some) for some in found]

@@ -16,9 +16,10 @@ from pydantic import Field
 
 from model.clip.preprocess import Preprocess
 from model.config import Config, SamplingConfig
-from model.data.batches import WHOLE, Batch, Share, stack_clips
+from model.data.batches import WHOLE, Batch, Question, Share, stack_clips
 from model.demo.captions import captions_of, describe, describe_briefly, describe_object
 from model.demo.corpus import clip_id
+from model.demo.questions import questions_of
 from model.demo.render import render
 from model.demo.scene import COLOURS, DURATIONS_SECONDS, SHAPES, SIZES, Scene, lone_object, make_scene, vary
 from model.video.sampling import target_times
@@ -45,16 +46,29 @@ class ScenesConfig(Config):
     object_steps: float = Field(0.0, ge=0, le=1)
     validation_clips: int = Field(500, ge=0)
 
+    @property
+    def makes_objects(self) -> bool:
+        """Whether some steps are of single objects."""
+        return self.object_warmup_steps > 0 or self.object_steps > 0
+
 
 class ScenesData:
     """Training batches of scenes; all clips of a batch have one duration, so that no frame is padding."""
 
     def __init__(
-        self, config: ScenesConfig, *, batch_size: int, preprocess: Preprocess, sampling: SamplingConfig
+        self,
+        config: ScenesConfig,
+        *,
+        batch_size: int,
+        preprocess: Preprocess,
+        sampling: SamplingConfig,
+        questions: bool = False,
     ) -> None:
+        """``questions``: texts are questions about the scenes (``model.demo.questions``) instead of captions."""
         self.config = config
         self.batch_size = batch_size
         self.preprocess = preprocess
+        self.questions = questions
         self.times = {seconds: target_times(sampling, 0.0, seconds) for seconds in DURATIONS_SECONDS}
 
     @property
@@ -74,8 +88,13 @@ class ScenesData:
         named = self._scenes(step, rng)
         scenes = [replace(scene, duration_seconds=duration) for _, scene in named]
         frames = self._draw(scenes, self.times[duration], rng, share)
-        captions = [self._caption(scene, rng) for scene in scenes]
-        return _batch(frames, captions, [name for name, _ in named], share)
+        names = [name for name, _ in named]
+        if not self.questions:
+            return _batch(frames, [self._caption(scene, rng) for scene in scenes], names, share)
+        asked = [_questions(scene, name) for name, scene in zip(names, scenes, strict=True)]
+        chosen = [some[int(rng.integers(len(some)))] for some in asked]
+        batch = _batch(frames, [question.text for question in chosen], names, share)
+        return replace(batch, questions=[(chosen[row],) for row in share.rows(len(chosen))])
 
     def _draw(
         self, scenes: list[Scene], times: NDArray[np.float64], rng: np.random.Generator, share: Share
@@ -120,6 +139,14 @@ class ScenesData:
         for index in range(_TEXTS // 2):
             yield from captions_of(make_scene(seed, "train", index), seed, index)
 
+    def answers(self) -> Iterator[str]:
+        """Yield the answers about the first scenes; see ``TrainingData``."""
+        if not self.questions:
+            return
+        for index in range(_TEXTS // 2):
+            name = clip_id(self.config.seed, "train", index)
+            yield from (question.answer for question in _questions(make_scene(self.config.seed, "train", index), name))
+
     def validation(self) -> Iterator[Batch]:
         """Yield the validation split's first clips with their first caption; see ``TrainingData``."""
         seed, count = self.config.seed, self.config.validation_clips
@@ -134,7 +161,18 @@ class ScenesData:
                 captions=[first for first, *_ in captions],
                 clip_ids=[clip_id(seed, "val", index) for index in indices],
                 references=captions,
+                questions=[
+                    _questions(scene, clip_id(seed, "val", index)) for scene, index in zip(scenes, indices, strict=True)
+                ]
+                if self.questions
+                else [],
             )
+
+
+def _questions(scene: Scene, name: str) -> tuple[Question, ...]:
+    return tuple(
+        Question(video_id=name, text=text, answer=answer, kind=kind) for text, answer, kind in questions_of(scene)
+    )
 
 
 def _pick_size(rng: np.random.Generator) -> str:

@@ -1,4 +1,4 @@
-"""Labels and prompts of zero-shot classification: what may be given, and the text that is encoded. Needs no PyTorch."""
+"""Labels, prompts and questions about a video: what may be given, and the text that is encoded. Needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 ACTIVITYNET_PROMPT = "human action of {}"
 DEFAULT_PROMPT = "a video of {}"
 MAX_LABELS, MAX_LABEL_CHARS, MAX_PROMPT_CHARS = 1000, 200, 200
+MAX_QUESTION_CHARS, MAX_ANSWERS = 500, 100
 
 
 def check_labels(labels: Sequence[str], prompt: str) -> None:
@@ -27,6 +28,14 @@ def check_labels(labels: Sequence[str], prompt: str) -> None:
             f"the prompt is {prompt[:MAX_PROMPT_CHARS]!r}, expected at most {MAX_PROMPT_CHARS} characters with one "
             "{} for the label, such as 'a video of {}'"
         )
+
+
+def check_question(question: str) -> None:
+    """Raise ``ValueError`` for a question that cannot be used."""
+    if not question.strip():
+        raise ValueError("the question is empty; ask something")
+    if len(question) > MAX_QUESTION_CHARS:
+        raise ValueError(f"the question has {len(question)} characters, at most {MAX_QUESTION_CHARS} are allowed")
 
 
 def prompts_of(labels: Sequence[str], prompt: str) -> list[str]:

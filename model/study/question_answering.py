@@ -24,12 +24,14 @@ import torch
 from torch import Tensor, nn
 
 from model.config import EMCLConfig
-from model.data.msrvtt_qa import Question, frequent_answers, read_answers, read_questions
+from model.data.batches import Question
+from model.data.msrvtt_qa import read_answers, read_questions
 from model.emcl.em import EMCL
 from model.encoder import Encoder, load_encoder
 from model.heads.features import FeaturesError, FeatureSet, read_features
 from model.heads.losses import known_pairs
 from model.options import QaOptions
+from model.tasks.answering import frequent_answers
 from model.tasks.question_answering import CONTRASTIVE_WEIGHT, Accuracy, QuestionAnswering, accuracy, answer_loss
 
 WAYS = ("answers alone", "with the contrast", "EMCL in the contrast")
@@ -194,7 +196,8 @@ def run(options: QaOptions) -> str:
     """Read everything, train, and return the table."""
     seeds = _seeds(options.seeds)
     questions = read_questions(options.train)
-    answers = frequent_answers(questions) if options.answers is None else read_answers(options.answers)
+    own = (question.answer for question in questions)
+    answers = frequent_answers(own) if options.answers is None else read_answers(options.answers)
     encoder = load_encoder(options.model, pretrained=options.pretrained, device=options.device)
     train = Asked(read_features(options.train_features), questions, encoder)
     test = Asked(read_features(options.test_features), read_questions(options.test), encoder)

@@ -52,6 +52,19 @@ def vocabulary(captions: Iterable[str], min_count: int) -> tuple[str, ...]:
     return tuple(words)
 
 
+def spread_frames(features_BFC: Tensor, mask_BF: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Return at most ``most`` real frames of each video: the middles of as many equal parts, and their mask."""
+    videos, longest = mask_BF.shape
+    if longest <= most:
+        return features_BFC, mask_BF
+    count_B1 = mask_BF.sum(dim=1, keepdim=True)
+    places_1M = torch.arange(most, device=mask_BF.device)[None]
+    spread_BM = ((2 * places_1M + 1) * count_B1) // (2 * most)
+    index_BM = torch.where(count_B1 > most, spread_BM, places_1M.expand(videos, -1))
+    taken_BMC = features_BFC.gather(1, index_BM[..., None].expand(-1, -1, features_BFC.shape[-1]))
+    return taken_BMC, mask_BF.gather(1, index_BM)
+
+
 class CaptionHead(nn.Module):
     """Writes captions from frame features (B, F, ``feature_width``), raw, as a net or an index has them."""
 
@@ -107,16 +120,8 @@ class CaptionHead(nn.Module):
         return words + weight * symmetric_info_nce(caption_BD @ video_BD.T, log_scale, known_BB)
 
     def take_frames(self, features_BFC: Tensor, mask_BF: Tensor) -> tuple[Tensor, Tensor]:
-        """Return at most ``frames`` real frames of each video: the middles of as many equal parts, and their mask."""
-        most, (videos, longest) = self.config.frames, mask_BF.shape
-        if longest <= most:
-            return features_BFC, mask_BF
-        count_B1 = mask_BF.sum(dim=1, keepdim=True)
-        places_1M = torch.arange(most, device=mask_BF.device)[None]
-        spread_BM = ((2 * places_1M + 1) * count_B1) // (2 * most)
-        index_BM = torch.where(count_B1 > most, spread_BM, places_1M.expand(videos, -1))
-        taken_BMC = features_BFC.gather(1, index_BM[..., None].expand(-1, -1, features_BFC.shape[-1]))
-        return taken_BMC, mask_BF.gather(1, index_BM)
+        """See ``spread_frames``."""
+        return spread_frames(features_BFC, mask_BF, self.config.frames)
 
     @torch.no_grad()
     def write(

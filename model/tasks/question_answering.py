@@ -111,9 +111,11 @@ def answer_loss(
 ) -> AnswerLoss:
     """Return the loss of a batch. ``emcl`` None leaves the pass out, ``weight`` 0 the contrast.
 
-    Where ``known_BB`` is True (``model.heads.losses.known_pairs``), a question and a video belong together.
+    ``answers_B`` is -1 for a question that teaches no answer. Where ``known_BB`` is True
+    (``model.heads.losses.known_pairs``), a question and a video belong together.
     """
-    answers = F.cross_entropy(logits_BA, answers_B)
+    total = F.cross_entropy(logits_BA, answers_B, ignore_index=-1, reduction="sum")
+    answers = total / (answers_B >= 0).sum().clamp(min=1)
     rows_NH = torch.cat([video_BH, text_BH])
     unit_NH = F.normalize(rows_NH if emcl is None else emcl(rows_NH), dim=-1)
     video, text = unit_NH[: len(video_BH)], unit_NH[len(video_BH) :]

@@ -71,7 +71,18 @@ class OptimiserConfig(Config):
         return 0.1 if self.warmup_share is None else self.warmup_share
 
 
-TaskName = Literal["retrieval", "captioning"]
+class QuestionFiles(Config):
+    """MSRVTT-QA's files, for ``task: qa`` on a set from disk: its splits as JSON lines, and optionally its answers.
+
+    ``answers`` is ``train_ans2label.json``; None: the most frequent answers of the training questions.
+    """
+
+    train: Path
+    validation: Path | None = None
+    answers: Path | None = None
+
+
+TaskName = Literal["retrieval", "captioning", "qa"]
 CONTRAST_WEIGHT = 0.5  # of the contrast in the loss of other tasks, in the released question answering
 
 
@@ -85,6 +96,8 @@ class TrainConfig(Config):
     data: DataConfig
     # What is learnt (``model.train.tasks``): to rank, or a head of the model for another task, such as model.caption.
     task: TaskName = "retrieval"
+    # task qa, except on generated scenes, which bring their own: the questions, which stand in for captions.
+    questions: QuestionFiles | None = None
     # False trains the task's head alone, on the features that the model has: its fingerprint, and with it every index
     # of those features, stays valid.
     train_encoder: bool = True
@@ -182,6 +195,18 @@ class TrainConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _questions_fit(self) -> TrainConfig:
+        scenes = isinstance(self.data, ScenesConfig)
+        if self.questions is not None and (self.task != "qa" or scenes):
+            why = f"task {self.task}" if self.task != "qa" else "generated scenes, which bring their own"
+            raise ValueError(f"questions has no effect with {why}; leave it out")
+        if self.task == "qa" and not scenes and self.questions is None:
+            raise ValueError(f"task qa on data of kind {self.data.kind} needs questions: {{train: FILE}}")
+        if self.task == "qa" and isinstance(self.data, ScenesConfig) and self.data.makes_objects:
+            raise ValueError("object_warmup_steps and object_steps make clips that task qa has no questions about")
+        return self
+
+    @model_validator(mode="after")
     def _frozen_is_possible(self) -> TrainConfig:
         if self.task == "retrieval":
             useless = {
@@ -217,7 +242,7 @@ class TrainConfig(Config):
             )
 
 
-_HEADS = {"captioning": "caption"}  # the key of the model's configuration that a task trains
+_HEADS = {"captioning": "caption", "qa": "qa"}  # the key of the model's configuration that a task trains
 
 
 def selection_split(data: ScenesConfig | StoredSet) -> Split | None:

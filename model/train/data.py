@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,11 +14,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from model.clip.preprocess import Preprocess
 from model.data.batches import Batch, Share, TrainingData
+from model.data.clips import Clip, ClipData, with_questions
 from model.data.manifest import ManifestConfig, ManifestData
+from model.data.msrvtt_qa import questions_by_clip, read_questions
 from model.data.registry import training_data
 from model.data.scenes import ScenesConfig, ScenesData
 from model.data.validation import open_for_choosing
-from model.train.config import TrainConfig
+from model.train.config import QuestionFiles, TrainConfig
 
 _PREFETCHED = 4  # batches that each worker prepares ahead
 
@@ -27,15 +29,40 @@ def build_data(config: TrainConfig, preprocess: Preprocess) -> TrainingData:
     """Build the data source that ``config.data`` describes."""
     data, sampling, size, epoch_of = config.data, config.model.sampling, config.batch_size, config.epoch_of
     if isinstance(data, ScenesConfig):
-        return ScenesData(data, batch_size=size, preprocess=preprocess, sampling=sampling)
+        questions = config.task == "qa"
+        return ScenesData(data, batch_size=size, preprocess=preprocess, sampling=sampling, questions=questions)
     build = partial(ManifestData, data) if isinstance(data, ManifestConfig) else partial(training_data, data)
-    return build(
-        batch_size=size,
+    source = build(
+        # With questions the batches are made of these, of which there may be more than videos.
+        batch_size=size if config.questions is None else 1,
         preprocess=preprocess,
         sampling=sampling,
         epoch_of=epoch_of,
         augmentation=config.augmentation,
     )
+    return source if config.questions is None else _about(source, config.questions, config)
+
+
+def _about(source: ClipData, files: QuestionFiles, config: TrainConfig) -> ClipData:
+    """The same clips with questions in the place of their captions."""
+    asked = [
+        () if path is None else with_questions(clips, questions_by_clip(read_questions(path), _names(clips), str(path)))
+        for path, clips in ((files.train, source.clips), (files.validation, source.validation_clips))
+    ]
+    return ClipData(
+        *asked,
+        source=str(files.train),
+        seed=source.seed,
+        batch_size=config.batch_size,
+        preprocess=source.preprocess,
+        sampling=source.sampling,
+        epoch_of=config.epoch_of,
+        augmentation=source.augmentation,
+    )
+
+
+def _names(clips: Sequence[Clip]) -> list[str]:
+    return [clip.name for clip in clips]
 
 
 def require_selection_data(config: TrainConfig) -> None:

@@ -135,6 +135,8 @@ class Trainer:
             source = load_checkpoint(start_of(self.config.start_from))
             if source.config.caption is not None and source.captioner is not None:
                 net.attach_captioner(source.config.caption)
+            if source.config.qa is not None and source.answerer is not None:
+                net.attach_answerer(source.config.qa)
             state = source.state_dict()
             if source.config.emcl != self.config.model.emcl:  # its EMCL state means nothing under other settings
                 state |= {name: value for name, value in net.state_dict().items() if name.startswith("emcl.")}

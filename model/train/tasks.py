@@ -5,7 +5,7 @@
     loss        of the whole batch, gathered from all processes; the same on each of them
     validate    figures of the validation clips, and the one that models are chosen by
 
-``retrieval`` trains the net itself; ``captioning`` a head on its frame features.
+``retrieval`` trains the net itself; ``captioning`` and ``qa`` a head on its features.
 
 Shape suffixes: B clips, F frames, D channels, L words.
 """
@@ -22,12 +22,15 @@ from torch import Tensor, nn
 
 from model.clip.tokenizer import Tokenizer
 from model.data.batches import Batch, TrainingData, frames_for, pad_frames
+from model.data.msrvtt_qa import read_answers
 from model.emcl.em import EMCL
 from model.emcl.pairwise_scores import score_all_pairs
+from model.evaluate.answering import AnswerFigures, encode_questions
 from model.evaluate.captioning import CaptionFigures
 from model.evaluate.metrics import evaluate_similarity
 from model.heads.losses import known_pairs, symmetric_info_nce
 from model.net import EMCLNet
+from model.tasks.answering import AnswerHead, frequent_answers
 from model.tasks.captioning import CaptionHead, vocabulary
 from model.train.config import TrainConfig
 from model.train.grad_cache import encode_batch
@@ -217,11 +220,93 @@ class Captioning(Task):
         return ", ".join(f"{name} {metrics['captions'][name]:.1f}" for name in ("BLEU-4", "ROUGE-L", "CIDEr"))
 
 
+class Answering(Task):
+    """The answers of questions about a clip, from its frame features and the question's tokens."""
+
+    chosen_by = "top-1"
+
+    @property
+    def head(self) -> AnswerHead:
+        """The head that is trained."""
+        assert self.net.answerer is not None  # build_task made it
+        return self.net.answerer
+
+    @property
+    def emcl(self) -> EMCL:
+        """See ``Task``."""
+        return self.head.emcl
+
+    @property
+    def trained(self) -> nn.Module:
+        """See ``Task``."""
+        return self.head
+
+    def encode(self, batch: Batch, device: torch.device) -> tuple[Tensor, ...]:
+        """Return frame features (B, F, D) and the questions' token features (B, L, D)."""
+        words_BLD, _ = encode_questions(self.net, self.tokenizer, batch.captions, device)
+        return encode_frames(self.net, batch, device)[0], words_BLD
+
+    def targets(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Return the masks of frames (B, F) and tokens (B, L), and answers' numbers (B)."""
+        word_mask_BL = self.tokenizer(batch.captions, pad_to="max")[1]
+        return torch.from_numpy(batch.mask_BF), word_mask_BL, self.head.labels([q.answer for (q,) in batch.questions])
+
+    def loss(self, features: tuple[Tensor, ...], targets: tuple[Tensor, ...], identities_B2: Tensor | None) -> Tensor:
+        """See ``AnswerHead.loss``."""
+        (features_BFD, words_BLD), (mask_BF, word_mask_BL, labels_B) = features, targets
+        return self.head.loss(
+            features_BFD,
+            mask_BF,
+            words_BLD,
+            word_mask_BL,
+            labels_B,
+            self.net.clip.logit_scale,
+            weight=self.config.contrast_weight_or_default,
+            joint_emcl=self.config.joint_emcl,
+            known_BB=None if identities_B2 is None else known_pairs(identities_B2),
+        )
+
+    @torch.no_grad()
+    def validate(self, batches: Iterator[Batch], device: torch.device, encoding: Context) -> Metrics | None:
+        """Answer all questions about each clip."""
+        figures = AnswerFigures(self.head)
+        with evaluating(self.net):
+            for batch in batches:
+                rows = torch.tensor([row for row, asked in enumerate(batch.questions) for _ in asked])
+                questions = [question for asked in batch.questions for question in asked]
+                with encoding():
+                    features_BFD, mask_BF = encode_frames(self.net, batch, device)
+                    words_QLD, word_mask_QL = encode_questions(
+                        self.net, self.tokenizer, [question.text for question in questions], device
+                    )
+                rows = rows.to(device)
+                figures.add(questions, self.head.logits(features_BFD[rows], mask_BF[rows], words_QLD, word_mask_QL)[0])
+        return figures.metrics()
+
+    def score(self, metrics: Metrics) -> float:
+        """Percent of all questions; those whose answer is not in the list count as wrong."""
+        return metrics["questions"]["top-1"]
+
+    def summary(self, metrics: Metrics) -> str:
+        """See ``Task``."""
+        found = metrics["questions"]
+        return f"top-1 {found['top-1']:.1f}, top-5 {found['top-5']:.1f}, most frequent answer {found['floor']:.1f}"
+
+
 def build_task(config: TrainConfig, net: EMCLNet, tokenizer: Tokenizer, data: TrainingData) -> Task:
     """Build the task of a run, and the head that it trains, with a vocabulary from the training captions."""
     if config.task == "retrieval":
         return Retrieval(config, net, tokenizer)
-    assert config.model.caption is not None  # the configuration refuses a task without its head
+    if config.task == "qa":
+        assert config.model.qa is not None  # the configuration refuses a task without its head
+        files = config.questions
+        if files is not None and files.answers is not None:
+            answers = read_answers(files.answers)
+        else:
+            answers = frequent_answers(data.answers(), config.model.qa.most_answers)
+        net.attach_answerer(config.model.qa.model_copy(update={"answers": answers}))
+        return Answering(config, net, tokenizer)
+    assert config.model.caption is not None
     words = vocabulary(data.texts(), config.model.caption.min_count)
     net.attach_captioner(config.model.caption.model_copy(update={"words": words}))
     return Captioning(config, net, tokenizer)

@@ -26,6 +26,7 @@ from service.schemas.search import (
     ClassifyAnswer,
     EmbeddingsAnswer,
     ManyAnswers,
+    QuestionAnswer,
     SearchAnswer,
     UploadAnswer,
     WrittenCaptionAnswer,
@@ -300,6 +301,18 @@ def write_caption(video_id: str, *, segment: int | None = None) -> Sent:
 def write_caption_video(path: Path | str) -> Sent:
     """A caption that the model writes for a video file, of which nothing is kept."""
     return Sent(file=Path(path))
+
+
+@endpoint("POST", "/v1/answer", _a(QuestionAnswer))
+def answer(video_id: str, question: str, *, top: int | None = None, segment: int | None = None) -> Sent:
+    """Answers to a question about an indexed video, best first; needs a model with an answer head."""
+    return Sent(json=_given(video_id=video_id, question=question, top=top, segment=segment))
+
+
+@endpoint("POST", "/v1/answer/video", _a(QuestionAnswer))
+def answer_video(path: Path | str, question: str, *, top: int | None = None) -> Sent:
+    """Answers to a question about a video file, of which nothing is kept."""
+    return Sent(file=Path(path), form=_given(question=question, top=top))
 
 
 @endpoint("POST", "/v1/rerank", _a(SearchAnswer))

@@ -53,6 +53,8 @@ class _Endpoints:
     embeddings = calls.embeddings
     classify = calls.classify
     classify_video = calls.classify_video
+    answer = calls.answer
+    answer_video = calls.answer_video
     write_caption = calls.write_caption
     write_caption_video = calls.write_caption_video
     videos = calls.videos

@@ -12,9 +12,11 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from indexer.store.confidence import LINE
-from model.evaluate.labels import DEFAULT_PROMPT, MAX_LABEL_CHARS, MAX_LABELS
+from model.evaluate.labels import DEFAULT_PROMPT, MAX_ANSWERS, MAX_LABEL_CHARS, MAX_LABELS, MAX_QUESTION_CHARS
 from service.search.playlists import ListFormat
 from service.search.values import (
+    AnswerQuery,
+    AnswerResult,
     CaptionHit,
     CaptionQuery,
     CaptionResult,
@@ -463,6 +465,45 @@ class WrittenCaptionAnswer(Answer):
     def of(cls, result: CaptionResult, upload: UploadOut | None = None) -> WrittenCaptionAnswer:
         """The JSON of a result."""
         return cls(caption=result.text, score=result.score, upload=upload, source=SourceOut.of(result.source))
+
+
+class AnswerRequest(Request):
+    """A question about an indexed video."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"video_id": "0" * 64, "question": "what color is the circle?"}]}
+    )
+
+    video_id: str = Field(pattern=VIDEO_ID)
+    segment: int | None = Field(None, ge=0, description="This segment alone. Default: the whole video.")
+    question: str = Field(min_length=1, max_length=MAX_QUESTION_CHARS)
+    top: int = Field(5, ge=1, le=MAX_ANSWERS, description="Answers to return; the model may have fewer.")
+
+    def to_query(self) -> AnswerQuery:
+        """The engine's value."""
+        return AnswerQuery(question=self.question, top=self.top, video_id=self.video_id, segment=self.segment)
+
+
+class AnswerOut(Answer):
+    """An answer of the model's list."""
+
+    answer: str
+    probability: float = Field(description="Among all answers that the model has; they sum to 1.")
+
+
+class QuestionAnswer(Answer):
+    """Answers to a question, best first. `upload` says what was decoded; null for an indexed video."""
+
+    answers: list[AnswerOut]
+    truncated: bool = Field(description="The question is longer than the model reads; its end was ignored.")
+    upload: UploadOut | None
+    source: SourceOut
+
+    @classmethod
+    def of(cls, result: AnswerResult, upload: UploadOut | None = None) -> QuestionAnswer:
+        """The JSON of a result."""
+        answers = [AnswerOut(answer=hit.text, probability=hit.probability) for hit in result.answers]
+        return cls(answers=answers, truncated=result.truncated, upload=upload, source=SourceOut.of(result.source))
 
 
 class EmbeddingsRequest(Request):

@@ -33,6 +33,9 @@ from service.search.live_index import Generation, LiveIndex
 from service.search.qb_norm import rescore, usable
 from service.search.ranking import Candidates, Scored
 from service.search.values import (
+    AnswerHit,
+    AnswerQuery,
+    AnswerResult,
     CaptionHit,
     CaptionQuery,
     CaptionResult,
@@ -210,7 +213,7 @@ class Engine:
         try:
             caption_head(self.encoder)
         except NoHeadError as error:
-            raise _no_head(error) from error
+            raise _no_head(error, "a caption head", "captioning") from error
 
     def caption(self, query: CaptionQuery) -> CaptionResult:
         """Write a caption for a video. Raises ``NotFound`` for one that is not indexed."""
@@ -224,6 +227,32 @@ class Engine:
             watch.lap("answer")
             source = self._source(generation, watch, "none")
             return CaptionResult(text=written.text, score=written.score, source=source)
+
+    def check_answerer(self) -> None:
+        """Raise ``Conflict`` if the model has no answer head."""
+        from model.evaluate.answering import answer_head
+        from model.evaluate.captioning import NoHeadError
+
+        try:
+            answer_head(self.encoder)
+        except NoHeadError as error:
+            raise _no_head(error, "an answer head", "qa") from error
+
+    def answer(self, query: AnswerQuery) -> AnswerResult:
+        """Answer a question about a video. Raises ``NotFound`` for one that is not indexed."""
+        from model.evaluate.answering import answer_question
+
+        with self.live.lease() as generation:
+            watch = _Stopwatch()
+            features_FD, mask_F = self._frame_features(generation, query)
+            watch.lap("encode")
+            found = answer_question(self.encoder, features_FD, mask_F, query.question, top=query.top)
+            watch.lap("answer")
+            return AnswerResult(
+                answers=tuple(AnswerHit(text=one.text, probability=one.probability) for one in found),
+                truncated=self.encoder.truncates(query.question),
+                source=self._source(generation, watch, "none"),
+            )
 
     def embed(self, texts: Sequence[str]) -> tuple[Floats, Source]:
         """The unit vectors (N, M) that the index compares, without the coordinates of hub bases."""
@@ -280,7 +309,7 @@ class Engine:
         return np.stack([row for text in texts if (row := rows[text]) is not None])
 
     def _frame_features(
-        self, generation: Generation, query: ClassifyQuery | CaptionQuery
+        self, generation: Generation, query: ClassifyQuery | CaptionQuery | AnswerQuery
     ) -> tuple[Floats, NDArray[np.bool_]]:
         """Frame features (F, D) and mask (F) of all segments that are meant, or of uploaded frames."""
         if query.video_id is not None:
@@ -504,11 +533,11 @@ class _Stopwatch:
         self._last = now
 
 
-def _no_head(error: Exception) -> Conflict:
+def _no_head(error: Exception, head: str, task: str) -> Conflict:
     return Conflict(
         str(error).partition(";")[0],
-        expected="a service whose model has a caption head",
-        next_step="train one by `emcl train` with `task: captioning` (docs/training.md; the index stays valid, because "
+        expected=f"a service whose model has {head}",
+        next_step=f"train one by `emcl train` with `task: {task}` (docs/training.md; the index stays valid, because "
         "the model's features do not change), and serve the result with --model",
     )
 

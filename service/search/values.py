@@ -12,7 +12,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from model.evaluate.labels import DEFAULT_PROMPT, MAX_LABEL_CHARS, MAX_LABELS, check_labels
+from model.evaluate.labels import (
+    DEFAULT_PROMPT,
+    MAX_ANSWERS,
+    MAX_LABEL_CHARS,
+    MAX_LABELS,
+    MAX_QUESTION_CHARS,
+    check_labels,
+    check_question,
+)
 from service.errors import Unprocessable
 from service.settings import Settings
 
@@ -117,6 +125,17 @@ class ClassifyQuery:
 class CaptionQuery:
     """What to write a caption for: an indexed video (or ``segment`` alone), or uploaded frames (F, H, W, 3) uint8."""
 
+    video_id: str | None = None
+    segment: int | None = None
+    frames_FHWC: NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AnswerQuery:
+    """A question about an indexed video (or ``segment`` alone), or about uploaded frames (F, H, W, 3) uint8."""
+
+    question: str
+    top: int = 5
     video_id: str | None = None
     segment: int | None = None
     frames_FHWC: NDArray[np.uint8] | None = None
@@ -254,6 +273,23 @@ class CaptionResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AnswerHit:
+    """An answer; ``probability`` is that among the model's answers."""
+
+    text: str
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerResult:
+    """Answers, best first. ``truncated``: the model read only the beginning of the question."""
+
+    answers: tuple[AnswerHit, ...]
+    truncated: bool
+    source: Source
+
+
+@dataclass(frozen=True, kw_only=True)
 class QueryLimits:
     """Limits of one query; ``check_`` methods raise ``Unprocessable`` that names the limit."""
 
@@ -348,6 +384,17 @@ class QueryLimits:
             ) from error
         for text in (*labels, prompt):
             _check_unicode(text)
+
+    def check_question(self, question: str, top: int) -> None:
+        """A question of 1 to 500 characters, and 1 to 100 answers."""
+        try:
+            check_question(question)
+        except ValueError as error:
+            expected = f"a question of 1 to {MAX_QUESTION_CHARS} characters"
+            raise Unprocessable(str(error), expected=expected, next_step="correct the question") from error
+        _check_unicode(question)
+        if not 1 <= top <= MAX_ANSWERS:
+            raise _over(f"top {top}", f"1 to {MAX_ANSWERS}", "ask for fewer answers")
 
     def check_rerank(self, query: RerankQuery) -> None:
         """A text and 1 to ``max_candidates`` different segments."""

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from model.data.batches import Question
 from model.data.dataset import DatasetError
-from model.data.msrvtt_qa import Question, frequent_answers, read_answers, read_questions
+from model.data.msrvtt_qa import questions_by_clip, read_answers, read_questions
 from model.demo.questions import questions_of
 from model.demo.scene import make_scene
 from model.heads.features import FeaturesError, FeatureSet
 from model.options import QaOptions
 from model.study.question_answering import WAYS, Asked, labels_of, study, table, train_one
+from model.tasks.answering import frequent_answers
 
 ANSWERS = ("red", "green", "blue")
 
@@ -88,7 +90,7 @@ def test_files_of_the_set_are_read(tmp_path):
     questions = read_questions(path)
     assert [question.answer for question in questions] == ["couch", "music"]
     assert questions[0] == Question(video_id="video1", text="what are they on?", answer="couch", kind="what")
-    assert frequent_answers([*questions, questions[1]], 1) == ("music",)
+    assert frequent_answers((question.answer for question in [*questions, questions[1]]), 1) == ("music",)
     listing = tmp_path / "train_ans2label.json"
     listing.write_text('{"music": 1, "sofa": 0}', encoding="utf-8")
     assert read_answers(listing) == ("sofa", "music")
@@ -112,3 +114,11 @@ def test_answers_about_scenes_are_one_word_and_true():
         assert colour in (None, scene.colour)
         if scene.then_colour is not None or (scene.second is not None and scene.second.shape == scene.shape):
             assert colour is None
+
+
+def test_questions_find_their_clips_by_name_or_file_name():
+    asked = [Question(video_id=name, text="who?", answer="man", kind="who") for name in ("video1", "b.mp4", "video1")]
+    found = questions_by_clip(asked, ["/clips/video1.mp4", "b.mp4", "c.mp4"], "train.jsonl")
+    assert [len(some) for some in found] == [2, 1, 0]
+    with pytest.raises(DatasetError, match=r"train.jsonl: 2 of 3 questions are about videos that are not"):
+        questions_by_clip(asked, ["b.mp4"], "train.jsonl")

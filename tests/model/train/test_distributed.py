@@ -111,11 +111,14 @@ def test_three_processes_have_the_gradients_of_one_to_the_last_digits_of_float64
     head = {"dim": 16, "heads": 2, "inner": 32, "length": 40, "dropout": 0, "attention_dropout": 0, "emcl": REFERENCE}
     model = {**tiny_settings()["model"], "caption": head}
     captions = tiny(batch_size=7, steps=3, task="captioning", model=model)
-    run(3, tmp_path, [*plan, entry("weights", "steps", steps), entry("weights", "captions", captions)], "--double")
+    head = {"layers": 1, "projected": 16, "hidden": 32, "dropout": 0, "emcl": REFERENCE}
+    answers = tiny(batch_size=7, steps=3, task="qa", model={**tiny_settings()["model"], "qa": head})
+    runs = {"steps": steps, "captions": captions, "answers": answers}
+    run(3, tmp_path, [*plan, *(entry("weights", name, config) for name, config in runs.items())], "--double")
     for name, config in scenarios().items():
         expected = own_gradients(config, tmp_path, torch.float64)
         require_equal(name, load_file(tmp_path / f"{name}.safetensors"), expected, 1e-11)
-    for name, config in (("steps", steps), ("captions", captions)):
+    for name, config in runs.items():
         expected = own_weights(config, tmp_path, torch.float64)
         require_equal(name, load_file(tmp_path / f"{name}.safetensors"), expected, 1e-8)
 

@@ -55,6 +55,8 @@ def problem_of(response, status, slug):
         ("POST", "/v1/classify/video", "search"),
         ("POST", "/v1/caption", "search"),
         ("POST", "/v1/caption/video", "search"),
+        ("POST", "/v1/answer", "search"),
+        ("POST", "/v1/answer/video", "search"),
         ("GET", "/v1/videos", "search"),
         ("GET", "/v1/videos/" + "0" * 64, "search"),
         ("GET", "/v1/videos/" + "0" * 64 + "/stream", "search"),
@@ -98,6 +100,8 @@ READS |= {
     "/v1/classify/video",
     "/v1/caption",
     "/v1/caption/video",
+    "/v1/answer",
+    "/v1/answer/video",
 }
 
 
