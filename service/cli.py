@@ -417,7 +417,10 @@ def search(
         Literal["emcl", "none", "frozen"],
         typer.Option(help="emcl, none (pooling without EMCL) or frozen (stage 1 alone)."),
     ] = "emcl",
-    group: Annotated[Literal["video", "segment"], typer.Option(help="Best segment of each video, or all.")] = "video",
+    group: Annotated[
+        Literal["video", "moment", "segment"],
+        typer.Option(help="Best segment of each video, of those that look alike (moment), or all (segment)."),
+    ] = "video",
     fusion: Annotated[
         Literal["auto", "visual", "text"],
         typer.Option(
@@ -689,7 +692,8 @@ def _json(answer: Any) -> str:
 
 
 def hits_table(hits: Sequence[HitOut]) -> str:
-    """One line for each hit: scores, confidence, the moment, the segment, title, tags, why it matched.
+    """One line for each hit: scores, confidence, the moment and how many more of its video match (``+2``), the segment,
+    title, tags, why it matched.
 
     A rule separates hits after the last that fits well; in a terminal they are faint.
     """
@@ -699,7 +703,7 @@ def hits_table(hits: Sequence[HitOut]) -> str:
             f"{hit.score:.3f}",
             f"{hit.stage1_score:.3f}",
             "-" if hit.confidence is None else f"{hit.confidence:.2f}",
-            clock(hit.moment),
+            clock(hit.moment) + (f" +{len(hit.moments) - 1}" if len(hit.moments) > 1 else ""),
             f"{clock(hit.start)}-{clock(hit.end)}",
             hit.title,
             " ".join(hit.tags),

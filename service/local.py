@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from service.schemas.search import FilterIn
-from service.search.values import Fusion, Hit, Ranking, Rerank, SearchQuery, UploadQuery
+from service.search.values import Fusion, Hit, MomentHit, Ranking, Rerank, SearchQuery, UploadQuery
 from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ class VideoHit:
 
     ``confidence``: how unusual the match of a text is, from 0 to 1; None where that is not known (docs/search.md).
     ``path`` is a place where the video's file was found, None if none is recorded. ``matched`` says why it is a hit:
-    ``visual``, and the kinds of its texts that have words of the query; ``snippet`` is the best of these.
+    ``visual``, and the kinds of its texts that have words of the query; ``snippet`` is the best of these. ``moments``
+    are all of the video that match, each with start, end and score, in order of time.
     """
 
     video_id: str
@@ -56,6 +57,7 @@ class VideoHit:
     confidence: float | None = None
     matched: tuple[str, ...] = ("visual",)
     snippet: str = ""
+    moments: tuple[MomentHit, ...] = ()
 
     def thumbnail(self, width: int = PICTURE_WIDTH) -> bytes | None:
         """The moment as JPEG, or None if the file is no longer there or cannot be decoded."""
@@ -365,6 +367,7 @@ def _hit(hit: Hit, path: str | None) -> VideoHit:
         moment_seconds=hit.moment_seconds,
         score=hit.score,
         tags=hit.tags,
+        moments=hit.moments,
         confidence=hit.confidence,
         matched=hit.matched,
         snippet="".join(text for text, _ in hit.snippet),

@@ -184,6 +184,7 @@ def _hit(hit: HitOut) -> dict[str, Any]:
         "start_seconds": hit.start,
         "end_seconds": hit.end,
         "moment_seconds": hit.moment,
+        "moments": [{"start_seconds": one.start, "end_seconds": one.end} for one in hit.moments],
         "score": round(hit.score, 4),
         "confidence": None if hit.confidence is None else round(hit.confidence, 3),
         "tags": hit.tags,

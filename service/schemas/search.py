@@ -126,7 +126,11 @@ class SearchRequest(Request):
         None, description="Segments from stage 1 to rerank. Default: the checkpoint's, usually 100."
     )
     rerank: Rerank = Field("emcl", description="`emcl`, `none` (pooling without EMCL) or `frozen` (stage 1 alone).")
-    group: Group = Field("video", description="`video`: the best segment of each video; `segment`: every segment.")
+    group: Group = Field(
+        "video",
+        description="`video`: the best segment of each video; `moment`: segments of one video that look alike "
+        "are one hit; `segment`: every segment.",
+    )
     normalise: Normalise = Field(
         "none",
         description="`qb-norm`: scores relative to the index's query bank (texts only; 409 if it has none). Where the "
@@ -195,6 +199,14 @@ class Passage(Answer):
     end: float
 
 
+class MomentOut(Answer):
+    """A segment of the hit's video that matches too, in seconds."""
+
+    start: float
+    end: float
+    score: float
+
+
 class HitOut(Answer):
     """A segment of a video that matches."""
 
@@ -224,6 +236,11 @@ class HitOut(Answer):
     )
     snippet: list[SnippetPart] = Field([], description="The text that fits best, in parts; empty without words.")
     passage: Passage | None = Field(None, description="Start and end of what is said, where a transcript fits best.")
+    moments: list[MomentOut] = Field(
+        [],
+        description="What the hit stands for: candidates of its video, its own segment among them, in order of time; "
+        "at most the best 20. Empty with `group: segment` and with `fusion: text`.",
+    )
     path: str | None = Field(
         None,
         description="Where the service finds the video's file. Only for keys of scope `admin`, and where no keys are "
@@ -252,6 +269,7 @@ class HitOut(Answer):
             matched=list(hit.matched),
             snippet=[SnippetPart(text=text, match=match) for text, match in hit.snippet],
             passage=None if hit.passage is None else Passage(start=hit.passage[0], end=hit.passage[1]),
+            moments=[MomentOut(start=one.start_seconds, end=one.end_seconds, score=one.score) for one in hit.moments],
             path=hit.path if with_path else None,
             thumbnail_url=thumbnail_url(hit.video_id, moment),
             stream_url=stream_url(hit.video_id),

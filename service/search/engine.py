@@ -408,7 +408,7 @@ class Engine:
         by_words = {one.video_id: one for one in found}
         seen = _videos_of(reader, candidates)
         wanted = min(page.offset + page.k, reader.counts.videos)
-        if page.group == "video" and len({*seen.values(), *by_words}) < wanted:
+        if page.group != "segment" and len({*seen.values(), *by_words}) < wanted:
             candidates = ranking.find_further_videos(reader, mapped_M[None], candidates, wanted, wanted=allowed)
             seen = _videos_of(reader, candidates)
         scored = self._scored(

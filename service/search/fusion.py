@@ -109,7 +109,7 @@ def fused_order(
     for place, column in enumerate(order):
         video_id = video_of[int(ids_C[column])]
         ranks.setdefault(video_id, len(ranks) + 1)
-        rank = place + 1 if asked.group == "segment" else ranks[video_id]
+        rank = ranks[video_id] if asked.group == "video" else place + 1
         fused[place] = weights.visual / (weights.constant + rank)
         if video_id in by_words and video_id not in credited:
             text_rank, one = by_words[video_id]

@@ -32,8 +32,9 @@ Normalise = Literal["none", "qb-norm"]
 """``qb-norm``: scores are compared with those of the index's query bank, so that segments that are near to every query
 do not come first for all of them. ``none``: scores as they are."""
 
-Group = Literal["video", "segment"]
-"""``video``: only the best segment of each video is a hit. ``segment``: every segment may be one."""
+Group = Literal["video", "moment", "segment"]
+"""``video``: only the best segment of each video is a hit. ``moment``: segments of one video that look alike are one
+hit. ``segment``: every segment may be one."""
 
 
 Fusion = Literal["auto", "visual", "text"]
@@ -160,6 +161,15 @@ class FrameWeights:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MomentHit:
+    """A segment of a video that matches, with the score that it has as a candidate."""
+
+    start_seconds: float
+    end_seconds: float
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Hit:
     """A segment that matches. ``score`` is the one it is ranked by, ``stage1_score`` that of the index.
 
@@ -168,7 +178,9 @@ class Hit:
     ``matched`` says why it is a hit: ``visual``, and the kinds of its texts that have words of the query. ``snippet``
     is the best of these in parts, True for such words. Fused hits are not in the order of ``score``; of words alone,
     it is the share of the query's words. ``passage`` is the start and end in seconds of what is said, where
-    a transcript fits best.
+    a transcript fits best. ``moments`` are the candidates of its video that it stands for, at most the best
+    ``service.search.hits.MOST_MOMENTS``, in order of time, its own segment among them; empty if every segment may be a
+    hit, and for words alone.
     """
 
     video_id: str
@@ -187,6 +199,7 @@ class Hit:
     matched: tuple[str, ...] = ("visual",)
     snippet: tuple[tuple[str, bool], ...] = ()
     passage: tuple[float, float] | None = None
+    moments: tuple[MomentHit, ...] = ()
 
     @property
     def moment_seconds(self) -> float:

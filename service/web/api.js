@@ -4,7 +4,8 @@
  * @typedef {{time: number, weight: number}} Frame
  * @typedef {{video_id: string, segment: number, start: number, end: number, score: number, stage1_score: number, confidence?: number | null,
  *   moment: number, frame_weights: Frame[], title: string, duration_seconds: number, tags: string[],
- *   matched: string[], snippet: {text: string, match: boolean}[], passage: {start: number, end: number} | null, thumbnail_url: string, stream_url: string}} Hit
+ *   matched: string[], snippet: {text: string, match: boolean}[], passage: {start: number, end: number} | null,
+ *   moments: {start: number, end: number, score: number}[], thumbnail_url: string, stream_url: string}} Hit
  * @typedef {{stage_ms: Record<string, number>, generation: string, fingerprint: string, emcl: string, strength: number}} Source
  * @typedef {{hits: Hit[], source: Source, truncated: boolean, unknown_script: string | null, nothing_fits: boolean}} Answer
  * @typedef {{caption_id: number, text: string, video_id: string | null, score: number, moment: number,

@@ -2,7 +2,7 @@
 import { spriteUrl, streamUrl } from "./api.js";
 import { go, read, write } from "./address.js";
 import { isCalm, make } from "./dom.js";
-import { clock, range, score } from "./format.js";
+import { clock, plural, range, score } from "./format.js";
 import { drawTile, picture } from "./pictures.js";
 import { playable } from "./playable.js";
 import { heaviest, MOST_SHOWN, OVERVIEW_TILES, overviewTime, strip } from "./strip.js";
@@ -17,7 +17,7 @@ const SCREEN_ONLY = 2 / 3; // the part of a picture above which the pointer choo
 /** A video of the library as a card shows it: without score and weights. @param {Video} video @returns {Hit} */
 export const asHit = (video) => ({
   ...video, segment: 0, start: 0, end: video.duration_seconds ?? 0, score: NaN, stage1_score: NaN,
-  moment: (video.duration_seconds ?? 0) / 2, frame_weights: [], duration_seconds: video.duration_seconds ?? 0, matched: [], snippet: [], passage: null,
+  moment: (video.duration_seconds ?? 0) / 2, frame_weights: [], duration_seconds: video.duration_seconds ?? 0, matched: [], snippet: [], passage: null, moments: [],
 });
 
 /** What is said of a video that nothing was asked about: a caption of it, if it has one. @param {Hit & {captions?: string[]}} hit */
@@ -46,11 +46,12 @@ export function card(hit, place, line = 0) {
   const tags = hit.tags.slice(0, TAGS).map((tag) => make("button", { type: "button", className: "tag", title: `Only videos with the tag ${tag}`,
     onclick: () => go({ tags: [...new Set([...read().tags, tag])] }) }, tag));
   const article = make("article", { className: weak ? "card weak" : "card" }, screen,
+    hit.moments.length > 1 && marks(hit),
     scored && strip(hit.video_id, hit.segment, hit.frame_weights),
     make("div", { className: "words" },
       make("h3", { className: "title", title: hit.title }, link),
       make("p", { className: "facts" },
-        make("span", { className: "one-line" }, scored ? range(hit.start, hit.end) : about(hit)),
+        make("span", { className: "one-line" }, scored ? range(hit.start, hit.end) + more(hit) : about(hit)),
         scored && make("span", { className: "score", title: `number ${place}; stage 1 gave ${score(hit.stage1_score)}` + (hit.confidence == null ? "" : `; fits better than ${Math.round(100 * hit.confidence)} % of unrelated texts do${weak ? ": weak" : ""}`) }, score(hit.score))),
       hit.snippet.length > 0 && make("p", { className: "why", title: `these words match: ${hit.matched.filter((kind) => kind !== "visual").join(", ")}` },
         ...hit.snippet.map(({ text, match }) => match ? make("mark", {}, text) : text)),
@@ -58,6 +59,22 @@ export function card(hit, place, line = 0) {
   const stop = movable(article, screen, hit);
   const scrubbed = scrubbable(article, screen, hit, stop);
   return make("li", {}, article);
+}
+
+/** How many more moments of its video a hit stands for. @param {Hit} hit */
+const more = (hit) => (hit.moments.length > 1 ? ` · +${plural(hit.moments.length - 1, "moment")}` : "");
+
+/** Where in its video the moments of a hit are. @param {Hit} hit */
+function marks(hit) {
+  const whole = hit.duration_seconds || 1;
+  const line = make("div", { className: "marks", role: "img" }, ...hit.moments.map(({ start, end }) => {
+    const mark = make("span", { title: range(start, end) });
+    mark.style.left = `${100 * start / whole}%`;
+    mark.style.width = `${100 * (end - start) / whole}%`;
+    return mark;
+  }));
+  line.setAttribute("aria-label", `moments at ${hit.moments.map(({ start }) => clock(start)).join(", ")}`);
+  return line;
 }
 
 /** Cards without content, in the shape of those that come. @param {number} count */

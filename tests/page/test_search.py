@@ -47,6 +47,21 @@ def changed(route, change):
     route.fulfill(response=answer, json=content)
 
 
+def test_a_hit_shows_its_other_moments(page, page_server):
+    def several(answer):
+        hit = answer["hits"][0]
+        part = hit["duration_seconds"] / 4
+        hit["moments"] = [{"start": n * part, "end": (n + 1) * part, "score": 0.5} for n in (0, 1, 3)]
+
+    page.route("**/v1/search", lambda route: changed(route, several))
+    open_results(page, page_server.url)
+    expect(cards(page).first.locator(".marks span")).to_have_count(3)
+    expect(cards(page).first.locator(".facts")).to_contain_text("+2 moments")
+    expect(cards(page).first.locator(".marks")).to_have_attribute("aria-label", re.compile(r"moments at 0:00\.0, "))
+    expect(cards(page).nth(1).locator(".marks")).to_have_count(0)
+    assert page.complaints == []
+
+
 def test_weak_hits_are_faded_and_it_says_when_nothing_fits(page, page_server):
     confidences = [0.99, 0.97, 0.5, 0.2, 0.1, 0.0]
 

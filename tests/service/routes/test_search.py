@@ -15,7 +15,7 @@ def test_search_answers_hits_with_both_scores_and_the_moment(client):
         assert set(hit) == {
             "video_id", "segment", "start", "end", "score", "stage1_score", "moment", "frame_weights", "title",
             "duration_seconds", "tags", "matched", "snippet", "passage", "thumbnail_url", "stream_url", "confidence",
-            "path",
+            "path", "moments",
         }  # fmt: skip
         assert hit["start"] <= hit["moment"] <= hit["end"]
         heaviest = max(hit["frame_weights"], key=lambda frame: frame["weight"])

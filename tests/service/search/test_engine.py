@@ -39,6 +39,7 @@ from service.cli import main
 from service.errors import Conflict, NotFound, Unprocessable
 from service.search import ranking as ranking_module
 from service.search.engine import Engine
+from service.search.hits import MOST_MOMENTS
 from service.search.query_log import QueryLog
 from service.search.values import QueryLimits, Ranking, RerankQuery, SearchQuery, SegmentRef, UploadQuery, VideoFilter
 from service.settings import load_settings
@@ -312,6 +313,64 @@ def test_a_static_hour_does_not_hide_the_other_videos(hour_store, tiny_encoder, 
         engine.close()
 
 
+def test_a_static_hour_is_one_hit_with_its_moments(hour_store, tiny_encoder):
+    engine = Engine(tiny_encoder, lambda: StoreReader.open(hour_store), limits=LIMITS, cache_entries=0)
+
+    def hits(**asked):
+        (result,) = engine.search([SearchQuery(text=HOUR_TEXT, ranking=Ranking(candidates=30, **asked))])
+        return result.hits
+
+    try:
+        for group in ("video", "moment"):
+            found = hits(k=10, group=group)
+            (hour,) = [hit for hit in found if hit.video_id == video_id(0)]
+            assert len(found) == 10
+            assert len(hour.moments) == MOST_MOMENTS  # of the 30 candidates, all of which are of the hour
+            starts = [moment.start_seconds for moment in hour.moments]
+            assert starts == sorted(starts)
+            assert all(moment.end_seconds == moment.start_seconds + 30 for moment in hour.moments)
+            (own,) = [moment for moment in hour.moments if moment.start_seconds == hour.start_seconds]
+            assert own.score == hour.score == max(moment.score for moment in hour.moments)
+            others = [hit.moments for hit in found if hit.video_id != video_id(0)]
+            assert all(len(moments) == 1 for moments in others)
+        plain = hits(k=10, group="segment")
+        assert {hit.video_id for hit in plain} == {video_id(0)}
+        assert all(hit.moments == () for hit in plain)
+    finally:
+        engine.close()
+
+
+def test_moments_that_look_different_are_hits_of_their_own(tmp_path, tiny_encoder):
+    """A film of two scenes, the first of which comes back: two hits with three and two moments."""
+    first, second = (random_video(np.random.default_rng(seed), tiny_encoder, 0).segments[0] for seed in (1, 2))
+    cut = [first, second, first, second, first]
+    parts = [
+        replace(scene, number=number, start_seconds=10.0 * number, end_seconds=10.0 * number + 10)
+        for number, scene in enumerate(cut)
+    ]
+    film = replace(random_video(np.random.default_rng(1), tiny_encoder, 0), segments=parts)
+    settings = StoreSettings(
+        model_spec=ModelSpec(),
+        fingerprint=tiny_encoder.fingerprint,
+        dim=tiny_encoder.dim,
+        sampling=tiny_encoder.config.sampling,
+    )
+    with StoreWriter.open(tmp_path / "store", settings=settings) as writer:
+        writer.add_locations([Location(path="/nowhere", video_id=film.video_id, size_bytes=1, modified_ns=1)])
+        writer.add_videos([film])
+        writer.publish(tiny_encoder)
+    engine = Engine(tiny_encoder, lambda: StoreReader.open(tmp_path / "store"), limits=LIMITS, cache_entries=0)
+    try:
+        queries = [SearchQuery(text="a thing", ranking=Ranking(k=5, group=group)) for group in ("moment", "video")]
+        scenes, whole = engine.search(queries)
+        starts = sorted([moment.start_seconds for moment in hit.moments] for hit in scenes.hits)
+        assert starts == [[0.0, 20.0, 40.0], [10.0, 30.0]]
+        (hit,) = whole.hits
+        assert [moment.start_seconds for moment in hit.moments] == [0.0, 10.0, 20.0, 30.0, 40.0]
+    finally:
+        engine.close()
+
+
 def test_a_text_that_is_read_in_part_is_said_to_be(engine):
     long = "a thing " * 40
     short, cut = engine.search([SearchQuery(text="a thing"), SearchQuery(text=long)])
@@ -524,7 +583,7 @@ def test_grouping_keeps_the_best_segment_of_each_video(engine):
     best = {}
     for hit in segments.hits:
         best.setdefault(hit.video_id, hit)
-    assert list(best.values()) == list(videos.hits)
+    assert list(best.values()) == [replace(hit, moments=()) for hit in videos.hits]
     assert len(videos.hits) == VIDEOS
     assert len(segments.hits) == 120
 
