@@ -112,6 +112,11 @@ def _describe(services: Services) -> IndexAnswer:
         sampling=manifest.sampling.model_dump(),
         emcl=encoder.config.emcl.model_dump(),
         confidence_line=LINE if has_confidence else None,
+        heads=[
+            name
+            for name, head in (("caption", encoder.net.captioner), ("answer", encoder.net.answerer))
+            if head is not None
+        ],
         demo_notice=notice,
         watched_folders=len(services.folder_watch.folders),
         correction=EMCLOut(**vars(correction)),

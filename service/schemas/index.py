@@ -76,6 +76,9 @@ class IndexAnswer(Answer):
     confidence_line: float | None = Field(
         None, description="Hits whose confidence is below it count as weak; null if the index knows no confidence."
     )
+    heads: list[str] = Field(
+        description="What the model has beside search: `caption` for `/v1/caption`, `answer` for `/v1/answer`."
+    )
     demo_notice: str | None = Field(
         None, description="A warning where the demo model serves anything but its own clips: its answers mean nothing."
     )

@@ -25,7 +25,7 @@
  * @typedef {{upload_limits: {max_bytes: number, max_seconds: number}, counts: Record<string, number>, model: string, generation: string,
  *   created: string, fingerprint: string, dim: number, factory: string, segment_seconds: number, version: string,
  *   overlay: {rows: number, waiting: number, publishing: boolean}, emcl: Record<string, any>,
- *   correction: {mode: string, strength: number, text: string}, demo_notice: string | null, watched_folders: number, confidence_line: number | null,
+ *   correction: {mode: string, strength: number, text: string}, demo_notice: string | null, watched_folders: number, confidence_line: number | null, heads: string[],
  *   query_limits: {max_candidates: number, default_candidates: number}}} Index
  * @typedef {{keys_required: boolean, signed_in: boolean, name: string | null, scope: string | null}} Session
  */

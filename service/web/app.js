@@ -9,6 +9,7 @@ import { count } from "./format.js";
 import * as keys from "./keys.js";
 import * as library from "./library.js";
 import { sentence, toast } from "./notice.js";
+import * as asking from "./asking.js";
 import * as player from "./player.js";
 import * as search from "./search.js";
 import * as session from "./session.js";
@@ -42,6 +43,7 @@ async function knowIndex() {
   find("#banner").hidden = !index.demo_notice;
   search.knowIndex(index);
   videoin.knowLimits(index);
+  asking.knowHeads(index);
 }
 
 /** Links inside the page change the view, not the document. @param {MouseEvent} event */

@@ -4,6 +4,7 @@ import { go, read } from "./address.js";
 import { find, icon, make } from "./dom.js";
 import { clock, day, range, score } from "./format.js";
 import { emptyPanel, sentence, toast } from "./notice.js";
+import * as asking from "./asking.js";
 import { picture } from "./pictures.js";
 import { playable } from "./playable.js";
 import { scoresWithin } from "./search.js";
@@ -13,7 +14,7 @@ import { chooser, timeline, weightBars } from "./strip.js";
 
 const MOST_SEGMENTS = 100;
 const dialog = find("#player");
-const part = { title: find("#player-title"), video: find("#player video"), note: find("#player-note"), strip: find("#player-strip"), timeline: find("#player-timeline"), moments: find("#player-moments"), captions: find("#player-captions"), facts: find("#player-facts"), grid: find("#player .player-grid"), stale: find("#player-stale") };
+const part = { title: find("#player-title"), video: find("#player video"), note: find("#player-note"), strip: find("#player-strip"), timeline: find("#player-timeline"), moments: find("#player-moments"), captions: find("#player-captions"), asking: find("#player-asking"), facts: find("#player-facts"), grid: find("#player .player-grid"), stale: find("#player-stale") };
 /** @type {AbortController | null} */
 let current = null;
 let shown = "";
@@ -38,7 +39,7 @@ export function show(place) {
   part.grid.hidden = false;
   part.stale.replaceChildren();
   part.note.textContent = "";
-  for (const old of [part.strip, part.timeline, part.moments, part.captions, part.facts]) old.replaceChildren();
+  for (const old of [part.strip, part.timeline, part.moments, part.captions, part.facts, part.asking]) old.replaceChildren();
   find("#player-file").href = api.streamUrl(place.play);
   find("#player-clip").hidden = true;
   part.video.poster = api.pictureUrl(place.play, place.t ?? 0);
@@ -59,14 +60,29 @@ async function describe(place, signal) {
     if (video.duration_seconds) part.timeline.replaceChildren(timeline(video.video_id, video.duration_seconds, seek));
     part.video.replaceChildren(...video.transcripts.map(({ language, url }, number) => make("track",
       { kind: "captions", src: url, srclang: language, label: languageName(language), default: number === 0 })));
+    drawCaptions(video, signal);
+    asking.show(video.video_id, signal);
     const moments = await momentsOf(video, place, signal);
     drawMoments(moments);
     drawStrip(moments);
-    if (video.captions.length) part.captions.replaceChildren(make("h3", {}, "Captions"), make("ul", { className: "quotes" }, ...video.captions.map((text) => make("li", {}, text))));
   } catch (error) {
     if (signal.aborted) return;
     if (error instanceof api.Problem && error.status === 404) stale();
     else part.note.textContent = sentence(error);
+  }
+}
+
+/** The video's own captions, beside the one that the model writes. @param {Video} of @param {AbortSignal} signal */
+async function drawCaptions(of, signal) {
+  const own = of.captions.length > 0 && make("ul", { className: "quotes" }, ...of.captions.map((text) => make("li", {}, text)));
+  const place = make("div", { role: "status" });
+  if (!own && !asking.writes()) return;
+  part.captions.replaceChildren(make("h3", {}, "Captions"), place, own || "");
+  if (!asking.writes()) return;
+  try {
+    place.replaceChildren(await asking.written(api.ask("/v1/caption", { json: { video_id: of.video_id }, signal })));
+  } catch (error) {
+    if (!signal.aborted) place.replaceChildren(make("p", { className: "quiet" }, sentence(error)));
   }
 }
 

@@ -3,9 +3,10 @@ import * as api from "./api.js";
 import { go } from "./address.js";
 import { addDialog } from "./adding.js";
 import { card } from "./cards.js";
+import * as asking from "./asking.js";
 import { find, icon, make } from "./dom.js";
 import { clock, limit, ms, plural, score } from "./format.js";
-import { emptyPanel, problemPanel } from "./notice.js";
+import { emptyPanel, problemPanel, sentence } from "./notice.js";
 import { weightBars } from "./strip.js";
 
 /** @typedef {import("./api.js").CaptionHit} CaptionHit */
@@ -69,8 +70,20 @@ async function send(given) {
       said.textContent = "Sent. Decoding and encoding its frames…";
     } });
     (isPicture(given) ? drawPicture : draw)(given, answer, performance.now() - began, stages);
+    if (!isPicture(given) && asking.writes()) await write(form, mine.signal);
   } catch (error) {
     if (!mine.signal.aborted) fail(error);
+  }
+}
+
+/** Let the model write a caption, and put it above those that were found. @param {FormData} form @param {AbortSignal} signal */
+async function write(form, signal) {
+  const place = find("#written", view);
+  place.textContent = "Writing a caption…";
+  try {
+    place.replaceChildren(await asking.written(api.send("/v1/caption/video", form, { signal })));
+  } catch (error) {
+    if (!signal.aborted) place.replaceChildren(make("p", { className: "quiet" }, sentence(error)));
   }
 }
 
@@ -109,7 +122,7 @@ function draw(given, answer, took, timed) {
         make("div", { className: "row" },
           make("button", { type: "button", onclick: () => addDialog([given]) }, icon("plus"), "Add to the library"),
           make("label", { className: "button", for: "file", tabindex: "0", onkeydown: (/** @type {KeyboardEvent} */ event) => event.key === "Enter" && find("#file").click() }, "Another video"))),
-      make("section", { "aria-labelledby": "captions-title" }, make("h2", { id: "captions-title" }, "Captions that fit it"),
+      make("section", { "aria-labelledby": "captions-title" }, make("h2", { id: "captions-title" }, "Captions that fit it"), make("div", { id: "written", role: "status" }),
         rows.length ? make("ol", { className: "captions" }, ...rows) : make("p", { className: "quiet" }, "The library has no captions yet. Add some there, and videos will find them."))),
     make("section", { "aria-labelledby": "similar-title" }, make("h2", { id: "similar-title" }, "Similar videos"),
       make("ol", { className: "cards" }, ...answer.hits.map((hit, place) => card(hit, place + 1)))));
