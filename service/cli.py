@@ -342,6 +342,8 @@ def _serve(
         http=connections.protocol,
         loop="asyncio",  # with uvloop new connections starve while others keep it busy (docs/performance.md)
         ws="none",
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
         server_header=False,
         timeout_graceful_shutdown=_DRAIN_SECONDS,
     )

@@ -91,6 +91,12 @@ class Gone(ServiceError):  # noqa: N818
     status, title, slug = 410, "The file is gone", "gone"
 
 
+class PreconditionFailed(ServiceError):  # noqa: N818
+    """What the client wants to have in one version is there in another."""
+
+    status, title, slug = 412, "A precondition failed", "precondition-failed"
+
+
 class TooLarge(ServiceError):  # noqa: N818
     """A body, or what is inside it, is over a limit."""
 

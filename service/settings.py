@@ -12,6 +12,7 @@ import ipaddress
 import os
 import re
 import sys
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -91,6 +92,11 @@ class Settings(BaseSettings):
         (),
         description="Host names to answer for, comma-separated. Default: loopback names, or any name with a public "
         "address.",
+    )
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Addresses or networks of proxies, comma-separated, such as `10.0.0.0/8`, whose `X-Forwarded-For` "
+        "and `X-Forwarded-Proto` are believed. Default: none, not even on loopback.",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
@@ -321,10 +327,20 @@ class Settings(BaseSettings):
             )
         return self
 
-    @field_validator("allowed_hosts", "cors_origins", "webhooks", mode="before")
+    @field_validator("allowed_hosts", "trusted_proxies", "cors_origins", "webhooks", mode="before")
     @classmethod
     def _split_hosts(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _proxies_are_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in value:
+            try:
+                ip_network(proxy)
+            except ValueError as error:
+                raise ValueError(f"{error}; expected addresses or networks such as 10.0.0.7 or 10.0.0.0/8") from error
+        return value
 
     @field_validator("cors_origins")
     @classmethod

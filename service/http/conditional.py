@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from starlette.responses import FileResponse, Response
 
+from service.errors import PreconditionFailed
 from service.media.files import check_range
 
 if TYPE_CHECKING:
@@ -36,6 +37,17 @@ def is_unmodified(request: Request, etag: str, modified: float | None = None) ->
         return False
 
 
+def check_match(request: Request, etag: str) -> None:
+    """Raise ``PreconditionFailed`` if the client wants other versions than this one (``If-Match``)."""
+    wanted = request.headers.get("if-match")
+    if wanted is not None and wanted.strip() != "*" and etag not in {tag.strip() for tag in wanted.split(",")}:
+        raise PreconditionFailed(
+            f"the version is {etag}, If-Match names {wanted[:200]}",
+            expected="the version that is here",
+            next_step="ask again without If-Match, and take the ETag of the answer",
+        )
+
+
 def not_modified(etag: str, headers: Mapping[str, str]) -> Response:
     """The answer to a client that holds this version already."""
     return Response(status_code=304, headers={**headers, "ETag": etag})
@@ -44,7 +56,7 @@ def not_modified(etag: str, headers: Mapping[str, str]) -> Response:
 def file_answer(
     request: Request, path: Path, *, kind: str, etag: str, headers: Mapping[str, str], accel_redirect: str = ""
 ) -> Response:
-    """A file, whole or in ranges, or 304. Raises ``RangeNotSatisfiable``, ``OSError``.
+    """A file, whole or in ranges, or 304. Raises ``RangeNotSatisfiable``, ``PreconditionFailed``, ``OSError``.
 
     With ``accel_redirect``, an internal location of the nginx in front, the answer only names the file below it: nginx
     replaces it by the file, and answers ranges and conditions itself.
@@ -53,6 +65,7 @@ def file_answer(
     if accel_redirect:
         named = {"X-Accel-Redirect": accel_redirect + quote(str(path.absolute()))}
         return Response(media_type=kind, headers={**headers, **named})
+    check_match(request, etag)
     if is_unmodified(request, etag, status.st_mtime):
         return not_modified(etag, {**headers, "Last-Modified": formatdate(status.st_mtime, usegmt=True)})
     asked = request.headers.get("range")

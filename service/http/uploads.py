@@ -21,7 +21,15 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
-from service.errors import BadRequest, Overloaded, RequestTimeout, TooLarge, Unprocessable, UnsupportedMedia
+from service.errors import (
+    BadRequest,
+    Overloaded,
+    RequestTimeout,
+    ServiceError,
+    TooLarge,
+    Unprocessable,
+    UnsupportedMedia,
+)
 
 FIELD = "file"
 ENVELOPE_BYTES = 64 * 1024  # boundaries and part headers around the file
@@ -103,17 +111,19 @@ class UploadReceiver:
         self, file: IO[bytes], request: Request, boundary: bytes, texts: Collection[str], texts_bytes: int
     ) -> _FilePart:
         part = _FilePart(names=frozenset(texts))
-        received = 0
+        received, preamble = 0, _Preamble(boundary)
         try:
             parser = MultipartParser(boundary, part.callbacks())  # type: ignore[arg-type]  # a subset of the callbacks
             async with asyncio.timeout(self.timeout_seconds):
                 async for chunk in request.stream():
                     received += len(chunk)
-                    parser.write(chunk)
+                    parser.write(preamble.without(chunk))
                     pending = part.take()
-                    # Whatever is not the file counts, empty parts and their headers too: a body may have no end.
-                    if part.size_bytes > self.max_bytes or received - part.size_bytes > texts_bytes:
+                    if part.size_bytes > self.max_bytes:
                         raise self._too_large(f"the upload has more than {self.max_bytes} bytes")
+                    # Whatever is not the file counts, empty parts and their headers too: a body may have no end.
+                    if received - part.size_bytes > texts_bytes:
+                        raise part.too_much(texts_bytes)
                     if pending:
                         await asyncio.to_thread(file.write, pending)
         except TimeoutError:
@@ -143,6 +153,28 @@ def _boundary(content_type: str | None) -> bytes:
     return options[b"boundary"]
 
 
+class _Preamble:
+    """Leaves out what stands before the first boundary (RFC 2046, section 5.1.1), which the parser does not know."""
+
+    def __init__(self, boundary: bytes) -> None:
+        self._opening = b"--" + boundary
+        self._held: bytes | None = b""
+
+    def without(self, chunk: bytes) -> bytes:
+        """What the parser is to have of a chunk."""
+        if self._held is None:
+            return chunk
+        self._held += chunk
+        if self._opening.startswith(self._held[: len(self._opening)]):
+            at = 0  # the usual case: no preamble
+        else:
+            at = self._held.find(b"\r\n" + self._opening) + 2
+        if at == 1 or len(self._held) - at < len(self._opening):
+            return b""  # perhaps in the next chunk; how much may be held, the bound on all that is no file says
+        begun, self._held = self._held[at:], None
+        return begun
+
+
 @dataclass(kw_only=True)
 class _FilePart:
     """What the multipart parser has seen so far. The part named ``file`` is kept until ``take``, texts to the end."""
@@ -152,6 +184,7 @@ class _FilePart:
     _files: int = 0
     _ended: bool = False
     _in_file: bool = False
+    _last_name: str | None = None
     _texts: list[tuple[str, bytearray]] = field(default_factory=list)
     _pending: bytearray = field(default_factory=bytearray)
     _header: tuple[bytearray, bytearray] = field(default_factory=lambda: (bytearray(), bytearray()))
@@ -165,6 +198,22 @@ class _FilePart:
             "on_header_end": self._on_header_end,
             "on_end": self._on_end,
         }
+
+    def too_much(self, most_bytes: int) -> ServiceError:
+        """Why more than ``most_bytes`` came that are no file."""
+        if self._files == 0 and self._last_name is not None and self._last_name not in self.names:
+            return Unprocessable(
+                f"the form has a part named {self._last_name[:80]!r}, and none named `{FIELD}` before it",
+                expected=f"the file in a part named `{FIELD}`",
+                next_step=_HOW,
+                headers=_CLOSE,
+            )
+        return TooLarge(
+            f"the form has more than {most_bytes} bytes beside the file",
+            expected=f"at most {most_bytes} bytes of texts, headers and boundaries",
+            next_step="shorten the texts",
+            headers=_CLOSE,
+        )
 
     def take(self) -> bytes:
         taken = bytes(self._pending)
@@ -215,6 +264,7 @@ class _FilePart:
         if header.lower() == b"content-disposition":
             _, options = parse_options_header(value)
             name = options.get(b"name", b"").decode("utf-8", "replace")
+            self._last_name = name
             self._in_file = name == FIELD
             self._files += self._in_file
             if not self._in_file and self.names:

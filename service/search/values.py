@@ -343,7 +343,11 @@ class QueryLimits:
             raise _over(f"candidates={candidates}", f"1 to {self.max_candidates}", "ask for fewer candidates")
         if not 0 <= ranking.min_confidence <= 1:
             raise _over(f"min_confidence={ranking.min_confidence}", "0 to 1", "correct it")
-        if ranking.k < 1 or ranking.offset < 0 or ranking.offset + ranking.k > candidates:
+        if ranking.k < 1:
+            raise _over(f"k={ranking.k}", "at least 1", "ask for at least one result")
+        if ranking.offset < 0:
+            raise _over(f"offset={ranking.offset}", "at least 0", "begin at 0, with the first result")
+        if ranking.offset + ranking.k > candidates:
             raise _over(
                 f"offset={ranking.offset} and k={ranking.k}",
                 f"k of at least 1 and offset + k of at most candidates={candidates}",

@@ -315,8 +315,29 @@ def test_a_declared_length_over_the_limit_is_refused_unread():
 
 
 def test_other_fields_cannot_be_used_to_send_without_end():
-    with pytest.raises(TooLarge):
-        receive(request_of(form(bytes(500_000), name="note")))
+    request = request_of(form(bytes(500_000), name="vide"))
+    with pytest.raises(Unprocessable, match="a part named 'vide', and none named `file`") as refusal:
+        receive(request)
+    assert refusal.value.headers["Connection"] == "close"
+    assert len(request.left) > 400
+    note = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="note"\r\n\r\n'.encode() + bytes(100_000) + b"\r\n"
+    with pytest.raises(TooLarge, match="65536 bytes beside the file"):
+        receive(request_of(form(b"a video")[: -len(BOUNDARY) - 6] + b"\r\n" + note))
+
+
+@pytest.mark.parametrize("step", [1, 7, 1000])
+@pytest.mark.parametrize(
+    "preamble", [b"\r\n", b"This is a multipart message.\r\n", f"-{BOUNDARY}\r\n--{BOUNDARY[:-1]}\r\n".encode()]
+)
+def test_what_stands_before_the_first_boundary_is_left_out(step, preamble):
+    assert receive(request_of(preamble + form(b"a video"), step=step)) == b"a video"
+
+
+def test_a_preamble_has_an_end():
+    request = request_of(b"x" * 500_000 + b"\r\n" + form(b"a video"))
+    with pytest.raises(TooLarge, match="65536 bytes beside the file"):
+        receive(request)
+    assert len(request.left) > 400
 
 
 @pytest.mark.parametrize(

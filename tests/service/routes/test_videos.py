@@ -82,6 +82,14 @@ def test_what_a_client_holds_already_is_not_sent_again(client, clip_store, video
         assert client.get(url, headers={"If-Modified-Since": since}).status_code == status, since[:40]
 
 
+def test_a_version_that_is_not_here_is_refused(client, video_id):
+    url = f"/v1/videos/{video_id}/stream"
+    etag = client.get(url).headers["etag"]
+    for wanted in (etag, "*", f'"other", {etag}'):
+        assert client.get(url, headers={"If-Match": wanted}).status_code == 200
+    assert_problem(client.get(url, headers={"If-Match": '"other"'}), 412, slug="precondition-failed")
+
+
 def test_health_answers_head(client):
     for path in ("/health/live", "/health/ready"):
         head = client.head(path)
