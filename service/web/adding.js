@@ -2,8 +2,9 @@
 import * as api from "./api.js";
 import { tagInput } from "./editing.js";
 import { find, icon, make } from "./dom.js";
-import { limit } from "./format.js";
-import { sentence } from "./notice.js";
+import { limit, percent } from "./format.js";
+import { t } from "./language.js";
+import { sentence, stateName } from "./notice.js";
 import { may } from "./session.js";
 
 const LOOK_MS = 700;
@@ -26,7 +27,7 @@ export function addDialog(given) {
 /** @param {File[]} given */
 function choose(given) {
   files = given;
-  part.chosen.textContent = files.length ? files.map((file) => `${file.name} (${limit(file.size)})`).join(", ") : "No files chosen yet. You can also drop them here.";
+  part.chosen.textContent = files.length ? files.map((file) => t("add.file", { name: file.name, size: limit(file.size) })).join(", ") : t("add.none");
   part.title.disabled = files.length > 1;
   find("button[type=submit]", part.form).disabled = files.length === 0;
 }
@@ -47,10 +48,10 @@ async function add() {
 
 /** @param {File} file @param {{title: string, tags: string[], captions: string[]}} about */
 async function addOne(file, about) {
-  const bar = make("progress", { max: 1, value: 0, "aria-label": `Progress of ${file.name}` });
-  const said = make("p", { className: "quiet" }, "Sending…");
+  const bar = make("progress", { max: 1, value: 0, "aria-label": t("add.progress", { name: file.name }) });
+  const said = make("p", { className: "quiet" }, t("add.sending"));
   const stop = new AbortController();
-  const away = make("button", { type: "button", className: "small", "aria-label": `Dismiss ${file.name}`, onclick: () => { stop.abort(); item.remove(); } }, icon("close"));
+  const away = make("button", { type: "button", className: "small", "aria-label": t("add.dismiss", { name: file.name }), onclick: () => { stop.abort(); item.remove(); } }, icon("close"));
   const item = make("div", { className: "tray-item", role: "status" }, make("p", { className: "title" }, file.name), away, said, bar);
   part.tray.append(item);
   const end = (/** @type {string} */ text, bad = false) => { said.textContent = text; item.classList.add(bad ? "bad" : "good"); bar.remove(); };
@@ -61,10 +62,10 @@ async function addOne(file, about) {
   about.captions.forEach((caption) => form.append("captions", caption));
   try {
     const added = await api.send("/v1/videos", form, { signal: stop.signal, onprogress: (share) => {
-      if (share < 1) { bar.value = share; said.textContent = `Sending ${Math.round(share * 100)} %`; } else { bar.removeAttribute("value"); said.textContent = "Received. Waiting to be indexed…"; }
+      if (share < 1) { bar.value = share; said.textContent = t("add.sending-share", { share: percent(share) }); } else { bar.removeAttribute("value"); said.textContent = t("add.received"); }
     } });
     if (added.job_id) await follow(added, said, bar, stop.signal);
-    end(added.job_id ? "Added: you can search it now." : "This video was already in the library.");
+    end(t(added.job_id ? "add.added" : "add.known"));
     document.dispatchEvent(new Event("library-changed"));
   } catch (error) {
     if (!api.isAbort(error)) end(sentence(error), true);
@@ -77,11 +78,11 @@ async function follow(added, said, bar, signal) {
     const job = may("admin") ? await api.ask(`/v1/jobs/${added.job_id}`, { signal }) : null; // a lesser key sees no jobs
     if (job) {
       if (job.progress.total) { bar.max = job.progress.total; bar.value = job.progress.done; }
-      said.textContent = job.progress.note || (job.state === "queued" ? "Waiting for its turn…" : "Decoding and encoding…");
+      said.textContent = job.progress.note || t(job.state === "queued" ? "add.queued" : "add.working");
       if (job.state === "succeeded") return;
-      if (["failed", "cancelled", "lost"].includes(job.state)) throw new api.Problem({ detail: job.error ?? `its job is ${job.state}`, next_step: "see the job's log under Jobs" });
+      if (["failed", "cancelled", "lost"].includes(job.state)) throw new api.Problem({ detail: job.error ?? t("add.job-ended", { state: stateName(job.state) }), next_step: t("add.job-log") });
     } else if (await isThere(added.video_id, signal)) return;
-    else said.textContent = "Decoding and encoding…";
+    else said.textContent = t("add.working");
     await new Promise((resolve) => setTimeout(resolve, LOOK_MS));
     signal.throwIfAborted();
   }
@@ -92,7 +93,7 @@ async function isThere(id, signal) {
   try {
     return (await api.ask(`/v1/videos/${id}`, { signal })).state === "indexed";
   } catch (error) {
-    if (error instanceof api.Problem && error.status === 404) throw new api.Problem({ detail: "it could not be decoded, and nothing of it was kept", next_step: "choose another file" });
+    if (error instanceof api.Problem && error.status === 404) throw new api.Problem({ detail: t("add.undecodable"), next_step: t("add.another-file") });
     throw error;
   }
 }

@@ -30,13 +30,15 @@
  * @typedef {{keys_required: boolean, signed_in: boolean, name: string | null, scope: string | null}} Session
  */
 
+import { t } from "./language.js";
+
 /** What went wrong, as the server said it (problem details) or as it looks from here. */
 export class Problem extends Error {
   /** @param {{status?: number, title?: string, detail?: string, expected?: string, next_step?: string, incident?: string, request_id?: string}} said */
   constructor(said) {
-    super(said.detail ?? said.title ?? "The server answered with an error.");
+    super(said.detail ?? said.title ?? t("problem.detail"));
     this.status = said.status ?? 0;
-    this.title = said.title ?? "The server answered with an error";
+    this.title = said.title ?? t("problem.title");
     this.detail = said.detail ?? "";
     this.expected = said.expected ?? "";
     this.nextStep = said.next_step ?? "";
@@ -46,9 +48,9 @@ export class Problem extends Error {
 
 /** Nobody answered. */
 const unreachable = () => new Problem({
-  title: "The server cannot be reached",
-  detail: `nothing answers at ${location.host}`,
-  next_step: "check that it is running and that you are connected, then try again",
+  title: t("problem.unreachable"),
+  detail: t("problem.nobody", { host: location.host }),
+  next_step: t("problem.check-running"),
 });
 
 /** The JSON of an answer; throws a Problem, or the AbortError of who asked to stop.
@@ -78,7 +80,7 @@ function refused(status, text) {
   try {
     return new Problem({ status, ...JSON.parse(text) });
   } catch {
-    return new Problem({ status, detail: `the server answered with status ${status}`, next_step: "try again in a moment" });
+    return new Problem({ status, detail: t("problem.status", { status: String(status) }), next_step: t("problem.later") });
   }
 }
 
@@ -116,9 +118,9 @@ export function send(path, form, { signal, onprogress, ontimings } = {}) {
     request.upload.onload = () => onprogress?.(1);
     request.onabort = () => reject(new DOMException("stopped", "AbortError"));
     request.onerror = () => reject(new Problem({
-      title: "The upload was interrupted",
-      detail: "the server closed the connection, or cannot be reached",
-      next_step: "check that the file is within the size limit, then try again",
+      title: t("problem.interrupted"),
+      detail: t("problem.closed"),
+      next_step: t("problem.check-size"),
     }));
     request.onload = () => {
       ontimings?.(timings(request.getResponseHeader("Server-Timing")));

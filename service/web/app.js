@@ -5,10 +5,11 @@ import { misread, read } from "./address.js";
 import { find } from "./dom.js";
 import * as editing from "./editing.js";
 import * as filters from "./filters.js";
-import { count } from "./format.js";
+import { amount } from "./format.js";
 import * as keys from "./keys.js";
+import { t, translated } from "./language.js";
 import * as library from "./library.js";
-import { sentence, toast } from "./notice.js";
+import { correction, sentence, toast } from "./notice.js";
 import * as asking from "./asking.js";
 import * as player from "./player.js";
 import * as search from "./search.js";
@@ -26,7 +27,8 @@ function show() {
     if (link.getAttribute("data-view") === name) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  document.title = name === "library" ? "Library · EMCL search" : name === "video" ? "Captions for a video · EMCL search" : place.q ? `${place.q} · EMCL search` : "EMCL search";
+  const title = name === "library" ? t("library.title") : name === "video" ? t("look.title") : place.q;
+  document.title = title ? t("page.titled", { name: title }) : t("page.title");
   filters.show(place);
   if (name === "library") library.show(place);
   else library.leave();
@@ -37,9 +39,9 @@ function show() {
 
 async function knowIndex() {
   const index = await describeIndex();
-  find("#facts").textContent = `${count(index.counts.videos)} videos · ${count(index.counts.captions)} captions · ${index.model}`;
-  find("#correction").textContent = `EMCL here: ${index.correction.text}`;
-  find("#banner").textContent = index.demo_notice ? `Note: ${index.demo_notice.replaceAll("`", "")}` : "";
+  find("#facts").textContent = t("page.facts", { videos: amount("count.videos", index.counts.videos), captions: amount("count.captions", index.counts.captions), model: index.model });
+  find("#correction").textContent = t("ranking.correction", { text: correction(index) });
+  find("#banner").textContent = index.demo_notice ? t("page.note", { text: translated(index.demo_notice.replaceAll("`", ""), "page.demo") }) : "";
   find("#banner").hidden = !index.demo_notice;
   search.knowIndex(index);
   videoin.knowLimits(index);
@@ -66,7 +68,7 @@ function acceptDrops() {
   const overlay = find("#drop"), label = find("#drop p");
   let depth = 0;
   const hasFiles = (/** @type {DragEvent} */ event) => event.dataTransfer?.types.includes("Files");
-  addEventListener("dragenter", (event) => { if (hasFiles(event)) { depth += 1; label.textContent = isAdding() ? "Drop videos to add them to the library" : "Drop a video to find captions for it, or a picture to find videos like it"; overlay.hidden = false; } });
+  addEventListener("dragenter", (event) => { if (hasFiles(event)) { depth += 1; label.textContent = t(isAdding() ? "drop.add" : "drop.look"); overlay.hidden = false; } });
   addEventListener("dragleave", (event) => { if (hasFiles(event)) { depth = Math.max(0, depth - 1); overlay.hidden = depth === 0; } });
   addEventListener("dragover", (event) => hasFiles(event) && event.preventDefault());
   addEventListener("drop", (event) => {
@@ -92,7 +94,7 @@ function acceptDrops() {
 }
 
 const unclear = misread();
-if (unclear.length) toast(`Part of this link could not be read and was left out: ${unclear.join(", ")}.`, true);
+if (unclear.length) toast(t("page.link-unclear", { parts: unclear.join(", ") }), true);
 for (const part of [search, filters, player, editing, adding, keys]) part.start();
 acceptDrops();
 addEventListener("popstate", show);

@@ -1,7 +1,8 @@
 // What the model says of a video itself: which of some labels fits, an answer to a question, a caption that it writes.
 import * as api from "./api.js";
 import { find, make } from "./dom.js";
-import { score } from "./format.js";
+import { percent, score } from "./format.js";
+import { t } from "./language.js";
 import { sentence } from "./notice.js";
 
 /** @typedef {{words: string, probability: number}} Guess */
@@ -23,7 +24,7 @@ export const writes = () => heads.includes("caption");
 /** Fill the part of the player. @param {string} videoId @param {AbortSignal} signal */
 export function show(videoId, signal) {
   const panels = [
-    panel("What is this?", "ask-labels", "Labels, separated by commas", "a dog, a cat, a car", 2000, async (text) => {
+    panel(t("asking.what"), "ask-labels", t("asking.labels"), t("asking.labels-example"), 2000, async (text) => {
       labels = text;
       const wanted = [...new Set(text.split(",").map((one) => one.trim()).filter(Boolean))];
       const answer = await api.ask("/v1/classify", { json: { video_id: videoId, labels: wanted }, signal });
@@ -31,7 +32,7 @@ export function show(videoId, signal) {
     }, labels),
   ];
   if (heads.includes("answer")) {
-    panels.push(panel("Ask a question", "ask-question", "A question about this video", "what color is it?", 500, async (question) => {
+    panels.push(panel(t("asking.question-title"), "ask-question", t("asking.question"), t("asking.question-example"), 500, async (question) => {
       const answer = await api.ask("/v1/answer", { json: { video_id: videoId, question, top: SHOWN }, signal });
       return answer.answers.map((/** @type {{answer: string, probability: number}} */ one) => ({ words: one.answer, probability: one.probability }));
     }));
@@ -43,7 +44,7 @@ export function show(videoId, signal) {
 function panel(title, id, label, example, most, ask, value = "") {
   const input = make("input", { type: "text", id, maxLength: most, placeholder: example, required: true, "aria-label": label, value });
   const found = make("div", { role: "status" });
-  const button = make("button", { type: "submit" }, "Ask");
+  const button = make("button", { type: "submit" }, t("asking.ask"));
   return make("form", { className: "asking", onsubmit: async (/** @type {SubmitEvent} */ event) => {
     event.preventDefault();
     if (!input.value.trim()) return;
@@ -59,11 +60,11 @@ function panel(title, id, label, example, most, ask, value = "") {
 
 /** @param {Guess[]} found */
 const guesses = (found) => make("ol", { className: "guesses" }, ...found.map(({ words, probability }) => make("li", {},
-  make("span", {}, words), make("meter", { min: 0, max: 1, value: probability, "aria-label": words }), make("span", { className: "score" }, `${Math.round(100 * probability)} %`))));
+  make("span", {}, words), make("meter", { min: 0, max: 1, value: probability, "aria-label": words }), make("span", { className: "score" }, `${percent(probability)} %`))));
 
 /** The caption that the model wrote, to stand beside those that were found. @param {Promise<{caption: string, score: number}>} asked */
 export async function written(asked) {
   const answer = await asked;
-  return make("p", { className: "written" }, make("span", { className: "tag" }, "written"), make("span", {}, answer.caption || "(no words)"),
-    make("span", { className: "score", title: "Mean log-probability of its words" }, score(answer.score)));
+  return make("p", { className: "written" }, make("span", { className: "tag" }, t("asking.written")), make("span", {}, answer.caption || t("asking.no-words")),
+    make("span", { className: "score", title: t("asking.score") }, score(answer.score)));
 }

@@ -2,7 +2,8 @@
 import { spriteUrl, streamUrl } from "./api.js";
 import { go, read, write } from "./address.js";
 import { isCalm, make } from "./dom.js";
-import { clock, plural, range, score } from "./format.js";
+import { amount, clock, percent, range, score } from "./format.js";
+import { t } from "./language.js";
 import { drawTile, picture } from "./pictures.js";
 import { playable } from "./playable.js";
 import { heaviest, MOST_SHOWN, OVERVIEW_TILES, overviewTime, strip } from "./strip.js";
@@ -14,6 +15,9 @@ const SHORTEST_LOOP = 1.5;
 const TAGS = 3;
 const SCREEN_ONLY = 2 / 3; // the part of a picture above which the pointer chooses a moment
 
+/** Where a word of the query was found. */
+const MATCHED = { title: "matched.title", name: "matched.name", tag: "matched.tag", caption: "matched.caption", transcript: "matched.transcript" };
+
 /** A video of the library as a card shows it: without score and weights. @param {Video} video @returns {Hit} */
 export const asHit = (video) => ({
   ...video, segment: 0, start: 0, end: video.duration_seconds ?? 0, score: NaN, stage1_score: NaN,
@@ -21,7 +25,7 @@ export const asHit = (video) => ({
 });
 
 /** What is said of a video that nothing was asked about: a caption of it, if it has one. @param {Hit & {captions?: string[]}} hit */
-const about = (hit) => hit.captions?.[0] ?? (hit.tags.length ? "" : "no caption yet");
+const about = (hit) => hit.captions?.[0] ?? (hit.tags.length ? "" : t("card.no-caption"));
 
 /** The address of a hit in the player. @param {Hit} hit */
 export const placeOf = (hit) => ({ play: hit.video_id, part: hit.segment, t: Math.round(hit.moment * 1000) / 1000 });
@@ -43,7 +47,7 @@ export function card(hit, place, line = 0) {
   front.addEventListener("load", () => { back.src = front.src; });
   const screen = make("div", { className: "screen" }, back, front,
     make("span", { className: "badge at" }, scored ? `▶ ${clock(hit.moment)}` : clock(hit.duration_seconds)));
-  const tags = hit.tags.slice(0, TAGS).map((tag) => make("button", { type: "button", className: "tag", title: `Only videos with the tag ${tag}`,
+  const tags = hit.tags.slice(0, TAGS).map((tag) => make("button", { type: "button", className: "tag", title: t("card.only-tag", { tag }),
     onclick: () => go({ tags: [...new Set([...read().tags, tag])] }) }, tag));
   const article = make("article", { className: weak ? "card weak" : "card" }, screen,
     hit.moments.length > 1 && marks(hit),
@@ -52,8 +56,8 @@ export function card(hit, place, line = 0) {
       make("h3", { className: "title", title: hit.title }, link),
       make("p", { className: "facts" },
         make("span", { className: "one-line" }, scored ? range(hit.start, hit.end) + more(hit) : about(hit)),
-        scored && make("span", { className: "score", title: `number ${place}; stage 1 gave ${score(hit.stage1_score)}` + (hit.confidence == null ? "" : `; fits better than ${Math.round(100 * hit.confidence)} % of unrelated texts do${weak ? ": weak" : ""}`) }, score(hit.score))),
-      hit.snippet.length > 0 && make("p", { className: "why", title: `these words match: ${hit.matched.filter((kind) => kind !== "visual").join(", ")}` },
+        scored && make("span", { className: "score", title: t("card.place", { place, score: score(hit.stage1_score) }) + (hit.confidence == null ? "" : t("card.confidence", { share: percent(hit.confidence) }) + (weak ? t("card.weak") : "")) }, score(hit.score))),
+      hit.snippet.length > 0 && make("p", { className: "why", title: t("card.words", { kinds: hit.matched.filter((kind) => kind !== "visual").map((kind) => t(MATCHED[/** @type {keyof typeof MATCHED} */ (kind)])).join(", ") }) },
         ...hit.snippet.map(({ text, match }) => match ? make("mark", {}, text) : text)),
       make("div", { className: "tags" }, ...tags, hit.tags.length > TAGS && make("span", { className: "quiet" }, `+${hit.tags.length - TAGS}`))));
   const stop = movable(article, screen, hit);
@@ -62,7 +66,7 @@ export function card(hit, place, line = 0) {
 }
 
 /** How many more moments of its video a hit stands for. @param {Hit} hit */
-const more = (hit) => (hit.moments.length > 1 ? ` · +${plural(hit.moments.length - 1, "moment")}` : "");
+const more = (hit) => (hit.moments.length > 1 ? amount("card.more", hit.moments.length - 1) : "");
 
 /** Where in its video the moments of a hit are. @param {Hit} hit */
 function marks(hit) {
@@ -73,7 +77,7 @@ function marks(hit) {
     mark.style.width = `${100 * (end - start) / whole}%`;
     return mark;
   }));
-  line.setAttribute("aria-label", `moments at ${hit.moments.map(({ start }) => clock(start)).join(", ")}`);
+  line.setAttribute("aria-label", t("card.moments", { times: hit.moments.map(({ start }) => clock(start)).join(", ") }));
   return line;
 }
 

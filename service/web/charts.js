@@ -1,6 +1,7 @@
 // Small line charts of a run: values over steps, drawn as SVG, with what the pointer is at.
 import { draw, make } from "./dom.js";
 import { count } from "./format.js";
+import { locale, t } from "./language.js";
 
 /** @typedef {{name: string, points: [number, number][]}} Series */
 
@@ -24,12 +25,12 @@ export function lineChart(title, series, { unit = "", most } = {}) {
   const x = (/** @type {number} */ value) => BOX.left + ((value - x0) / (x1 - x0 || 1)) * (BOX.width - BOX.left - BOX.right);
   const y = (/** @type {number} */ value) => BOX.height - BOX.bottom - ((value - low) / (high - low || 1)) * (BOX.height - BOX.top - BOX.bottom);
   const last = series.map((one) => `${one.name} ${shown(one.points.at(-1)?.[1] ?? NaN)}${unit}`).join(", ");
-  const svg = draw("svg", { viewBox: `0 0 ${BOX.width} ${BOX.height}`, role: "img", "aria-label": `${title} over steps; at the end ${last}` },
+  const svg = draw("svg", { viewBox: `0 0 ${BOX.width} ${BOX.height}`, role: "img", "aria-label": t("chart.described", { title, values: last }) },
     ...ticks(low, high).flatMap((value) => [draw("line", { class: "grid", x1: BOX.left, x2: BOX.width - BOX.right, y1: y(value), y2: y(value) }),
-      draw("text", { x: BOX.left - 6, y: y(value) + 4, "text-anchor": "end" }, +value.toPrecision(3))]),
+      draw("text", { x: BOX.left - 6, y: y(value) + 4, "text-anchor": "end" }, inFigures(value))]),
     ...ticks(x0, x1).map((value) => draw("text", { x: x(value), y: BOX.height - 6, "text-anchor": "middle" }, count(value))),
     ...series.map((one, number) => draw("path", { class: `line-${number}`, d: one.points.map(([a, b], place) => `${place ? "L" : "M"}${x(a).toFixed(1)} ${y(b).toFixed(1)}`).join("") })));
-  const legend = make("figcaption", {}, make("b", {}, title), ...series.map((one, number) => make("span", { className: `key key-${number}` }, `${one.name} `, make("output", {}, `${shown(one.points.at(-1)?.[1] ?? NaN)}${unit}`))), make("span", { className: "quiet at-step" }, `step ${count(x1)}`));
+  const legend = make("figcaption", {}, make("b", {}, title), ...series.map((one, number) => make("span", { className: `key key-${number}` }, `${one.name} `, make("output", {}, `${shown(one.points.at(-1)?.[1] ?? NaN)}${unit}`))), make("span", { className: "quiet at-step" }, t("chart.step", { number: x1 })));
   const figure = make("figure", { className: "chart" }, legend, svg);
   const line = draw("line", { class: "pointer", y1: BOX.top, y2: BOX.height - BOX.bottom, visibility: "hidden" });
   svg.append(line);
@@ -39,7 +40,7 @@ export function lineChart(title, series, { unit = "", most } = {}) {
       figure.querySelectorAll("output")[number].textContent = `${shown(near?.[1] ?? NaN)}${unit}`;
     });
     const at = figure.querySelector(".at-step");
-    if (at) at.textContent = `step ${count(Math.round(step))}`;
+    if (at) at.textContent = t("chart.step", { number: Math.round(step) });
   };
   svg.addEventListener("pointermove", (event) => {
     const box = svg.getBoundingClientRect();
@@ -55,14 +56,17 @@ export function lineChart(title, series, { unit = "", most } = {}) {
 }
 
 /** @param {number} value */
-const shown = (value) => (Number.isNaN(value) ? "–" : String(+value.toPrecision(3)));
+const shown = (value) => (Number.isNaN(value) ? "–" : inFigures(value));
+
+/** @param {number} value */
+const inFigures = (value) => (+value.toPrecision(3)).toLocaleString(locale, { maximumSignificantDigits: 3, useGrouping: false });
 
 /** The charts of a training run: loss, and R@K in both directions. @param {Record<string, any>[]} metrics */
 export function trainingCharts(metrics) {
   const losses = /** @type {[number, number][]} */ (metrics.filter((line) => typeof line.loss === "number").map((line) => [line.step, line.loss]));
   const checks = metrics.filter((line) => line.validation);
-  const charts = losses.length > 1 ? [lineChart("Loss", [{ name: "loss", points: losses }])] : [];
-  for (const [name, key] of [["Text to video", "text_to_video"], ["Video to text", "video_to_text"]]) {
+  const charts = losses.length > 1 ? [lineChart(t("chart.loss-title"), [{ name: t("chart.loss"), points: losses }])] : [];
+  for (const [name, key] of [[t("chart.text-to-video"), "text_to_video"], [t("chart.video-to-text"), "video_to_text"]]) {
     const series = ["R@1", "R@5", "R@10"].map((recall) => ({ name: recall, points: /** @type {[number, number][]} */ (
       checks.filter((line) => typeof line.validation[key]?.[recall] === "number").map((line) => [line.step, line.validation[key][recall]])) }));
     if (series[0].points.length > 1) charts.push(lineChart(name, series, { unit: " %", most: 100 }));

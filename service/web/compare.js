@@ -3,6 +3,7 @@ import * as api from "./api.js";
 import { open } from "./cards.js";
 import { draw, find, make } from "./dom.js";
 import { clock, score } from "./format.js";
+import { t } from "./language.js";
 import { problemPanel } from "./notice.js";
 import { picture } from "./pictures.js";
 
@@ -10,14 +11,14 @@ import { picture } from "./pictures.js";
 
 const HITS = 12;
 const WAYS = [
-  { rerank: "frozen", name: "Stage 1", what: "the index alone" },
-  { rerank: "none", name: "Pooled", what: "frames weighed by the query, no EMCL" },
-  { rerank: "emcl", name: "EMCL", what: "the same, with EMCL" },
+  { rerank: "frozen", name: t("ranking.frozen"), what: t("compare.frozen-what") },
+  { rerank: "none", name: t("ranking.none"), what: t("compare.none-what") },
+  { rerank: "emcl", name: t("ranking.emcl"), what: t("compare.emcl-what") },
 ];
 
 /** @param {{body: HTMLElement, status: HTMLElement}} part @param {Record<string, any>} query @param {AbortSignal} signal @param {() => void} again */
 export async function compare(part, query, signal, again) {
-  part.status.replaceChildren(make("span", {}, "Ranking in three ways…"));
+  part.status.replaceChildren(make("span", {}, t("compare.running")));
   const lines = draw("svg", { class: "joins", "aria-hidden": "true" });
   const columns = WAYS.map((way) => column(way));
   const board = make("div", { className: "compare" }, lines, ...columns);
@@ -37,7 +38,7 @@ export async function compare(part, query, signal, again) {
 }
 
 /** @param {{rerank: string, name: string, what: string}} way */
-const column = (way) => make("section", { className: "way", "data-way": way.rerank, "aria-label": `${way.name}: ${way.what}` },
+const column = (way) => make("section", { className: "way", "data-way": way.rerank, "aria-label": t("compare.column", { name: way.name, what: way.what }) },
   make("header", {}, make("h2", {}, way.name), make("p", { className: "quiet" }, way.what)),
   make("ol", {}, ...Array.from({ length: HITS }, () => make("li", { className: "row-hit skeleton", "aria-hidden": "true" }))));
 
@@ -46,7 +47,7 @@ function fill(columns, answers) {
   columns.forEach((one, number) => {
     const { hits, source } = answers[number];
     const before = number ? new Map(answers[number - 1].hits.map((hit, place) => [hit.video_id, place])) : null;
-    if (one.dataset.way === "emcl") find("header p", one).textContent = source.emcl === "off" ? "off, not calibrated for this model: the pooled ranking" : `${source.emcl}, strength ${source.strength}`;
+    if (one.dataset.way === "emcl") find("header p", one).textContent = source.emcl === "off" ? t("compare.off") : t("compare.strength", { mode: source.emcl, strength: source.strength });
     find("ol", one).replaceChildren(...hits.map((hit, place) => row(hit, place, before, number ? WAYS[number - 1].name : "")));
   });
 }
@@ -55,8 +56,8 @@ function fill(columns, answers) {
 function row(hit, place, before, beside) {
   const old = before?.get(hit.video_id);
   const up = old === undefined ? null : old - place;
-  const text = before === null || up === 0 ? "" : up === null ? "new" : up > 0 ? `▲ ${up}` : `▼ ${-up}`;
-  const said = before === null || up === 0 ? "" : up === null ? `, not among these in ${beside}` : `, ${Math.abs(up)} ${up > 0 ? "up" : "down"} from ${beside}`;
+  const text = before === null || up === 0 ? "" : up === null ? t("compare.new") : up > 0 ? `▲ ${up}` : `▼ ${-up}`;
+  const said = before === null || up === 0 ? "" : up === null ? t("compare.new-said", { list: beside }) : t(up > 0 ? "compare.up" : "compare.down", { places: Math.abs(up), list: beside });
   return make("li", { className: "row-hit", "data-video": hit.video_id },
     make("button", { type: "button", onclick: () => open(hit) },
       make("span", { className: "place" }, place + 1), picture(hit.thumbnail_url),
@@ -68,9 +69,10 @@ function row(hit, place, before, beside) {
 function changes([first, pooled, corrected]) {
   const moved = (/** @type {Hit[]} */ before, /** @type {Hit[]} */ after) => after.filter((hit, place) => before[place]?.video_id !== hit.video_id).length;
   const count = pooled.hits.length;
-  if (corrected.source.emcl === "off") return `Pooling moves ${moved(first.hits, pooled.hits)} of ${count}; EMCL is off`;
-  return `Pooling moves ${moved(first.hits, pooled.hits)} of ${count}, EMCL ${moved(pooled.hits, corrected.hits)}` +
-    (pooled.hits[0] && corrected.hits[0] && pooled.hits[0].video_id !== corrected.hits[0].video_id ? "; another video comes first" : "");
+  const moves = { pooled: moved(first.hits, pooled.hits), count };
+  if (corrected.source.emcl === "off") return t("compare.changes-off", moves);
+  return t("compare.changes", { ...moves, corrected: moved(pooled.hits, corrected.hits) }) +
+    (pooled.hits[0] && corrected.hits[0] && pooled.hits[0].video_id !== corrected.hits[0].video_id ? t("compare.first") : "");
 }
 
 /** Draw the lines, and again whenever the lists have another shape. @param {HTMLElement} board @param {SVGElement} lines @param {HTMLElement[]} columns @param {AbortSignal} signal */

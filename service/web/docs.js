@@ -1,5 +1,7 @@
 // Draws /openapi.json: every route with its parameters and bodies, a form to try it, and every kind of problem.
 
+import { t } from "./language.js";
+
 /** Make an element. @param {string} name @param {object} properties @param {(Node | string)[]} children @returns {any} */
 function make(name, properties = {}, ...children) {
   const element = Object.assign(document.createElement(name), properties);
@@ -22,7 +24,7 @@ function typeOf(schema, api) {
   if (schema.$ref) return schema.$ref.split("/").pop();
   if (schema.enum) return schema.enum.join(" | ");
   if (schema.anyOf) return schema.anyOf.map((/** @type {any} */ one) => typeOf(one, api)).join(" | ");
-  if (schema.type === "array") return `list of ${typeOf(schema.items ?? {}, api)}`;
+  if (schema.type === "array") return t("docs.list-of", { type: typeOf(schema.items ?? {}, api) });
   return schema.format ?? schema.type ?? "any";
 }
 
@@ -47,7 +49,7 @@ function fields(schema, api, seen = new Set()) {
     parts.push(table(Object.entries(whole.properties).map(([name, part]) => [
       name + (whole.required?.includes(name) ? " *" : ""),
       typeOf(part, api),
-      (part.description ?? "") + ("default" in part && part.default !== null ? ` Default: ${JSON.stringify(part.default)}` : ""),
+      (part.description ?? "") + ("default" in part && part.default !== null ? t("docs.default", { value: JSON.stringify(part.default) }) : ""),
     ])));
     Object.values(whole.properties).forEach(inner);
   }
@@ -58,31 +60,31 @@ function fields(schema, api, seen = new Set()) {
 /** A form that sends a JSON body and shows what comes back. @param {string} path @param {any} schema */
 function tryIt(path, schema) {
   const body = make("textarea", { value: JSON.stringify(schema.examples?.[0] ?? {}, null, 2), spellcheck: false });
-  body.setAttribute("aria-label", `Body for ${path}`);
+  body.setAttribute("aria-label", t("docs.body-for", { path }));
   const out = make("pre", { hidden: true });
   const send = make("button", { type: "button", onclick: async () => {
     const response = await fetch(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: body.value });
     out.textContent = `${response.status}\n${JSON.stringify(await response.json(), null, 2)}`;
     out.hidden = false;
-  } }, "Send");
-  return [make("h3", {}, "Try it"), body, send, out];
+  } }, t("docs.send"));
+  return [make("h3", {}, t("docs.try")), body, send, out];
 }
 
 /** @param {string} path @param {string} method @param {any} route @param {any} api */
 function drawRoute(path, method, route, api) {
   const parts = [make("p", {}, ...marked(route.description ?? ""))];
   if (route.parameters) {
-    parts.push(make("h3", {}, "Parameters"), table(route.parameters.map((/** @type {any} */ one) => [
+    parts.push(make("h3", {}, t("docs.parameters")), table(route.parameters.map((/** @type {any} */ one) => [
       `${one.name}${one.required ? " *" : ""} (${one.in})`, typeOf(one.schema, api),
-      (one.description ?? "") + (one.schema.default === undefined ? "" : ` Default: ${one.schema.default}`),
+      (one.description ?? "") + (one.schema.default === undefined ? "" : t("docs.default", { value: String(one.schema.default) })),
     ])));
   }
   for (const [type, content] of Object.entries(route.requestBody?.content ?? {})) {
-    parts.push(make("h3", {}, "Body, ", make("code", {}, type)), ...fields(content.schema, api));
+    parts.push(make("h3", {}, t("docs.body"), make("code", {}, type)), ...fields(content.schema, api));
     if (type === "application/json") parts.push(...tryIt(path, resolve(content.schema, api)));
   }
   const answer = route.responses?.["200"]?.content?.["application/json"]?.schema;
-  if (answer) parts.push(make("h3", {}, "Answer, ", make("code", {}, typeOf(answer, api))), ...fields(answer, api));
+  if (answer) parts.push(make("h3", {}, t("docs.answer"), make("code", {}, typeOf(answer, api))), ...fields(answer, api));
   return make("details", {},
     make("summary", {}, make("span", { className: "method" }, method.toUpperCase()), make("code", {}, path),
       make("span", { className: "quiet" }, route.summary ?? "")), ...parts);
@@ -90,7 +92,7 @@ function drawRoute(path, method, route, api) {
 
 /** @param {any} api */
 function draw(api) {
-  const parts = [make("p", {}, `${api.info.summary} Version ${api.info.version}.`)];
+  const parts = [make("p", {}, t("docs.version", { summary: api.info.summary, version: api.info.version }))];
   const tags = new Map();
   for (const [path, methods] of Object.entries(api.paths)) {
     for (const [method, route] of Object.entries(methods)) {
@@ -99,8 +101,8 @@ function draw(api) {
     }
   }
   for (const [tag, routes] of tags) parts.push(make("h2", {}, tag), ...routes);
-  parts.push(make("h2", {}, "problems"), make("p", {},
-    "Every error is application/problem+json (RFC 9457) with type, title, status, detail, expected and next_step."));
+  parts.push(make("h2", {}, t("docs.problems")), make("p", {},
+    t("docs.problems-what")));
   for (const kind of api["x-problems"]) {
     parts.push(make("article", { id: `problem-${kind.slug}` }, make("b", {}, `${kind.status} ${kind.title}. `), kind.meaning));
   }
@@ -109,5 +111,5 @@ function draw(api) {
 }
 
 fetch("/openapi.json").then((response) => response.json()).then(draw).catch((error) => {
-  document.querySelector("#content")?.replaceChildren(make("p", { role: "alert" }, `The description cannot be loaded: ${error.message}`));
+  document.querySelector("#content")?.replaceChildren(make("p", { role: "alert" }, t("docs.failed", { reason: error.message })));
 });

@@ -3,7 +3,8 @@ import * as api from "./api.js";
 import { go } from "./address.js";
 import { asHit, card, skeletons } from "./cards.js";
 import { make } from "./dom.js";
-import { plural } from "./format.js";
+import { amount } from "./format.js";
+import { t } from "./language.js";
 import { emptyPanel, problemPanel } from "./notice.js";
 import { spread } from "./strip.js";
 
@@ -19,23 +20,23 @@ export async function home(part, place, signal) {
   part.list.replaceChildren(...skeletons(8));
   part.more.replaceChildren();
   const examples = make("div", { className: "examples" });
-  const title = make("h2", {}, "Newest in the library");
+  const title = make("h2", {}, t("home.newest"));
   part.body.replaceChildren(examples, title, part.list, part.more);
   try {
     const wanted = new URLSearchParams([["limit", String(VIDEOS)], ["sort", "newest"], ...place.tags.map((tag) => ["tag", tag])]);
     const [videos, captions] = await Promise.all([api.ask(`/v1/videos?${wanted}`, { signal }), someCaptions(signal)]);
     if (videos.total === 0 && place.tags.length === 0) {
-      part.body.replaceChildren(emptyPanel("The library is empty", "Add videos, and they can be searched at once. Or drop one anywhere to find captions for it.",
-        make("button", { type: "button", className: "primary", onclick: () => go({ view: "library" }, { fresh: true }) }, "Add videos")));
+      part.body.replaceChildren(emptyPanel(t("library.empty"), t("home.empty-what"),
+        make("button", { type: "button", className: "primary", onclick: () => go({ view: "library" }, { fresh: true }) }, t("library.add"))));
       return;
     }
-    title.textContent = `Newest of ${plural(videos.total, "video")}`;
+    title.textContent = amount("home.newest-of", videos.total);
     if (captions.length) {
-      examples.append(make("span", { className: "quiet" }, "Try"), ...captions.map((text) =>
+      examples.append(make("span", { className: "quiet" }, t("home.try")), ...captions.map((text) =>
         make("button", { type: "button", className: "chip", onclick: () => go({ q: text }) }, text)));
     }
     part.list.replaceChildren(...videos.videos.map((/** @type {api.Video} */ video, /** @type {number} */ number) => card(asHit(video), number + 1)));
-    if (videos.total > VIDEOS) part.more.replaceChildren(make("a", { className: "button", href: "/?view=library" }, "See the whole library"));
+    if (videos.total > VIDEOS) part.more.replaceChildren(make("a", { className: "button", href: "/?view=library" }, t("home.all")));
   } catch (error) {
     if (!signal.aborted) part.body.replaceChildren(problemPanel(error, () => home(part, place, signal)));
   }

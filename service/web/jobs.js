@@ -4,8 +4,9 @@ import { go, write } from "./address.js";
 import { change } from "./captions.js";
 import { trainingCharts } from "./charts.js";
 import { make } from "./dom.js";
-import { moment, plural } from "./format.js";
-import { emptyPanel, problemPanel } from "./notice.js";
+import { amount, moment } from "./format.js";
+import { t } from "./language.js";
+import { emptyPanel, problemPanel, stateName } from "./notice.js";
 import { may, needs } from "./session.js";
 
 /** @typedef {import("./api.js").Job} Job */
@@ -29,9 +30,9 @@ async function allJobs(panel, signal) {
   while (!signal.aborted) {
     try {
       const page = await api.ask("/v1/jobs?limit=200", { signal });
-      const counts = Object.entries(page.counts).filter(([, number]) => number).map(([state, number]) => `${number} ${state}`);
-      total.textContent = [plural(page.total, "job"), ...counts].join(" · ");
-      if (page.total === 0) panel.replaceChildren(emptyPanel("No jobs yet", "Adding videos, indexing, training and evaluations appear here while they run, and afterwards."));
+      const counts = Object.entries(page.counts).filter(([, number]) => number).map(([state, number]) => t("jobs.in-state", { count: /** @type {number} */ (number), state: stateName(state) }));
+      total.textContent = [amount("count.jobs", page.total), ...counts].join(" · ");
+      if (page.total === 0) panel.replaceChildren(emptyPanel(t("jobs.none"), t("jobs.none-what")));
       else if (!list.contains(document.activeElement)) list.replaceChildren(...page.jobs.map(jobRow));
     } catch (error) {
       if (!signal.aborted) panel.replaceChildren(problemPanel(error, () => allJobs(panel, signal)));
@@ -42,13 +43,13 @@ async function allJobs(panel, signal) {
 }
 
 /** @param {Job} job */
-const badge = (job) => make("span", { className: `badge state ${job.state}` }, job.stopping ? "stopping" : job.state);
+const badge = (job) => make("span", { className: `badge state ${job.state}` }, job.stopping ? t("jobs.stopping") : stateName(job.state));
 
 /** @param {Job} job */
 const name = (job) => [job.kind, job.parameters.title ?? job.parameters.config_file ?? job.parameters.model].filter(Boolean).join(": ");
 
 /** @param {Job} job */
-const bar = (job) => job.state === "running" && make("progress", { ...(job.progress.total ? { max: job.progress.total, value: job.progress.done } : {}), "aria-label": `Progress of ${name(job)}` });
+const bar = (job) => job.state === "running" && make("progress", { ...(job.progress.total ? { max: job.progress.total, value: job.progress.done } : {}), "aria-label": t("jobs.progress", { name: name(job) }) });
 
 /** @param {Job} job */
 const jobRow = (job) => make("li", { className: "job-row" },
@@ -60,13 +61,13 @@ const jobRow = (job) => make("li", { className: "job-row" },
 async function oneJob(panel, id, signal, again) {
   const head = make("div", { className: "job-head" });
   const curves = make("div", { className: "charts" });
-  const log = make("pre", { className: "log", tabindex: "0", "aria-label": "Log of the job" });
-  panel.replaceChildren(make("p", {}, make("a", { href: write({ view: "library", tab: "jobs" }) }, "← All jobs")), head, curves, make("h2", {}, "Log"), log);
+  const log = make("pre", { className: "log", tabindex: "0", "aria-label": t("jobs.log-of") });
+  panel.replaceChildren(make("p", {}, make("a", { href: write({ view: "library", tab: "jobs" }) }, t("jobs.back"))), head, curves, make("h2", {}, t("jobs.log")), log);
   try {
     draw(head, /** @type {Job} */ (await api.ask(`/v1/jobs/${id}`, { signal })), again);
   } catch (error) {
     const gone = error instanceof api.Problem && error.status === 404;
-    if (!signal.aborted) panel.replaceChildren(gone ? emptyPanel("That job is no longer listed", "It was deleted after this link was made, or the link is of another service.", make("a", { className: "button", href: write({ view: "library", tab: "jobs" }) }, "All jobs")) : problemPanel(error, again));
+    if (!signal.aborted) panel.replaceChildren(gone ? emptyPanel(t("jobs.gone"), t("jobs.gone-what"), make("a", { className: "button", href: write({ view: "library", tab: "jobs" }) }, t("jobs.all"))) : problemPanel(error, again));
     return;
   }
   followCurves(id, curves, signal);
@@ -92,15 +93,15 @@ function draw(head, job, again) {
   const row = (/** @type {string} */ term, /** @type {string | null | false} */ text) => text && make("div", {}, make("dt", {}, term), make("dd", {}, text));
   head.replaceChildren(
     make("div", { className: "row" }, make("h2", {}, name(job)), badge(job),
-      !job.ended && !job.stopping && make("button", { type: "button", className: "small", onclick: act("cancel", "Stopping the job…") }, "Cancel"),
-      job.ended !== null && job.resumable && ["failed", "cancelled", "lost"].includes(job.state) && make("button", { type: "button", className: "small", onclick: act("resume", "Job resumed.") }, "Resume"),
+      !job.ended && !job.stopping && make("button", { type: "button", className: "small", onclick: act("cancel", t("jobs.cancelling")) }, t("action.cancel")),
+      job.ended !== null && job.resumable && ["failed", "cancelled", "lost"].includes(job.state) && make("button", { type: "button", className: "small", onclick: act("resume", t("jobs.resumed")) }, t("jobs.resume")),
       job.ended !== null && make("button", { type: "button", className: "small danger ended", onclick: async () => {
-        if (await change(() => api.ask(`/v1/jobs/${job.job_id}`, { method: "DELETE" }), "Job deleted.")) go({ job: "" });
-      } }, "Delete")),
+        if (await change(() => api.ask(`/v1/jobs/${job.job_id}`, { method: "DELETE" }), t("jobs.deleted"))) go({ job: "" });
+      } }, t("jobs.delete"))),
     make("p", { className: "quiet" }, job.progress.note), bar(job) || "",
-    make("dl", { className: "facts-list" }, row("Submitted", [moment(job.created), job.key_name && `by ${job.key_name}`].filter(Boolean).join(" ")), row("Started", job.started && moment(job.started)),
-      row("Ended", job.ended && moment(job.ended)), row("Error", job.error), row("Result", job.result && JSON.stringify(job.result))),
-    make("details", {}, make("summary", {}, "Parameters"), make("pre", { tabindex: "0" }, JSON.stringify(job.parameters, null, 2))));
+    make("dl", { className: "facts-list" }, row(t("jobs.submitted"), [moment(job.created), job.key_name && t("jobs.by", { name: job.key_name })].filter(Boolean).join(" ")), row(t("jobs.started"), job.started && moment(job.started)),
+      row(t("jobs.ended"), job.ended && moment(job.ended)), row(t("jobs.error"), job.error), row(t("jobs.result"), job.result && JSON.stringify(job.result))),
+    make("details", {}, make("summary", {}, t("jobs.parameters")), make("pre", { tabindex: "0" }, JSON.stringify(job.parameters, null, 2))));
 }
 
 /** @param {string} id @param {HTMLElement} place @param {AbortSignal} signal */

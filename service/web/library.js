@@ -5,8 +5,9 @@ import { addDialog } from "./adding.js";
 import { openEditor } from "./editing.js";
 import { captionsTab } from "./captions.js";
 import { debounced, find, icon, make } from "./dom.js";
-import { clock, plural, size } from "./format.js";
+import { amount, clock, size } from "./format.js";
 import { jobsTab } from "./jobs.js";
+import { t } from "./language.js";
 import { emptyPanel, problemPanel } from "./notice.js";
 import { picture } from "./pictures.js";
 import { longList } from "./rows.js";
@@ -16,7 +17,7 @@ import { statusTab } from "./status.js";
 /** @typedef {import("./address.js").Place} Place @typedef {import("./api.js").Video} Video */
 
 const FILTER_MS = 200;
-const NAMES = { videos: "Videos", captions: "Captions", jobs: "Jobs", status: "Status" };
+const NAMES = { videos: "library.videos", captions: "library.captions", jobs: "library.jobs", status: "library.status" };
 const view = find("#library-view");
 /** @type {AbortController | null} */
 let current = null;
@@ -35,21 +36,21 @@ export function show(place) {
   leave();
   shown = key;
   current = new AbortController();
-  const tabs = make("nav", { className: "tabs", "aria-label": "Library" }, ...TABS.map((tab) =>
-    make("a", { href: write({ view: "library", tab }), "aria-current": tab === place.tab ? "page" : null }, NAMES[/** @type {keyof NAMES} */ (tab)])));
+  const tabs = make("nav", { className: "tabs", "aria-label": t("library.title") }, ...TABS.map((tab) =>
+    make("a", { href: write({ view: "library", tab }), "aria-current": tab === place.tab ? "page" : null }, t(NAMES[/** @type {keyof NAMES} */ (tab)]))));
   const panel = make("div", { className: "panel" });
-  view.replaceChildren(make("div", { className: "view-head" }, make("h1", { className: "view-title" }, "Library"),
-    may("write") && make("button", { type: "button", className: "primary", id: "add", onclick: () => addDialog([]) }, icon("plus"), "Add videos")), tabs, panel);
+  view.replaceChildren(make("div", { className: "view-head" }, make("h1", { className: "view-title" }, t("library.title")),
+    may("write") && make("button", { type: "button", className: "primary", id: "add", onclick: () => addDialog([]) }, icon("plus"), t("library.add"))), tabs, panel);
   const draw = { videos: videosTab, captions: captionsTab, jobs: jobsTab, status: statusTab }[place.tab];
   draw?.(panel, place, current.signal, () => { shown = ""; show(place); });
 }
 
 /** @param {HTMLElement} panel @param {Place} _place @param {AbortSignal} signal */
 function videosTab(panel, _place, signal) {
-  const title = make("input", { type: "search", placeholder: "Title contains…", "aria-label": "Title contains" });
-  const tag = make("input", { type: "search", placeholder: "Tag", "aria-label": "Has the tag" });
-  const state = make("select", { "aria-label": "State" }, ...[["indexed", "Searchable"], ["failed", "Failed"], ["any", "All"]].map(([value, name]) => make("option", { value }, name)));
-  const sort = make("select", { "aria-label": "Order" }, ...[["newest", "Newest first"], ["recorded", "Last recorded"], ["title", "Title"], ["longest", "Longest"], ["shortest", "Shortest"]].map(([value, name]) => make("option", { value }, name)));
+  const title = make("input", { type: "search", placeholder: t("library.title-placeholder"), "aria-label": t("library.title-contains") });
+  const tag = make("input", { type: "search", placeholder: t("library.tag"), "aria-label": t("library.has-tag") });
+  const state = make("select", { "aria-label": t("library.state") }, ...[["indexed", t("library.searchable")], ["failed", t("library.failed")], ["any", t("library.any")]].map(([value, name]) => make("option", { value }, name)));
+  const sort = make("select", { "aria-label": t("filters.order") }, ...[["newest", t("order.newest")], ["recorded", t("order.recorded")], ["title", t("order.title")], ["longest", t("order.longest")], ["shortest", t("order.shortest")]].map(([value, name]) => make("option", { value }, name)));
   const total = make("p", { className: "status", role: "status" }, "\u00a0");
   const place = make("div", {});
   /** @type {AbortController} */
@@ -63,15 +64,15 @@ function videosTab(panel, _place, signal) {
     if (title.value.trim()) wanted.set("title", title.value.trim());
     if (tag.value.trim()) wanted.append("tag", tag.value.trim());
     place.replaceChildren(longList({
-      name: "Videos", signal: listing.signal, makeRow: videoRow,
+      name: t("library.videos"), signal: listing.signal, makeRow: videoRow,
       fetchPage: async (offset, limit) => {
         const page = await api.ask(`/v1/videos?${wanted}${order}&offset=${offset}&limit=${limit}`, { signal: listing.signal });
         return { items: page.videos, total: page.total };
       },
       onfail: (error) => place.replaceChildren(problemPanel(error, list)),
-      ontotal: (number) => { total.textContent = plural(number, "video"); },
-      onempty: () => place.replaceChildren(wanted.size > 1 || state.value !== "indexed" ? emptyPanel("No matches", "No video has this title, tag and state.")
-        : emptyPanel("The library is empty", "Add videos here or with “emcl index build FOLDER”. They can be searched at once.")),
+      ontotal: (number) => { total.textContent = amount("count.videos", number); },
+      onempty: () => place.replaceChildren(wanted.size > 1 || state.value !== "indexed" ? emptyPanel(t("results.none"), t("library.none-what"))
+        : emptyPanel(t("library.empty"), t("library.empty-what"))),
     }));
   };
   const soon = debounced(FILTER_MS, list);
@@ -88,12 +89,12 @@ function videosTab(panel, _place, signal) {
 function videoRow(video) {
   const good = video.state === "indexed";
   return make("div", { className: "video-row" },
-    make("button", { type: "button", className: "thumb", disabled: !good, "aria-label": `Play ${video.title}`,
+    make("button", { type: "button", className: "thumb", disabled: !good, "aria-label": t("library.play", { title: video.title }),
       onclick: () => go({ play: video.video_id, part: null, t: null }, { opened: true }) }, good && picture(video.thumbnail_url)),
     make("div", { className: "row-words" },
       make("p", { className: "title", title: video.title }, video.title),
-      make("p", { className: "quiet one-line" }, [clock(video.duration_seconds ?? 0), size(video.size_bytes), video.segments.length > 1 && plural(video.segments.length, "segment"), plural(video.captions.length, "caption")].filter(Boolean).join(" · ")),
+      make("p", { className: "quiet one-line" }, [clock(video.duration_seconds ?? 0), size(video.size_bytes), video.segments.length > 1 && amount("count.segments", video.segments.length), amount("count.captions", video.captions.length)].filter(Boolean).join(" · ")),
       make("p", { className: "tags" }, ...(video.reason ? [make("span", { className: "reason" }, video.reason)] : video.tags.map((tag) => make("span", { className: "tag" }, tag))))),
     make("div", { className: "row" },
-      good && may("write") && make("button", { type: "button", className: "small", "aria-label": `Edit ${video.title}`, onclick: () => openEditor(video.video_id) }, icon("pen"), make("span", {}, "Edit"))));
+      good && may("write") && make("button", { type: "button", className: "small", "aria-label": t("library.edit", { title: video.title }), onclick: () => openEditor(video.video_id) }, icon("pen"), make("span", {}, t("action.edit")))));
 }

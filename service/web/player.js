@@ -3,6 +3,7 @@ import * as api from "./api.js";
 import { go, read } from "./address.js";
 import { find, icon, make } from "./dom.js";
 import { clock, day, range, score } from "./format.js";
+import { locale, t } from "./language.js";
 import { emptyPanel, sentence, toast } from "./notice.js";
 import * as asking from "./asking.js";
 import { picture } from "./pictures.js";
@@ -77,7 +78,7 @@ async function drawCaptions(of, signal) {
   const own = of.captions.length > 0 && make("ul", { className: "quotes" }, ...of.captions.map((text) => make("li", {}, text)));
   const place = make("div", { role: "status" });
   if (!own && !asking.writes()) return;
-  part.captions.replaceChildren(make("h3", {}, "Captions"), place, own || "");
+  part.captions.replaceChildren(make("h3", {}, t("player.about")), place, own || "");
   if (!asking.writes()) return;
   try {
     place.replaceChildren(await asking.written(api.ask("/v1/caption", { json: { video_id: of.video_id }, signal })));
@@ -86,11 +87,11 @@ async function drawCaptions(of, signal) {
   }
 }
 
-/** What a browser calls a language, in its own; `und` is not known. @param {string} tag */
+/** The name of a language in the language of the page; `und` is not known. @param {string} tag */
 function languageName(tag) {
-  if (tag === "und") return "Captions";
+  if (tag === "und") return t("player.captions");
   try {
-    return new Intl.DisplayNames(navigator.languages, { type: "language" }).of(tag) ?? tag;
+    return new Intl.DisplayNames([locale], { type: "language" }).of(tag) ?? tag;
   } catch {
     return tag;
   }
@@ -98,13 +99,13 @@ function languageName(tag) {
 
 /** An old link: say so instead of an empty player. */
 function stale() {
-  part.title.textContent = "This link is out of date";
+  part.title.textContent = t("player.stale");
   part.grid.hidden = true;
   part.video.onerror = null;
   part.video.removeAttribute("poster");
   part.video.removeAttribute("src");
-  part.stale.replaceChildren(emptyPanel("That video is no longer in the library", "It was removed after this link was made, or the link is of another library.",
-    make("button", { type: "button", className: "primary", onclick: close }, "Close")));
+  part.stale.replaceChildren(emptyPanel(t("results.gone"), t("player.stale-what"),
+    make("button", { type: "button", className: "primary", onclick: close }, t("action.close"))));
 }
 
 /** Every segment of the video: those that the results ranked come first, with the score that they have there; then the
@@ -132,7 +133,7 @@ function drawMoments(moments) {
     picture(hit.thumbnail_url), make("span", { className: "moment-words" }, make("span", {}, range(hit.start, hit.end)),
       hit.frame_weights.length > 0 && weightBars(hit.frame_weights)),
     !Number.isNaN(hit.score) && make("span", { className: "score" }, score(hit.score)))));
-  part.moments.replaceChildren(make("h3", {}, "Moments of this video"), make("ol", { className: "moments" }, ...items));
+  part.moments.replaceChildren(make("h3", {}, t("player.moments")), make("ol", { className: "moments" }, ...items));
 }
 
 /** @param {Hit} hit @param {Hit[]} moments */
@@ -151,7 +152,7 @@ function drawStrip(moments) {
   link.hidden = at === undefined;
   if (at) link.href = api.clipUrl(at.video_id, at.start, at.end);
   const frames = moments.find((hit) => hit.segment === segment)?.frame_weights ?? [];
-  part.strip.replaceChildren(...(frames.length ? [make("h3", {}, "Where the query looks"), chooser(moments[0].video_id, segment, frames, seek)] : []));
+  part.strip.replaceChildren(...(frames.length ? [make("h3", {}, t("player.where")), chooser(moments[0].video_id, segment, frames, seek)] : []));
 }
 
 /** @param {number} seconds */
@@ -178,15 +179,15 @@ export function start() {
     part.video.replaceChildren();
     part.video.load();
   });
-  part.video.addEventListener("converting", () => { part.note.textContent = "This browser does not play this format; making a preview…"; });
+  part.video.addEventListener("converting", () => { part.note.textContent = t("player.converting"); });
   part.video.addEventListener("playing", () => { part.note.textContent = ""; });
-  part.video.addEventListener("gone", () => { part.note.textContent = "This browser cannot play this video. Download it to watch it."; });
+  part.video.addEventListener("gone", () => { part.note.textContent = t("player.gone"); });
   find("#player-close").onclick = close;
   find("#player-alike").onclick = () => go({ view: "", q: "", like: read().play, segment: segment || null, play: "", part: null, t: null });
   find("#player-link").onclick = async () => {
     const url = new URL(location.href);
     url.searchParams.set("t", part.video.currentTime.toFixed(2));
-    await navigator.clipboard?.writeText(url.href).then(() => toast("Link to this moment copied."), () => toast("This browser blocked copying. Copy the address instead.", true));
+    await navigator.clipboard?.writeText(url.href).then(() => toast(t("player.copied")), () => toast(t("player.blocked"), true));
   };
   find("#player-close").replaceChildren(icon("close"));
 }

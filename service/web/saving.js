@@ -1,6 +1,7 @@
 // The results of a search as a file for other programs: a page with pictures, a playlist, an edit list.
 import * as api from "./api.js";
 import { find, make } from "./dom.js";
+import { t } from "./language.js";
 import { sentence, toast } from "./notice.js";
 
 /** Hits of one file; with pictures the server makes no more. */
@@ -22,7 +23,7 @@ async function save(format) {
   if (shown === null) return;
   const { query, name, k } = shown;
   part.menu.open = false;
-  if (format === "html") toast("Collecting pictures…");
+  if (format === "html") toast(t("save.pictures"));
   try {
     const text = await api.ask("/v1/search/export", { json: { ...query, format, k: Math.min(k, MOST) } });
     const url = URL.createObjectURL(new Blob([text]));

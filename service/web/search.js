@@ -4,9 +4,10 @@ import { go, read } from "./address.js";
 import { card, skeletons } from "./cards.js";
 import { compare } from "./compare.js";
 import { debounced, find, make } from "./dom.js";
-import { ms, plural } from "./format.js";
+import { amount, ms } from "./format.js";
 import { filtersSet, NO_FILTERS } from "./filters.js";
 import { home } from "./home.js";
+import { locale, t } from "./language.js";
 import { emptyPanel, problemPanel } from "./notice.js";
 import * as saving from "./saving.js";
 
@@ -21,7 +22,7 @@ const KEPT = 20;
 const view = find("#search-view");
 const part = { form: find("#search"), text: find("#text"), status: find("#status"), list: find("#results"), more: find("#more"), body: find("#search-body"), stages: find("#stages") };
 /** What the stages of `stage_ms` do, for people. */
-const STAGES = { cache: "looked up in the cache", encode: "reading the query", candidates: "searching the index", rerank: "ranking the candidates", answer: "collecting titles and times" };
+const STAGES = { cache: "stages.cache", encode: "stages.encode", candidates: "stages.candidates", rerank: "stages.rerank", answer: "stages.answer" };
 
 /** The answer to a query, grown by each further page; `done`: nothing more can be loaded.
  * @typedef {{hits: Hit[], like: string, took: number, stages: Record<string, number>, done: boolean, truncated: boolean, script: string | null, misfit: boolean}} Found */
@@ -88,11 +89,11 @@ const again = () => { shown = ""; show(read()); };
 
 /** @param {Place} place @param {string} key @param {AbortController} mine */
 async function results(place, key, mine) {
-  part.body.replaceChildren(make("h2", { className: "hidden" }, "Results"), part.list, part.more);
+  part.body.replaceChildren(make("h2", { className: "hidden" }, t("results.title")), part.list, part.more);
   const old = kept.get(key);
   if (old) return draw(old, place, key, mine);
   busy(true);
-  const slow = setTimeout(() => say("Still searching: the server is slow or busy…"), SLOW_MS);
+  const slow = setTimeout(() => say(t("results.slow")), SLOW_MS);
   try {
     const found = await firstPage(place, mine.signal);
     keep(key, found);
@@ -102,7 +103,7 @@ async function results(place, key, mine) {
     say("");
     part.list.replaceChildren();
     part.more.replaceChildren(place.like && error instanceof api.Problem && error.status === 404
-      ? emptyPanel("That video is no longer in the library", "This link looks for videos like one that has been removed since.", make("button", { type: "button", onclick: () => go({ like: "", segment: null }) }, "Start a new search"))
+      ? emptyPanel(t("results.gone"), t("results.gone-what"), make("button", { type: "button", onclick: () => go({ like: "", segment: null }) }, t("results.new-search")))
       : problemPanel(error, again));
   } finally {
     clearTimeout(slow);
@@ -116,7 +117,7 @@ async function firstPage(place, signal) {
   const k = place.sort === "score" ? Math.min(PAGE, candidates) : candidates; // another order needs all that there are
   const answer = await api.search({ ...queryOf(place), k }, signal);
   const took = performance.now() - began;
-  const like = place.like ? await api.video(place.like).then((video) => ` like “${video.title}”`, () => " like this one") : "";
+  const like = place.like ? await api.video(place.like).then((video) => t("results.like", { title: video.title }), () => t("results.like-this")) : "";
   return { hits: ordered(answer.hits, place.sort), like, took, stages: answer.source.stage_ms, done: answer.hits.length < k || k >= candidates, truncated: answer.truncated, script: answer.unknown_script, misfit: answer.nothing_fits };
 }
 
@@ -124,7 +125,7 @@ async function firstPage(place, signal) {
 function ordered(hits, sort) {
   /** @type {Record<string, (a: Hit, b: Hit) => number>} */
   const orders = {
-    title: (a, b) => a.title.localeCompare(b.title, undefined, { numeric: true }),
+    title: (a, b) => a.title.localeCompare(b.title, locale, { numeric: true }),
     longest: (a, b) => b.duration_seconds - a.duration_seconds,
     shortest: (a, b) => a.duration_seconds - b.duration_seconds,
   };
@@ -133,8 +134,8 @@ function ordered(hits, sort) {
 
 /** @param {Found} found */
 function cutNote(found) {
-  return (found.misfit ? " · Nothing fits well" : "") + (found.truncated ? " · The text is longer than what the model reads; its end was ignored." : "")
-    + (found.script ? ` · The model does not read ${found.script} script: ask in English.` : "");
+  return (found.misfit ? t("results.misfit") : "") + (found.truncated ? t("results.truncated") : "")
+    + (found.script ? t("results.script", { script: found.script }) : "");
 }
 
 /** @param {Found} found @param {Place} place @param {string} key @param {AbortController} mine */
@@ -155,17 +156,17 @@ function draw(found, place, key, mine) {
 
 /** @param {Found} found @param {Place} place */
 function offerSaving(found, place) {
-  saving.offer(found.hits.length === 0 ? null : { query: queryOf(place), name: place.like ? `videos${found.like}` : place.q.trim(), k: found.hits.length });
+  saving.offer(found.hits.length === 0 ? null : { query: queryOf(place), name: place.like ? t("save.name-like", { like: found.like }) : place.q.trim(), k: found.hits.length });
 }
 
 /** What stands under the results. @param {Found} found @param {Place} place @param {string} key @param {AbortController} mine */
 function ending(found, place, key, mine) {
   if (found.hits.length === 0) {
     part.more.replaceChildren(isFiltered(place)
-      ? emptyPanel("No matches", "No video fits these filters.", make("button", { type: "button", onclick: () => go(NO_FILTERS) }, "Remove the filters"))
-      : emptyPanel("The library is empty", "Add videos to search them at once.", make("button", { type: "button", className: "primary", onclick: () => go({ view: "library" }, { fresh: true }) }, "Add videos")));
+      ? emptyPanel(t("results.none"), t("results.none-what"), make("button", { type: "button", onclick: () => go(NO_FILTERS) }, t("results.unfilter")))
+      : emptyPanel(t("library.empty"), t("results.empty-what"), make("button", { type: "button", className: "primary", onclick: () => go({ view: "library" }, { fresh: true }) }, t("library.add"))));
   } else if (!found.done) offerMore(found, place, key, mine);
-  else if (found.hits.length >= candidates && videos > candidates) part.more.replaceChildren(make("p", { className: "quiet" }, `${plural(found.hits.length, "result")}: that is all that was looked at. Other words or a filter find others.`));
+  else if (found.hits.length >= candidates && videos > candidates) part.more.replaceChildren(make("p", { className: "quiet" }, amount("results.all", found.hits.length)));
 }
 
 /** @param {Place} place */
@@ -173,11 +174,11 @@ const isFiltered = (place) => filtersSet(place) > 0;
 
 /** A button that is pressed for you when you reach it. @param {Found} found @param {Place} place @param {string} key @param {AbortController} mine */
 function offerMore(found, place, key, mine) {
-  const button = make("button", { type: "button", id: "show-more" }, "Show more");
+  const button = make("button", { type: "button", id: "show-more" }, t("results.more"));
   const load = async () => {
     watch.disconnect();
     button.disabled = true;
-    button.textContent = "Loading…";
+    button.textContent = t("action.loading");
     const offset = found.hits.length, k = Math.min(PAGE, candidates - offset);
     try {
       const answer = await api.search({ ...queryOf(place), k, offset }, mine.signal);
@@ -201,13 +202,13 @@ function offerMore(found, place, key, mine) {
 }
 
 /** @param {Found} found */
-const counted = ({ hits, like, done }) => (done ? plural(hits.length, "video") : `${hits.length} best`) + like;
+const counted = ({ hits, like, done }) => amount(done ? "count.videos" : "results.best", hits.length) + like;
 
 /** Where the time of a query went, for the drawer. @param {Record<string, number>} stages */
 function drawStages(stages) {
-  const rows = Object.entries(stages).map(([name, took]) => make("div", {}, make("dt", {}, STAGES[/** @type {keyof STAGES} */ (name)] ?? name), make("dd", {}, ms(took))));
+  const rows = Object.entries(stages).map(([name, took]) => make("div", {}, make("dt", {}, name in STAGES ? t(STAGES[/** @type {keyof STAGES} */ (name)]) : name), make("dd", {}, ms(took))));
   part.stages.hidden = rows.length === 0;
-  part.stages.replaceChildren(make("h2", {}, "Where the time went"), make("dl", { className: "facts-list" }, ...rows));
+  part.stages.replaceChildren(make("h2", {}, t("stages.title")), make("dl", { className: "facts-list" }, ...rows));
 }
 
 /** @param {string} key @param {Found} found */
@@ -221,12 +222,12 @@ function busy(is) {
   part.list.setAttribute("aria-busy", String(is));
   if (is) part.more.replaceChildren();
   if (is && !part.list.querySelector(".card:not(.skeleton)")) part.list.replaceChildren(...skeletons(8));
-  if (is) say("Searching…");
+  if (is) say(t("results.searching"));
 }
 
 /** @param {string} text @param {string} [more] */
 function say(text, more = "") {
-  part.status.textContent = more ? `${text} · ${more}` : text;
+  part.status.textContent = more ? t("results.timed", { text, time: more }) : text;
 }
 
 const typed = debounced(TYPING_MS, () => go({ view: "", q: part.text.value.trim(), like: "", segment: null, play: "", part: null, t: null }, { draft: true }));

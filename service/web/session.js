@@ -1,6 +1,7 @@
 // Signing in where keys are required. The key goes to the server once; what stays is a cookie that no script can read.
 import * as api from "./api.js";
 import { find, make } from "./dom.js";
+import { t } from "./language.js";
 import { sentence } from "./notice.js";
 
 const SCOPES = ["search", "write", "admin"];
@@ -21,7 +22,7 @@ export async function start(whenSignedIn) {
   part.out.addEventListener("click", signOut);
   dialog.addEventListener("cancel", (/** @type {Event} */ event) => event.preventDefault());
   document.addEventListener("signed-out", () => {
-    if (session.signed_in && !dialog.open) part.why.textContent = "Your session has ended. Sign in again to go on.";
+    if (session.signed_in && !dialog.open) part.why.textContent = t("sign-in.ended");
     ask();
   });
   await know(await api.ask("/v1/session"));
@@ -30,7 +31,7 @@ export async function start(whenSignedIn) {
 /** @param {api.Session} now */
 async function know(now) {
   session = now;
-  part.who.textContent = now.signed_in ? `${now.name} (${now.scope})` : "";
+  part.who.textContent = now.signed_in ? t("sign-in.who", { name: now.name ?? "", scope: now.scope ?? "" }) : "";
   part.out.hidden = !now.signed_in;
   if (now.keys_required && !now.signed_in) ask();
   else signedIn();
@@ -61,8 +62,8 @@ async function signIn(event) {
 /** Why somebody could not sign in. @param {unknown} error */
 function refusal(error) {
   const status = error instanceof api.Problem ? error.status : 0;
-  if (status === 401) return "That key does not work. Check that you copied all of it; if you did, it has expired or was revoked: ask for a new one.";
-  if (status === 429) return "Too many attempts. Wait a minute, then try again.";
+  if (status === 401) return t("sign-in.bad-key");
+  if (status === 429) return t("sign-in.too-often");
   return sentence(error);
 }
 
@@ -72,4 +73,4 @@ async function signOut() {
 }
 
 /** Says that a key may not do something. @param {string} scope */
-export const needs = (scope) => make("p", { className: "quiet" }, `You are signed in with a key of scope “${session.scope}”. This page needs a key of scope “${scope}”: sign out, then sign in with one.`);
+export const needs = (scope) => make("p", { className: "quiet" }, t("sign-in.needs", { held: session.scope ?? "", wanted: scope }));

@@ -3,15 +3,16 @@ import * as api from "./api.js";
 import { write } from "./address.js";
 import { change } from "./captions.js";
 import { make } from "./dom.js";
-import { count, limit, moment, plural } from "./format.js";
-import { problemPanel } from "./notice.js";
+import { amount, count, limit, moment, percent } from "./format.js";
+import { t } from "./language.js";
+import { correction, problemPanel } from "./notice.js";
 import { may } from "./session.js";
 
 const LOOK_MS = 5000;
 
 /** @param {HTMLElement} panel @param {import("./address.js").Place} _place @param {AbortSignal} signal @param {() => void} again */
 export async function statusTab(panel, _place, signal, again) {
-  panel.replaceChildren(make("p", { className: "quiet" }, "Loading…"));
+  panel.replaceChildren(make("p", { className: "quiet" }, t("action.loading")));
   while (!signal.aborted) {
     try {
       const [index, metrics] = await Promise.all([api.ask("/v1/index", { signal }), api.ask("/metrics", { signal })]);
@@ -45,36 +46,37 @@ function draw(panel, index, metrics, again) {
     const [hits, misses] = [of("emcl_cache_hits_total").get(cache) ?? 0, of("emcl_cache_misses_total").get(cache) ?? 0];
     const asked = hits + misses;
     return make("tr", {}, make("th", { scope: "row" }, cache), make("td", {}, count(of("emcl_cache_entries").get(cache) ?? 0)),
-      make("td", {}, asked ? `${((100 * hits) / asked).toFixed(0)} %` : "–"), make("td", {}, count(asked)));
+      make("td", {}, asked ? `${percent(hits / asked)} %` : "–"), make("td", {}, count(asked)));
   });
   const queues = [...of("emcl_queue_depth")].map(([queue, depth]) => make("tr", {}, make("th", { scope: "row" }, queue), make("td", {}, count(depth))));
   const { counts, overlay } = index;
-  const fresh = plural(overlay.rows, "recent change");
+  const fresh = amount("count.changes", overlay.rows);
   const open = panel.querySelector("details")?.open ?? false; // as the visitor left it
   panel.replaceChildren(
     make("p", { className: "health", role: "status" }, health(index)),
     make("div", { className: "tiles" },
-      facts("Library", [["Videos", count(counts.videos)], ["Segments", `${count(counts.segments)}, ${index.segment_seconds ? `of at most ${index.segment_seconds} s` : "one for each video"}`], ["Captions", count(counts.captions)],
-        ["Watched folders", index.watched_folders ? count(index.watched_folders) : "none"], ["Could not be read", counts.failed ? plural(counts.failed, "video") : "none"]],
-      make("a", { className: "button small", href: write({ view: "library" }) }, "See the videos")),
-      facts("Search", [["Model", index.model], ["EMCL", index.correction.text], ["A query looks at", `the best ${count(index.query_limits.default_candidates)} segments, at most ${count(index.query_limits.max_candidates)}`]]),
-      facts("Uploads", [["Largest file", limit(index.upload_limits.max_bytes)], ["Longest video", `${count(index.upload_limits.max_seconds / 60)} minutes`],
-        ["Being added", overlay.waiting ? plural(overlay.waiting, "video") : "none"]])),
-    make("details", { className: "technical", open }, make("summary", {}, "Technical details"),
+      facts(t("status.library"), [[t("status.videos"), count(counts.videos)], [t("status.segments"), t(index.segment_seconds ? "status.segments-of" : "status.segments-whole", { number: counts.segments, seconds: index.segment_seconds })], [t("status.captions"), count(counts.captions)],
+        [t("status.watched"), index.watched_folders ? count(index.watched_folders) : t("status.none")], [t("status.unreadable"), counts.failed ? amount("count.videos", counts.failed) : t("status.none")]],
+      make("a", { className: "button small", href: write({ view: "library" }) }, t("status.see"))),
+      facts(t("status.search"), [[t("status.model"), index.model], [t("status.emcl"), correction(index)],
+        [t("status.looks-at"), t("status.best", { best: index.query_limits.default_candidates, most: index.query_limits.max_candidates })]]),
+      facts(t("status.uploads"), [[t("status.largest"), limit(index.upload_limits.max_bytes)], [t("status.longest"), t("status.minutes", { number: index.upload_limits.max_seconds / 60 })],
+        [t("status.adding"), overlay.waiting ? amount("count.videos", overlay.waiting) : t("status.none")]])),
+    make("details", { className: "technical", open }, make("summary", {}, t("status.technical")),
       make("div", { className: "tiles" },
-        facts("Index", [["Generation", index.generation], ["Published", moment(index.created)], ["Type", `${index.factory}, ${index.dim} dimensions`],
-          ["Since then", overlay.publishing ? `${fresh}, being published` : `${fresh}; searchable, published later`]],
-        may("admin") && make("button", { type: "button", className: "small", title: "Serve what another process has published", onclick: async () => { if (await change(() => api.ask("/v1/index/reload", { method: "POST" }), "The newest generation is served.")) again(); } }, "Reload the index")),
-        facts("Model", [["Name", index.model], ["Fingerprint", index.fingerprint.slice(0, 16)],
-          ...Object.entries(index.emcl).filter(([, value]) => typeof value !== "object").map(([name, value]) => /** @type {[string, string]} */ ([`EMCL ${name.replaceAll("_", " ")}`, String(value)]))]),
-        make("section", { className: "tile" }, make("h2", {}, "Caches"), table(["Cache", "Entries", "Hit rate", "Lookups"], caches),
-          make("h2", {}, "Queues"), table(["Queue", "Waiting"], queues)))));
+        facts(t("status.index"), [[t("status.generation"), index.generation], [t("status.published"), moment(index.created)], [t("status.type"), t("status.dimensions", { factory: index.factory, dim: index.dim })],
+          [t("status.since"), t(overlay.publishing ? "status.publishing" : "status.later", { changes: fresh })]],
+        may("admin") && make("button", { type: "button", className: "small", title: t("status.reload-hint"), onclick: async () => { if (await change(() => api.ask("/v1/index/reload", { method: "POST" }), t("status.reloaded"))) again(); } }, t("status.reload"))),
+        facts(t("status.model"), [[t("status.name"), index.model], [t("status.fingerprint"), index.fingerprint.slice(0, 16)],
+          ...Object.entries(index.emcl).filter(([, value]) => typeof value !== "object").map(([name, value]) => /** @type {[string, string]} */ ([t("status.emcl-setting", { name: name.replaceAll("_", " ") }), String(value)]))]),
+        make("section", { className: "tile" }, make("h2", {}, t("status.caches")), table([t("status.cache"), t("status.entries"), t("status.hit-rate"), t("status.lookups")], caches),
+          make("h2", {}, t("status.queues")), table([t("status.queue"), t("status.queued")], queues)))));
 }
 
 /** How the service is, in a sentence. @param {api.Index} index */
 function health({ counts, overlay }) {
-  const ready = counts.videos ? `${plural(counts.videos, "video")} can be searched.` : "The service works; the library is empty.";
-  return overlay.waiting ? `${ready} ${count(overlay.waiting)} more on the way.` : counts.videos ? `${ready} Everything is up to date.` : ready;
+  const ready = counts.videos ? amount("status.searchable", counts.videos) : t("status.empty");
+  return overlay.waiting ? t("status.waiting", { ready, count: overlay.waiting }) : counts.videos ? t("status.current", { ready }) : ready;
 }
 
 /** @param {string[]} heads @param {HTMLElement[]} rows */

@@ -1,7 +1,8 @@
 // A segment's frames in their order of time, and under them how much the query weighs each.
 import { pictureUrl, spriteUrl } from "./api.js";
 import { draw, make } from "./dom.js";
-import { clock } from "./format.js";
+import { clock, percent } from "./format.js";
+import { t } from "./language.js";
 import { tile } from "./pictures.js";
 
 /** @typedef {import("./api.js").Frame} Frame */
@@ -47,8 +48,8 @@ export function strip(id, segment, frames, most = MOST_SHOWN) {
 export function chooser(id, segment, frames, choose) {
   const largest = Math.max(...frames.map((frame) => frame.weight), 1e-9);
   const buttons = frames.map((frame) => make("button",
-    { type: "button", className: frame.weight === largest ? "frame best" : "frame", title: `${clock(frame.time)}, weight ${(frame.weight * 100).toFixed(0)} %`,
-      "aria-label": `Play from ${clock(frame.time)}, weight ${(frame.weight * 100).toFixed(0)} %`, onclick: () => choose(frame.time) },
+    { type: "button", className: frame.weight === largest ? "frame best" : "frame", title: t("strip.at", { time: clock(frame.time), share: percent(frame.weight) }),
+      "aria-label": t("strip.play", { time: clock(frame.time), share: percent(frame.weight) }), onclick: () => choose(frame.time) },
     frameTile(id, segment, frames, frame)));
   return make("div", { className: "strip chooser" }, make("div", { className: "frames" }, ...buttons), weightBars(frames));
 }

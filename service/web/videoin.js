@@ -5,7 +5,8 @@ import { addDialog } from "./adding.js";
 import { card } from "./cards.js";
 import * as asking from "./asking.js";
 import { find, icon, make } from "./dom.js";
-import { clock, limit, ms, plural, score } from "./format.js";
+import { amount, clock, limit, ms, percent, score } from "./format.js";
+import { t } from "./language.js";
 import { emptyPanel, problemPanel, sentence } from "./notice.js";
 import { weightBars } from "./strip.js";
 
@@ -39,8 +40,8 @@ export function look(given) {
 /** The view, when the address leads here. */
 export function show() {
   if (file) return;
-  view.replaceChildren(emptyPanel("No video chosen", "Videos that you look up are not kept on the server. Choose one, or drop it anywhere on this page.",
-    make("label", { className: "button primary", for: "file", tabindex: "0", onkeydown: (/** @type {KeyboardEvent} */ event) => event.key === "Enter" && find("#file").click() }, "Choose a video")));
+  view.replaceChildren(emptyPanel(t("look.none"), t("look.none-what"),
+    make("label", { className: "button primary", for: "file", tabindex: "0", onkeydown: (/** @type {KeyboardEvent} */ event) => event.key === "Enter" && find("#file").click() }, t("look.choose"))));
 }
 
 /** @param {File} given */
@@ -48,14 +49,14 @@ async function send(given) {
   const mine = (current = new AbortController());
   if (url) URL.revokeObjectURL(url);
   url = URL.createObjectURL(given);
-  const bar = make("progress", { max: 1, value: 0, "aria-label": "Progress" });
-  const said = make("p", { role: "status" }, "Sending…");
-  const cancel = make("button", { type: "button", className: "small", onclick: () => { mine.abort(); file = null; go({ view: "" }, { fresh: true }); } }, "Cancel");
+  const bar = make("progress", { max: 1, value: 0, "aria-label": t("look.progress") });
+  const said = make("p", { role: "status" }, t("add.sending"));
+  const cancel = make("button", { type: "button", className: "small", onclick: () => { mine.abort(); file = null; go({ view: "" }, { fresh: true }); } }, t("action.cancel"));
   view.replaceChildren(make("h1", { className: "view-title" }, given.name), make("div", { className: "progress-panel" }, make("div", {}, said, bar), cancel));
   const fail = (/** @type {unknown} */ error) => view.replaceChildren(make("h1", { className: "view-title" }, given.name), problemPanel(error, () => send(given)));
   const most = limits?.upload_limits.max_bytes ?? Infinity;
   if (given.size > most) {
-    fail(new api.Problem({ title: "This file is too large", detail: `${given.name} has ${limit(given.size)}`, expected: `at most ${limit(most)}`, next_step: "choose a shorter or smaller video" }));
+    fail(new api.Problem({ title: t("look.too-large"), detail: t("look.size", { name: given.name, size: limit(given.size) }), expected: t("look.at-most", { size: limit(most) }), next_step: t("look.smaller") }));
     return;
   }
   const form = new FormData();
@@ -65,9 +66,9 @@ async function send(given) {
   let stages = {};
   try {
     const answer = await api.send(`/v1/search/${isPicture(given) ? "image" : "video"}?k=${HITS}`, form, { signal: mine.signal, ontimings: (took) => { stages = took; }, onprogress: (share) => {
-      if (share < 1) { bar.value = share; said.textContent = `Sending ${limit(given.size)}: ${Math.round(share * 100)} %`; return; }
+      if (share < 1) { bar.value = share; said.textContent = t("look.sending-share", { size: limit(given.size), share: percent(share) }); return; }
       bar.removeAttribute("value");
-      said.textContent = "Sent. Decoding and encoding its frames…";
+      said.textContent = t("look.sent");
     } });
     (isPicture(given) ? drawPicture : draw)(given, answer, performance.now() - began, stages);
     if (!isPicture(given) && asking.writes()) await write(form, mine.signal);
@@ -79,7 +80,7 @@ async function send(given) {
 /** Let the model write a caption, and put it above those that were found. @param {FormData} form @param {AbortSignal} signal */
 async function write(form, signal) {
   const place = find("#written", view);
-  place.textContent = "Writing a caption…";
+  place.textContent = t("asking.writing");
   try {
     place.replaceChildren(await asking.written(api.send("/v1/caption/video", form, { signal })));
   } catch (error) {
@@ -95,47 +96,47 @@ function drawPicture(given, answer, took) {
   const words = answer.captions.map((caption) => make("li", {}, make("button", { type: "button", className: "chip", onclick: () => go({ view: "", q: caption.text }, { fresh: true }) }, caption.text)));
   view.replaceChildren(
     make("h1", { className: "view-title" }, given.name),
-    make("p", { className: "status", role: "status" }, `${plural(answer.hits.length, "similar video")} · ${ms(took)} · nothing of the picture was kept`),
+    make("p", { className: "status", role: "status" }, t("look.picture-done", { found: amount("count.similar", answer.hits.length), time: ms(took) })),
     make("img", { className: "own-picture", src: url, alt: given.name }),
-    make("section", { "aria-labelledby": "similar-title" }, make("h2", { id: "similar-title" }, "Similar videos"),
+    make("section", { "aria-labelledby": "similar-title" }, make("h2", { id: "similar-title" }, t("look.similar")),
       make("ol", { className: "cards" }, ...answer.hits.map((hit, place) => card(hit, place + 1)))),
-    ...(words.length ? [make("section", { "aria-labelledby": "captions-title" }, make("h2", { id: "captions-title" }, "Captions that fit it"), make("ul", { className: "examples" }, ...words))] : []));
+    ...(words.length ? [make("section", { "aria-labelledby": "captions-title" }, make("h2", { id: "captions-title" }, t("look.fitting")), make("ul", { className: "examples" }, ...words))] : []));
 }
 
 /** What the stages of an upload do, in their order. */
-const STAGES = { receive: "receiving", decode: "decoding", queue: "waiting", encode: "encoding", candidates: "searching", rerank: "ranking", answer: "titles" };
+const STAGES = { receive: "look.receive", decode: "look.decode", queue: "look.queue", encode: "look.encode", candidates: "look.candidates", rerank: "look.rerank", answer: "look.answer" };
 
 /** @param {File} given @param {api.UploadAnswer} answer @param {number} took @param {Record<string, number>} timed receiving and decoding are in the header only */
 function draw(given, answer, took, timed) {
-  const player = make("video", { controls: true, playsInline: true, muted: true, src: `${url}#t=${answer.captions[0]?.moment ?? 0}`, "aria-label": `The video ${given.name}` });
-  const note = make("p", { className: "quiet", hidden: true }, "This browser does not play this format, so its frames cannot be shown here.");
+  const player = make("video", { controls: true, playsInline: true, muted: true, src: `${url}#t=${answer.captions[0]?.moment ?? 0}`, "aria-label": t("look.player", { name: given.name }) });
+  const note = make("p", { className: "quiet", hidden: true }, t("look.unplayable"));
   player.addEventListener("error", () => { note.hidden = false; });
   const rows = answer.captions.map((caption, place) => captionRow(caption, place, player));
   const all = { ...timed, ...answer.source.stage_ms };
-  const stages = Object.entries(STAGES).filter(([stage]) => stage in all).map(([stage, name]) => `${name} ${ms(all[stage])}`).join(" · ");
+  const stages = Object.entries(STAGES).filter(([stage]) => stage in all).map(([stage, name]) => t("look.stage", { stage: t(name), time: ms(all[stage]) })).join(" · ");
   view.replaceChildren(
     make("h1", { className: "view-title" }, given.name),
-    make("p", { className: "status", role: "status" }, make("span", {}, `${plural(answer.captions.length, "caption")}, ${plural(answer.hits.length, "similar video")}`),
-      make("span", { className: "quiet" }, `${plural(answer.upload.frames, "frame")} of ${clock(answer.upload.duration_seconds)} looked at in ${ms(took)} (${stages}) · nothing of it was kept`)),
+    make("p", { className: "status", role: "status" }, make("span", {}, t("look.found", { captions: amount("count.captions", answer.captions.length), videos: amount("count.similar", answer.hits.length) })),
+      make("span", { className: "quiet" }, t("look.done", { count: answer.upload.frames, length: clock(answer.upload.duration_seconds), time: ms(took), stages }))),
     make("div", { className: "video-in" },
       make("div", { className: "own" }, player, note,
         make("div", { className: "row" },
-          make("button", { type: "button", onclick: () => addDialog([given]) }, icon("plus"), "Add to the library"),
-          make("label", { className: "button", for: "file", tabindex: "0", onkeydown: (/** @type {KeyboardEvent} */ event) => event.key === "Enter" && find("#file").click() }, "Another video"))),
-      make("section", { "aria-labelledby": "captions-title" }, make("h2", { id: "captions-title" }, "Captions that fit it"), make("div", { id: "written", role: "status" }),
-        rows.length ? make("ol", { className: "captions" }, ...rows) : make("p", { className: "quiet" }, "The library has no captions yet. Add some there, and videos will find them."))),
-    make("section", { "aria-labelledby": "similar-title" }, make("h2", { id: "similar-title" }, "Similar videos"),
+          make("button", { type: "button", onclick: () => addDialog([given]) }, icon("plus"), t("look.add")),
+          make("label", { className: "button", for: "file", tabindex: "0", onkeydown: (/** @type {KeyboardEvent} */ event) => event.key === "Enter" && find("#file").click() }, t("look.another")))),
+      make("section", { "aria-labelledby": "captions-title" }, make("h2", { id: "captions-title" }, t("look.fitting")), make("div", { id: "written", role: "status" }),
+        rows.length ? make("ol", { className: "captions" }, ...rows) : make("p", { className: "quiet" }, t("look.no-captions")))),
+    make("section", { "aria-labelledby": "similar-title" }, make("h2", { id: "similar-title" }, t("look.similar")),
       make("ol", { className: "cards" }, ...answer.hits.map((hit, place) => card(hit, place + 1)))));
   picturesOf(url, answer.captions, rows).catch(() => {}); // a format that this browser does not play has none
 }
 
 /** @param {CaptionHit} caption @param {number} place @param {HTMLVideoElement} player */
 function captionRow(caption, place, player) {
-  return make("li", {}, make("button", { type: "button", title: "Play from here", onclick: () => { player.currentTime = caption.moment; player.play().catch(() => {}); } },
+  return make("li", {}, make("button", { type: "button", title: t("look.play"), onclick: () => { player.currentTime = caption.moment; player.play().catch(() => {}); } },
   make("span", { className: "place" }, place + 1),
   make("canvas", { className: "still", width: PICTURE.width, height: PICTURE.height, "aria-hidden": "true" }),
   make("span", { className: "row-words" }, make("span", { className: "title" }, caption.text), weightBars(caption.frame_weights)),
-  make("span", { className: "row-facts" }, make("span", { className: "score" }, score(caption.score)), make("span", { className: "quiet" }, `at ${clock(caption.moment)}`))));
+  make("span", { className: "row-facts" }, make("span", { className: "score" }, score(caption.score)), make("span", { className: "quiet" }, t("look.at", { time: clock(caption.moment) })))));
 }
 
 /** Draw the frame that each caption points to, from the visitor's own file. @param {string} source @param {CaptionHit[]} captions @param {HTMLElement[]} rows */
