@@ -429,7 +429,14 @@ def train(
 @app.command()
 @from_models
 def evaluate(options: EvaluateOptions) -> None:
-    """Measure retrieval in both directions under a protocol, with and without EMCL."""
+    """Measure retrieval in both directions under a protocol, with and without EMCL; --task qa: answers to questions."""
+    if options.task == "qa":
+        from model.evaluate.answering import run as run_answers
+
+        typer.echo(run_answers(options))
+        return
+    if options.questions is not None:
+        raise ValueError("--questions goes with --task qa")
     if options.video_bank is not None and (options.query_bank is None or options.data is None):
         raise ValueError("--video-bank goes with --data and --query-bank; a bank of features has videos of its own")
     if (options.data is None) == (options.features is None):

@@ -44,6 +44,12 @@ class EvaluateOptions(Options):
     head: Literal["pooled", "frames", "tokens", "experts", "mixture"] | None = Field(
         None, description="With --features: the kind of a file that does not state it."
     )
+    task: Literal["retrieval", "qa"] = Field(
+        "retrieval", description="qa: answer --questions about the videos of --data, by a model with an answer head."
+    )
+    questions: Path | None = Field(
+        None, description="With --task qa: MSRVTT-QA's test.jsonl, or the questions.jsonl of `emcl synthesize`."
+    )
     split: Split = Field("test", description="Split of a data set.")
     allow_missing: bool = Field(False, description="Evaluate although videos are missing; the report counts them.")
     model: Annotated[str, Shown(flag="--model", also="--checkpoint")] = Field(
@@ -63,7 +69,8 @@ class EvaluateOptions(Options):
     )
     metric_rules: Literal["corrected", "reference"] = Field(
         "corrected",
-        description="reference counts ties, medians and MSVD's cut points as the released code does, errors included.",
+        description="reference counts ties, medians and MSVD's cut points as the released code does, errors included; "
+        "with --task qa, which prints both, it drops questions whose answer the model cannot give.",
     )
     candidates: Annotated[int | None, Shown(default="the checkpoint's, 100 unless calibrated")] = Field(
         None, ge=1, description="Candidates passed from stage 1 to reranking (protocol per-query)."

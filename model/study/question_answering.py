@@ -28,6 +28,7 @@ from model.data.batches import Question
 from model.data.msrvtt_qa import read_answers, read_questions
 from model.emcl.em import EMCL
 from model.encoder import Encoder, load_encoder
+from model.evaluate.answering import blind_answers
 from model.heads.features import FeaturesError, FeatureSet, read_features
 from model.heads.losses import known_pairs
 from model.options import QaOptions
@@ -161,6 +162,11 @@ def table(lines: Sequence[Line], train: Asked, test: Asked, answers: Sequence[st
     (most, _), *_ = Counter(q.answer for q in train.questions if q.answer in set(answers)).most_common(1)
     majority = 100 * sum(q.answer == most for q in test.questions) / len(test.questions)
     rows.append(f"| always {most!r} | {majority:.1f} |" + " – |" * (len(head) - 2))
+    guesses = blind_answers(train.questions, test.questions)
+    right = [guess == q.answer for guess, q in zip(guesses, test.questions, strict=True)]
+    by_kind = [[hit for hit, q in zip(right, test.questions, strict=True) if q.kind == kind] for kind in kinds]
+    blind = " | ".join(f"{100 * mean(some):.1f}" for some in by_kind)
+    rows.append(f"| most frequent answer to the question, no video | {100 * mean(right):.1f} | – | – | {blind} |")
     for line in lines:
         values = [
             [one.of_all[0] for one in line.seeds],

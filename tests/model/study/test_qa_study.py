@@ -11,6 +11,7 @@ from model.data.dataset import DatasetError
 from model.data.msrvtt_qa import questions_by_clip, read_answers, read_questions
 from model.demo.questions import questions_of
 from model.demo.scene import make_scene
+from model.evaluate.answering import blind_answers
 from model.heads.features import FeaturesError, FeatureSet
 from model.options import QaOptions
 from model.study.question_answering import WAYS, Asked, labels_of, study, table, train_one
@@ -122,3 +123,16 @@ def test_questions_find_their_clips_by_name_or_file_name():
     assert [len(some) for some in found] == [2, 1, 0]
     with pytest.raises(DatasetError, match=r"train.jsonl: 2 of 3 questions are about videos that are not"):
         questions_by_clip(asked, ["b.mp4"], "train.jsonl")
+
+
+def test_what_is_guessed_without_the_video():
+    def question(text, answer, kind="what"):
+        return Question(video_id="v", text=text, answer=answer, kind=kind)
+
+    train = [question("color?", "red"), question("color?", "red"), question("color?", "blue")]
+    train += [question("shape?", "star"), question("how many?", "two", "how")]
+    test = [
+        question(text, "", kind)
+        for text, kind in (("color?", "what"), ("shape?", "what"), ("how?", "how"), ("?", "who"))
+    ]
+    assert blind_answers(train, test) == ["red", "star", "two", "red"]

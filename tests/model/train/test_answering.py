@@ -5,8 +5,10 @@ import json
 import pytest
 import torch
 from training_support import tiny, tiny_settings, train_until_killed
+from typer.testing import CliRunner
 
 from model.checkpoint import load_checkpoint, read_metadata, save_checkpoint
+from model.cli import app
 from model.config import QaConfig
 from model.data.batches import Question
 from model.demo.corpus import write_corpus
@@ -182,6 +184,20 @@ def test_the_published_files_are_trained_on(tmp_path, asked_videos):
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     (found,) = [line["validation"]["questions"] for line in lines if "validation" in line]
     assert (found["questions"], found["answerable questions"]) == (6.0, 4.0)
+    command = ["evaluate", "--task", "qa", "--data", str(asked_videos / "val"), "--model", str(path)]
+    command += ["--questions", str(asked_videos / "val.jsonl"), "--json", str(tmp_path / "qa.json")]
+    said = CliRunner().invoke(app, command)
+    assert said.exit_code == 0, said.output
+    assert "6 questions, 2 of them with an answer outside the model's list of 2; metric rules corrected" in said.output
+    measured = json.loads((tmp_path / "qa.json").read_text(encoding="utf-8"))["questions"]
+    assert measured == pytest.approx(found)
+    assert measured["answerable top-1"] == pytest.approx(1.5 * measured["top-1"])
+    rows = [line for line in said.output.splitlines() if line.startswith("| unanswerable")]
+    turned = CliRunner().invoke(app, [*command, "--metric-rules", "reference"]).output
+    assert [line for line in turned.splitlines() if line.startswith("| unanswerable")] == rows[::-1]
+    for wrong in (["--candidates", "5"], ["--protocol", "frozen"]):
+        refused = CliRunner().invoke(app, [*command, *wrong])
+        assert "no effect with --task qa" in str(refused.exception)
     own = Trainer(from_files(asked_videos), tmp_path / "own").net.answerer.config.answers
     assert set(own) == {"man", "dog", "guitar"}
 
