@@ -362,6 +362,7 @@ def rebuild(
 ) -> None:
     """Publish a new generation from what is stored, without decoding: other FAISS index, newly fitted EMCL map."""
     from indexer.build.progress import TerminalProgress
+    from indexer.build.recordings import fill_recordings
     from indexer.build.run import check_model, publish
     from indexer.options import with_index
     from indexer.store.writer import StoreWriter
@@ -370,6 +371,7 @@ def rebuild(
     encoder, spec = _load(recorded, encoding)
     with StoreWriter.open(store) as writer:
         check_model(writer.settings, encoder, store)
+        fill_recordings(writer, writer.catalogue.locations(), TerminalProgress())
         settings = with_index(writer.settings, wishes).model_copy(update={"model_spec": spec})
         manifest = publish(writer, encoder, TerminalProgress(), settings)
     print_manifest(manifest)

@@ -19,6 +19,7 @@ from indexer.build.decode_pool import ReaderSettings
 from indexer.build.encode import FeatureEncoder, VideoEncoding, encode_captions
 from indexer.build.options import BuildRequest
 from indexer.build.progress import BuildReport, Progress
+from indexer.build.recordings import fill_recordings
 from indexer.build.transcripts import attach_transcripts
 from indexer.errors import Damaged, IndexFactoryError, ModelMismatch, NotAStore, SourceError, WrongPreprocessing
 from indexer.locations import Location, shard_of
@@ -68,6 +69,7 @@ def build(writer: StoreWriter, encoder: FeatureEncoder, request: BuildRequest, p
     )  # before hours are spent on encoding files
     report.unmatched += attached.unmatched
     report.notes += attached.notes
+    fill_recordings(writer, found, progress)
     _encode_videos(writer, encoder, found, request, report, progress)
     writer.add_tags(attached.texts.tags)
     _encode_captions(writer, encoder, attached.texts, report, progress)

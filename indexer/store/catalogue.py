@@ -22,11 +22,18 @@ from typing import Any
 import numpy as np
 
 from indexer.errors import NotAStore, SourceError
-from indexer.locations import Location, SourceRow, possible_sources
+from indexer.locations import Location, SourceRow, possible_sources, protocol_of, shard_of
 from indexer.store import media, sql, transcripts, words
 from indexer.store.config import StoreSettings
 from indexer.store.records import CaptionRow, Origin, SegmentRow, TranscriptRow, VideoRow, VideoState
-from indexer.store.schema import WITH_RECORDINGS, WITH_TRANSCRIPTS, check_format, database_uri, migrate
+from indexer.store.schema import (
+    WITH_READ_RECORDINGS,
+    WITH_RECORDINGS,
+    WITH_TRANSCRIPTS,
+    check_format,
+    database_uri,
+    migrate,
+)
 from indexer.store.shards import CAPTIONS, FRAMES, POOLED, Place
 from model.video.recording import Recording
 
@@ -392,16 +399,31 @@ class Catalogue(CatalogueReader):
             " frames, crc32, pooled_shard, pooled_row, pooled_crc32) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [_segment_values(video.video_id, segment) for segment in video.segments],
         )
-        said = video.recording
-        self.connection.execute(
-            "INSERT OR REPLACE INTO recordings VALUES (?1, ifnull(?2,"
-            " (SELECT min(modified_ns) / 1e9 FROM locations WHERE video_id = ?1)), ?3, ?4, ?5)",
-            (video.video_id, said.recorded_seconds, said.camera, said.latitude, said.longitude),
-        )
+        self.set_recording(video.video_id, video.recording)
         known = self.transcript_sources(video.video_id)
         for transcript in video.transcripts:
             if transcript.language not in known:
                 self.set_transcript(video.video_id, transcript)
+
+    def set_recording(self, video_id: str, said: Recording) -> None:
+        """Record what a video says about itself; where it says no time, that of its oldest file."""
+        time = self._file_time(video_id) if said.recorded_seconds is None else said.recorded_seconds
+        self.connection.execute(
+            "INSERT OR REPLACE INTO recordings VALUES (?, ?, ?, ?, ?)",
+            (video_id, time, said.camera, said.latitude, said.longitude),
+        )
+        self.connection.execute("INSERT OR IGNORE INTO read_recordings VALUES (?)", (video_id,))
+
+    def _file_time(self, video_id: str) -> float | None:
+        """When the oldest file of a video was written; None for members of archives and URLs, which have a version."""
+        query = "SELECT path, modified_ns / 1e9 FROM locations WHERE video_id = ? AND modified_ns > 0"
+        rows = self.connection.execute(query, (video_id,)).fetchall()
+        return min((time for path, time in rows if shard_of(path) is None and protocol_of(path) is None), default=None)
+
+    def without_read_recording(self) -> set[str]:
+        """Indexed videos that an earlier version did not ask when and where they were recorded."""
+        query = "SELECT video_id FROM videos WHERE state = 'indexed' EXCEPT SELECT video_id FROM read_recordings"
+        return {row[0] for row in self.connection.execute(query)}
 
     def fail_video(self, video_id: str, reason: str) -> None:
         """Record why a video cannot be indexed."""
@@ -506,7 +528,7 @@ PLACES = {
 # Versions of the catalogue; a copy that an earlier one made has no such table.
 _FIRST_VERSIONS = {"titles": 2, "sources": 3, "inodes": 6, "documents": WITH_TRANSCRIPTS}
 _FIRST_VERSIONS |= dict.fromkeys(("transcripts", "cues"), WITH_TRANSCRIPTS)
-_FIRST_VERSIONS["recordings"] = WITH_RECORDINGS
+_FIRST_VERSIONS |= {"recordings": WITH_RECORDINGS, "read_recordings": WITH_READ_RECORDINGS}
 
 _EQUAL_TABLES = {
     table: sql.exists(sql.differing(*(sql.select("*", sql.table(table, schema)) for schema in ("main", "copy"))))
@@ -519,6 +541,7 @@ _EQUAL_TABLES = {
         "tags",
         "segments",
         "recordings",
+        "read_recordings",
         "captions",
         "sources",
         "inodes",

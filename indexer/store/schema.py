@@ -47,6 +47,9 @@ WITH_TRANSCRIPTS = 8
 WITH_RECORDINGS = 9
 """The first version of the catalogue that knows when, where and with what videos were recorded."""
 
+WITH_READ_RECORDINGS = 10
+"""The first version of the catalogue that knows which videos were asked for it."""
+
 MIGRATIONS = (
     """
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
@@ -228,6 +231,17 @@ MIGRATIONS = (
             ),
         )
     ),
+    """
+    -- Videos whose containers were asked when they were recorded. Not a column of recordings, and not logged: that a
+    -- container says nothing changes no answer.
+    CREATE TABLE read_recordings (
+        video_id TEXT PRIMARY KEY REFERENCES videos ON DELETE CASCADE
+    ) STRICT, WITHOUT ROWID;
+    -- What members of archives and URLs have as modified_ns is a version, not a time.
+    UPDATE recordings SET recorded = NULL WHERE recorded IS NOT NULL AND video_id NOT IN (
+        SELECT video_id FROM locations WHERE modified_ns > 0 AND path NOT LIKE '%://%' AND path NOT LIKE '%.tar%!%'
+    ) AND recorded = (SELECT min(modified_ns) / 1e9 FROM locations l WHERE l.video_id = recordings.video_id);
+    """,
 )
 """Migration number n takes a catalogue from version n to n + 1. Never edited once released, only appended to."""
 

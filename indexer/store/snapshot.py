@@ -63,7 +63,8 @@ _NO_TITLES = "CREATE TEMP TABLE titles (video_id TEXT PRIMARY KEY, title TEXT NO
 # Nor was it known when videos were recorded: then the time of the file counts, as for a video that does not say.
 _NO_RECORDINGS = """
 SELECT video_id, min(modified_ns) / 1e9 AS recorded, NULL AS camera, NULL AS latitude, NULL AS longitude
-FROM main.locations WHERE video_id IN (SELECT video_id FROM main.videos WHERE state = 'indexed') GROUP BY video_id
+FROM main.locations WHERE video_id IN (SELECT video_id FROM main.videos WHERE state = 'indexed')
+    AND modified_ns > 0 AND path NOT LIKE '%://%' AND path NOT LIKE '%.tar%!%' GROUP BY video_id
 """
 _VIDEO = """
 SELECT video_id, duration_seconds, width, height, size_bytes, state, reason,

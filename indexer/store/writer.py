@@ -230,6 +230,13 @@ class StoreWriter:
             with self.catalogue.transaction():
                 self.catalogue.add_tags(new)
 
+    def set_recordings(self, recordings: Mapping[str, Recording]) -> None:
+        """Record what indexed videos say about themselves, by video id."""
+        if recordings:
+            with self.catalogue.transaction():
+                for video_id, recording in recordings.items():
+                    self.catalogue.set_recording(video_id, recording)
+
     def add_titles(self, titles: Mapping[str, str]) -> None:
         """Give titles to videos that have none, by video id."""
         new = {video_id: title for video_id, title in titles.items() if not self.catalogue.has_title(video_id)}

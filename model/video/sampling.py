@@ -37,7 +37,7 @@ import numpy as np
 
 from model.video import decord, pyav
 from model.video.container import OpenVideo, open_video
-from model.video.recording import recording_of
+from model.video.recording import Recording, recording_of
 from model.video.timeline import PacketTable, measure_end, scan
 from model.video.types import (
     ROUNDING_SECONDS,
@@ -78,6 +78,7 @@ __all__ = [
     "decode_frames",
     "frame_times",
     "probe",
+    "read_recording",
 ]
 
 NO_LIMITS = DecodeLimits()
@@ -102,6 +103,12 @@ def probe(source: Source, limits: DecodeLimits = NO_LIMITS) -> VideoInfo:
             notes=video.notes(),
             recording=recording_of(video.container.metadata, video.stream.metadata),
         )
+
+
+def read_recording(source: Source, limits: DecodeLimits = NO_LIMITS) -> Recording:
+    """When, where and with what a video was recorded, from its header alone. Raises as ``probe`` does."""
+    with open_video(source, limits) as video:
+        return recording_of(video.container.metadata, video.stream.metadata)
 
 
 def frame_times(source: Source, limits: DecodeLimits = NO_LIMITS) -> NDArray[np.float64]:

@@ -211,7 +211,8 @@ def test_a_catalogue_without_inodes_is_read_without_being_migrated(tmp_path: Pat
         with opened.transaction():
             opened.add_location(location("/clips/a.mp4", "a" * 64))
         opened.connection.executescript(
-            "DROP TABLE cues; DROP TABLE transcripts; DROP TABLE recordings; DROP TABLE inodes;"
+            "DROP TABLE cues; DROP TABLE transcripts; DROP TABLE recordings;"
+            " DROP TABLE read_recordings; DROP TABLE inodes;"
             " DROP TABLE documents_fts; DROP TABLE documents; DROP TABLE document_counts;"
             " PRAGMA user_version = 5"
         )

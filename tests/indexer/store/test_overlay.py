@@ -341,7 +341,7 @@ def to_first_format(path: Path) -> None:
         for kind, name in database.execute(
             "SELECT type, name FROM sqlite_schema WHERE type = 'trigger' OR name IN"
             " ('titles', 'changed_videos', 'changed_captions', 'change_log', 'sources', 'inodes', 'videos_by_state',"
-            " 'documents_fts', 'documents', 'document_counts', 'cues', 'transcripts', 'recordings')"
+            " 'documents_fts', 'documents', 'document_counts', 'cues', 'transcripts', 'recordings', 'read_recordings')"
             " ORDER BY type DESC"
         ).fetchall():
             database.execute(f"DROP {kind} {name}")

@@ -117,6 +117,7 @@ def test_an_earlier_store_has_the_times_of_its_files(tmp_path: Path, changed: bo
             for (name,) in database.execute(triggers).fetchall():
                 database.execute(f"DROP TRIGGER {name}")
             database.execute("DROP TABLE recordings")
+            database.execute("DROP TABLE read_recordings")
             database.execute(f"PRAGMA user_version = {schema.WITH_RECORDINGS - 1}")
             database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     files = {**manifest.files, "snapshot.db": generation.check_of(folder / "snapshot.db")}
@@ -133,3 +134,14 @@ def test_an_earlier_store_has_the_times_of_its_files(tmp_path: Path, changed: bo
     check()
     StoreWriter.open(store).close()  # migrates
     check()
+
+
+def test_versions_of_members_and_urls_are_no_times(tmp_path: Path):
+    with StoreWriter.open(tmp_path / "s", settings=settings()) as writer:
+        paths = ("/films/a.tar!clip.mp4", "s3://films/clip.mp4", "/films/Party!.mp4", "/films/unknown.mp4")
+        for number, path in enumerate(paths):
+            modified_ns = -1 if "unknown" in path else round(DAY * 1e9)
+            writer.add_locations([replace(location_of(number), path=path, modified_ns=modified_ns)])
+            assert writer.add_videos([video_of(number)]) == {}
+        times = [writer.catalogue.recording(location_of(number).video_id).recorded_seconds for number in range(4)]
+    assert times == [None, None, DAY, None]

@@ -153,7 +153,7 @@ def test_a_store_of_an_earlier_version_is_searched_without_transcripts(store: Pa
         writer.edit_video(name(2), title="lighthouse")
     with closing(Catalogue.open(store / "catalogue.db")) as catalogue:
         script = (
-            "DROP TABLE cues; DROP TABLE transcripts; DROP TABLE recordings;"
+            "DROP TABLE cues; DROP TABLE transcripts; DROP TABLE recordings; DROP TABLE read_recordings;"
             " DELETE FROM documents WHERE kind = 'transcript';"
         )
         for column in ("transcript_id", "start_seconds", "end_seconds"):

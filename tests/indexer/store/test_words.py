@@ -223,7 +223,15 @@ def test_a_filter_does_not_lose_what_many_other_documents_hide(tmp_path: Path) -
 def test_a_catalogue_of_an_earlier_format_gets_its_documents_when_it_is_written_to(animals: Path) -> None:
     with closing(Catalogue.open(animals / "catalogue.db")) as catalogue:
         expected = documents(catalogue)
-        for table in ("documents_fts", "documents", "document_counts", "cues", "transcripts", "recordings"):
+        for table in (
+            "documents_fts",
+            "documents",
+            "document_counts",
+            "cues",
+            "transcripts",
+            "recordings",
+            "read_recordings",
+        ):
             catalogue.connection.execute(f"DROP TABLE {table}")
         catalogue.connection.execute(f"PRAGMA user_version = {schema.WITH_WORDS - 1}")
     with StoreReader.open(animals) as reader:
