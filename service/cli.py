@@ -37,9 +37,11 @@ from indexer.store.confidence import LINE
 from model.cli import app as model_app
 from model.cli_options import from_models
 from model.terminal import printable
+from service import language
 from service.cli_jobs import app as jobs_app
 from service.cli_jobs import worker
 from service.doctor.cli import doctor
+from service.language import _
 from service.schemas.search import CaptionOut, HitOut
 from service.search.playlists import MOST_PICTURES, SUFFIXES, ListedMoment, ListFormat, clock
 from service.settings import Settings, given, load_settings
@@ -180,8 +182,12 @@ def main() -> None:
     """Run the command line; the console script."""
     # The shell expands `--store ~/x`, but not `--store=~/x`.
     sys.argv[1:] = [_TILDE.sub(lambda match: match[1] + str(Path.home()), text) for text in sys.argv[1:]]
+    language.speak(language.chosen_language())
+    command = typer.main.get_command(app)
+    language.translate_help(command)
+    language.translate_headings()
     try:
-        app()
+        command()
     except BrokenPipeError:  # what we write to, `head` perhaps, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -359,8 +365,23 @@ def _serve(
 
 def _invitation(settings: Settings, port: int, examples: Sequence[str]) -> str:
     host = "127.0.0.1" if settings.host.strip("[]") in ("0.0.0.0", "::") else settings.host  # noqa: S104  an address to open
-    lines = [f"Open http://{host}:{port}" + (" and try:" if examples else "")]
-    return "\n".join([*lines, *(f"  {text}" for text in examples), "Ctrl-C stops it."])
+    first = _("Open {address} and try:") if examples else _("Open {address}")
+    lines = [first.format(address=f"http://{host}:{port}"), *(f"  {text}" for text in examples), _("Ctrl-C stops it.")]
+    return "\n".join(lines)
+
+
+@app.command("language", rich_help_panel=OPERATE)
+def language_command(
+    tag: Annotated[str | None, typer.Argument(help="Its tag, such as `de`. Default: show the one in use.")] = None,
+) -> None:
+    """Show the language of this command line, or choose and keep one."""
+    if tag is None:
+        typer.echo(language.chosen_language())
+        return
+    if tag not in language.languages():
+        raise ValueError(f"there is no language {tag!r}; use one of {', '.join(language.languages())}")
+    language.kept_choice().parent.mkdir(parents=True, exist_ok=True)
+    language.kept_choice().write_text(tag + "\n", encoding="utf-8")
 
 
 @app.command("mcp", rich_help_panel=OPERATE)
@@ -521,11 +542,14 @@ def search(
             engine.check_confidence()
         answer = SearchAnswer.of(engine.search([query])[0], with_paths=True)
         if answer.truncated:
-            typer.echo("note: the text is longer than the model reads; its end was ignored", err=True)
+            typer.echo(_("note: the text is longer than the model reads; its end was ignored"), err=True)
         if answer.unknown_script:
-            typer.echo(f"note: the model does not read {answer.unknown_script} script; ask in English", err=True)
+            typer.echo(
+                _("note: the model does not read {script} script; ask in English").format(script=answer.unknown_script),
+                err=True,
+            )
         if answer.nothing_fits:
-            typer.echo("note: nothing fits well", err=True)
+            typer.echo(_("note: nothing fits well"), err=True)
         shown = _Shown(as_json=as_json, print0=print0, open_best=open_best, save=save, frame_rate=frame_rate)
         shown.show(answer, engine.live, query.text or "")
     finally:
@@ -686,7 +710,9 @@ def _search_by_upload(engine: Engine, path: Path, ranking: Ranking, as_json: boo
     if as_json:
         typer.echo(_json(answer))
     else:
-        typer.echo(f"captions\n{captions_table(answer.captions)}\n\nsimilar videos\n{hits_table(answer.hits)}")
+        typer.echo(
+            f"{_('captions')}\n{captions_table(answer.captions)}\n\n{_('similar videos')}\n{hits_table(answer.hits)}"
+        )
 
 
 def _json(answer: Any) -> str:
@@ -719,7 +745,7 @@ def hits_table(hits: Sequence[HitOut]) -> str:
     strong = 1 + max((number for number, fit in enumerate(fits, 1) if fit), default=0)
     if not hits or strong == len(lines):
         return "\n".join(lines)
-    rule = "-- nothing fits well " if strong == 1 else "-- these fit less well "
+    rule = _("-- nothing fits well ") if strong == 1 else _("-- these fit less well ")
     weak = [typer.style(line, dim=True) for line in lines[strong:]]
     return "\n".join([*lines[:strong], rule.ljust(max(map(len, lines)), "-"), *weak])
 
@@ -735,7 +761,8 @@ def captions_table(captions: Sequence[CaptionOut]) -> str:
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     if not rows:
-        return "nothing found"
+        return _("nothing found")
+    head = tuple(_(name) for name in head)
     rows = [tuple(printable(cell) for cell in row) for row in rows]
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
     return "\n".join(
