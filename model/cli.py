@@ -561,6 +561,27 @@ def zero_shot(options: ZeroShotOptions) -> None:
     typer.echo(run(options))
 
 
+@tables_app.command("sweep")
+def sweep_of_trainings(
+    config: Annotated[Path, typer.Option(help="Configuration of the trainings (see configs/demo.yaml).")],
+    vary: Annotated[list[str], typer.Option(help="NAME=VALUE,… of beta, sigma, bases, iterations, mode; repeatable.")],
+    seeds: Annotated[str, typer.Option(help="Seeds of the trainings, separated by commas.")] = "0,1,2",
+    output: Annotated[Path, typer.Option(help="Folder of the runs and of sweep.md.")] = Path("runs/training-sweep"),
+    device: Device = "auto",
+) -> None:
+    """Train once for each value and seed, and without EMCL; the same command continues a sweep that was stopped."""
+    from model.study.question_answering import parse_seeds
+    from model.study.sweep import parse_vary
+    from model.study.training_sweep import sweep_trainings, table
+    from model.train.config import load_train_config
+
+    numbers = parse_seeds(seeds)
+    points = sweep_trainings(load_train_config(config), parse_vary(vary), numbers, output, device=device)
+    text = table(points, numbers)
+    (output / "sweep.md").write_text(text + "\n", encoding="utf-8")
+    typer.echo(text)
+
+
 @tables_app.command("qa")
 @from_models
 def question_answering(options: QaOptions) -> None:

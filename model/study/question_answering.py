@@ -191,7 +191,8 @@ def _over_seeds(values: Sequence[float]) -> str:
     return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
-def _seeds(text: str) -> list[int]:
+def parse_seeds(text: str) -> list[int]:
+    """Read whole numbers separated by commas. Raises ``ValueError``."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
@@ -200,7 +201,7 @@ def _seeds(text: str) -> list[int]:
 
 def run(options: QaOptions) -> str:
     """Read everything, train, and return the table."""
-    seeds = _seeds(options.seeds)
+    seeds = parse_seeds(options.seeds)
     questions = read_questions(options.train)
     own = (question.answer for question in questions)
     answers = frequent_answers(own) if options.answers is None else read_answers(options.answers)
