@@ -100,6 +100,15 @@ class Subspaces:
     similarity_FL: Floats
     plain_similarity_FL: Floats
 
+    @property
+    def links(self) -> list[tuple[int, str, float]]:
+        """Each frame, counted from 1, with its nearest word in the subspaces and their similarity there (figure 1)."""
+        nearest_F = self.similarity_FL.argmax(axis=1)
+        return [
+            (frame + 1, self.words[word], float(self.similarity_FL[frame, word]))
+            for frame, word in enumerate(nearest_F)
+        ]
+
 
 class SubspaceView:
     """Coordinates in the subspaces of a frozen map: ``x Z / s``, as in its first half."""

@@ -139,7 +139,7 @@ def _example_rows(effect: Effect, corpus: Corpus) -> list[int]:
     return [int(row) for row in found[np.argsort(-frames, kind="stable")][:EXAMPLES]]
 
 
-def _example(example: Subspaces, clips: Sequence[Clip], strips: Strips) -> dict[str, str]:
+def _example(example: Subspaces, clips: Sequence[Clip], strips: Strips) -> dict[str, Any]:
     frames = [f"frame {number}" for number in range(1, len(example.frames_FK) + 1)]
     both = np.concatenate([example.frames_FK, example.words_LK])
     panels = {"all channels": example.plain_similarity_FL, "in the subspaces": example.similarity_FL}
@@ -147,6 +147,7 @@ def _example(example: Subspaces, clips: Sequence[Clip], strips: Strips) -> dict[
         "caption": clips[example.row].captions[0],
         "strip": strips.of(example.row, frames=None, height=_EXAMPLE_HEIGHT),
         "coordinates": _svg_uri(figures.draw_subspaces(both, [*frames, *example.words], len(frames))),
+        "links": [(frame, word, f"{similarity:+.2f}") for frame, word, similarity in example.links],
         "similarity": _svg_uri(figures.draw_similarity(panels, frames, example.words)),
     }
 

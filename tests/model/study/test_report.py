@@ -221,3 +221,21 @@ def test_the_command_writes_one_file(tiny_checkpoint, validation_folder, tmp_pat
     assert "β 0.5" in text
     assert "No training run was given" in text
     assert [file.name for file in target.parent.iterdir()] == ["report.html"]
+
+
+def test_frames_are_linked_to_their_nearest_words_in_the_subspaces(strong, clips, corpus, frozen):
+    """Similarities of all channels would link other words, with other figures."""
+    view = SubspaceView(strong, clips, corpus, frozen)
+    moved = 0
+    for row in range(len(clips)):
+        seen = view.of(row)
+        words = [seen.words.index(word) for _, word, _ in seen.links]
+        frames = np.arange(len(words))
+        unit_FK, unit_LK = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (seen.frames_FK, seen.words_LK))
+        cosines_FL = unit_FK @ unit_LK.T
+        assert [frame for frame, *_ in seen.links] == (frames + 1).tolist()
+        np.testing.assert_allclose([found for *_, found in seen.links], cosines_FL.max(axis=1), atol=1e-5)
+        np.testing.assert_allclose(cosines_FL[frames, words], cosines_FL.max(axis=1), atol=1e-5)
+        moved += int((seen.plain_similarity_FL.argmax(axis=1) != words).sum())
+        assert np.abs(seen.plain_similarity_FL.max(axis=1) - [found for *_, found in seen.links]).max() > 1e-2
+    assert moved > 0
