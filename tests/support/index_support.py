@@ -28,6 +28,7 @@ from indexer.store.reader import StoreReader
 from indexer.store.writer import EncodedSegment, EncodedVideo, StoreWriter
 from model.clip.preprocess import Preprocess
 from model.config import PoolingConfig, SamplingConfig
+from model.video.recording import Recording
 
 DIM, IMAGE_SIZE = 8, 16
 FINGERPRINT = "ab" * 32
@@ -151,10 +152,14 @@ def video_of(number: int, segments: int = 1, dim: int = DIM) -> EncodedVideo:
         video_id=f"{number:064x}",
         name=f"/clips/{number}.mp4",
         duration_seconds=30.0 * segments,
-        width=64,
-        height=48,
+        width=1280 if number % 3 else 64,
+        height=720 if number % 3 else 48,
         reason=None,
         segments=parts,
+        recording=Recording(
+            recorded_seconds=86400.0 * number if number % 5 else None,
+            camera=("Google Pixel 8", "Apple iPhone 15 (100%_)", None)[number % 3],
+        ),
     )
 
 

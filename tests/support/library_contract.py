@@ -8,6 +8,9 @@ import numpy as np
 
 from indexer.library import EVERYTHING, Library, Wanted
 from indexer.store.reader import StoreReader
+from indexer.store.records import Video
+
+DAY = 86400.0
 
 PREDICATES = (
     EVERYTHING,
@@ -19,6 +22,14 @@ PREDICATES = (
     Wanted(video_ids=(f"{1:064x}", f"{2:064x}")),
     Wanted(video_ids=()),
     Wanted(tags=("even",), without_videos=(f"{2:064x}", f"{4:064x}"), without_segments=(1, 7)),
+    Wanted(recorded_from=3 * DAY, recorded_until=9 * DAY),
+    Wanted(tags=("even",), recorded_from=4 * DAY),
+    Wanted(recorded_until=5 * DAY, max_seconds=59.0),
+    Wanted(camera="PIXEL"),
+    Wanted(camera="100%_"),
+    Wanted(min_height=720),
+    Wanted(folder="/clips"),
+    Wanted(folder="/clip"),
     EVERYTHING.leaving_out(videos=[f"{3:064x}"], segments=[2, 9]),
 )
 
@@ -34,10 +45,24 @@ def matching(view: StoreReader, wanted: Wanted) -> np.ndarray:
             wanted.max_seconds is None or seconds <= wanted.max_seconds,
             wanted.video_ids is None or video.video_id in wanted.video_ids,
             video.video_id not in wanted.without_videos,
+            _was_recorded(video, wanted),
         ]
         if all(fits):
             found += [s.segment_id for s in video.segments if s.segment_id not in wanted.without_segments]
     return np.array(sorted(found), dtype=np.int64)
+
+
+def _was_recorded(video: Video, wanted: Wanted) -> bool:
+    time, camera = video.recording.recorded_seconds, video.recording.camera
+    return all(
+        (
+            wanted.recorded_from is None or (time is not None and time >= wanted.recorded_from),
+            wanted.recorded_until is None or (time is not None and time < wanted.recorded_until),
+            wanted.camera is None or (camera is not None and wanted.camera.lower() in camera.lower()),
+            wanted.min_height is None or min(video.width, video.height) >= wanted.min_height,
+            wanted.folder is None or any(path.startswith(f"{wanted.folder}/") for path in video.paths),
+        )
+    )
 
 
 def exhaustive(

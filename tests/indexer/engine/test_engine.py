@@ -257,6 +257,8 @@ def test_an_index_that_returns_too_few_rows_is_made_up_for(
 def test_a_predicate_that_the_engine_cannot_say_is_answered_exactly(engine: MilvusEngine) -> None:
     assert engine.expression(EVERYTHING) == ""
     assert engine.expression(Wanted(without_segments=tuple(range(1001)))) is None
+    recorded = ({"recorded_from": 1.0}, {"recorded_until": 1.0}, {"camera": "a"}, {"folder": "/a"}, {"min_height": 1})
+    assert [engine.expression(Wanted(**field)) for field in recorded] == [None] * 5
     assert engine.expression(Wanted(tags=('a "b"',), min_seconds=30.1)) == (
         'array_contains(tags, "a \\"b\\"") and seconds >= 30.1'
     )

@@ -142,6 +142,6 @@ def test_versions_of_members_and_urls_are_no_times(tmp_path: Path):
         for number, path in enumerate(paths):
             modified_ns = -1 if "unknown" in path else round(DAY * 1e9)
             writer.add_locations([replace(location_of(number), path=path, modified_ns=modified_ns)])
-            assert writer.add_videos([video_of(number)]) == {}
+            assert writer.add_videos([replace(video_of(number), recording=Recording())]) == {}
         times = [writer.catalogue.recording(location_of(number).video_id).recorded_seconds for number in range(4)]
     assert times == [None, None, DAY, None]
