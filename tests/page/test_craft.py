@@ -74,6 +74,20 @@ def test_nothing_jumps_while_it_loads(page, page_server):
         assert sum(page.evaluate("shifts")) < 0.1, path
 
 
+OVERFLOWING = """() => [...document.querySelectorAll('.way')].flatMap((way) => {
+    const { right } = way.getBoundingClientRect();
+    return [...way.querySelectorAll('button, p')].filter((part) => part.getBoundingClientRect().right > right + 0.5);
+}).length"""
+
+
+@pytest.mark.browser
+def test_the_columns_of_the_comparison_hold_what_is_in_them_on_a_phone(browser, page_server):
+    with watched_page(browser, viewport={**PHONE, "width": 360}) as page:
+        page.goto(f"{page_server.url}/?q=a+red+circle&compare=1")
+        expect(page.locator(".way .row-hit:not(.skeleton)")).to_have_count(18)
+        assert page.evaluate(OVERFLOWING) == 0
+
+
 @pytest.mark.browser
 def test_no_view_is_wider_than_a_phone(browser, page_server):
     with watched_page(browser, viewport=PHONE) as page:
