@@ -184,7 +184,7 @@ class _FilePart:
     _files: int = 0
     _ended: bool = False
     _in_file: bool = False
-    _last_name: str | None = None
+    _last_name: str = ""
     _texts: list[tuple[str, bytearray]] = field(default_factory=list)
     _pending: bytearray = field(default_factory=bytearray)
     _header: tuple[bytearray, bytearray] = field(default_factory=lambda: (bytearray(), bytearray()))
@@ -201,7 +201,7 @@ class _FilePart:
 
     def too_much(self, most_bytes: int) -> ServiceError:
         """Why more than ``most_bytes`` came that are no file."""
-        if self._files == 0 and self._last_name is not None and self._last_name not in self.names:
+        if self._files == 0 and self._last_name and self._last_name not in self.names:
             return Unprocessable(
                 f"the form has a part named {self._last_name[:80]!r}, and none named `{FIELD}` before it",
                 expected=f"the file in a part named `{FIELD}`",

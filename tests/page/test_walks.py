@@ -82,7 +82,8 @@ def test_a_link_to_a_moment_opens_there_for_somebody_else(browser, page, server)
     with watched_page(browser) as other:
         other.goto(link)
         expect(other.locator("#player-title")).to_have_text(title)
-        assert until_playing(other, "#player video") == pytest.approx(1.25, abs=1.0)
+        assert until_playing(other, "#player video") >= 1.2  # it goes on, however long this test is kept waiting
+        assert re.search(r"#t=1\.250$", other.locator("#player video").get_attribute("src"))
         assert re.search(r"[?&]t=1\.25", other.url)
         other.locator("#player-alike").click()
         assert title not in results(other)
