@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from model.data.dataset import VideoTextSet
     from model.encoder import Encoder
+    from model.export.guard import Samples
 
 # Options that several commands share.
 Model = Annotated[str, typer.Option(help="'demo', a checkpoint's path, or an open_clip name with --pretrained.")]
@@ -171,18 +172,20 @@ def export(
     if threads is not None:
         torch.set_num_threads(threads)
     named = NamedModel(model=model, pretrained=pretrained, exports=output)
-    encoder = named.load()
-    if samples is None:
-        chosen = generated_samples(sample_videos, preprocess=encoder.preprocess)
-    else:
+
+    def samples_for(encoder: Encoder) -> Samples:
+        if samples is None:
+            return generated_samples(sample_videos, preprocess=encoder.preprocess)
         sampling = encoder.config.sampling
-        chosen = samples_of(samples, sample_videos, preprocess=encoder.preprocess, sampling=sampling)
+        return samples_of(samples, sample_videos, preprocess=encoder.preprocess, sampling=sampling)
+
     if runtime == "fastest":
-        for line in find_fastest(named, chosen, typer.echo).lines():
+        for line in find_fastest(named, typer.echo, samples_for).lines():
             typer.echo(line)
         return
+    encoder = named.load()
     store = named.store(encoder.fingerprint)
-    report = export_towers(encoder, store, runtime, chosen)
+    report = export_towers(encoder, store, runtime, samples_for(encoder))
     for line in report.lines():
         typer.echo(line)
     if not report.passed:

@@ -379,7 +379,7 @@ def language_command(
         typer.echo(language.chosen_language())
         return
     if tag not in language.languages():
-        raise ValueError(f"there is no language {tag!r}; use one of {', '.join(language.languages())}")
+        raise ValueError(f"unknown language {tag!r}; expected one of {', '.join(language.languages())}")
     language.kept_choice().parent.mkdir(parents=True, exist_ok=True)
     language.kept_choice().write_text(tag + "\n", encoding="utf-8")
 

@@ -43,13 +43,13 @@ from model.runtime.store import ExportError, ExportStore, Fastest, Speed
 logger = logging.getLogger(__name__)
 
 VIDEOS = 24
-"""Generated scenes to judge by when nobody asked: a few more than the guard needs."""
+"""Generated scenes to judge by: a few more than the guard needs."""
 AT_ONCE_SECONDS = 10.0
 """A measurement that is expected to take longer is made in the background."""
 PAYS_AFTER = 4.0
 """Times a measurement's length that indexing must still take for it to be made first."""
 WORTH_MS = 5.0
-"""A model that computes a text and a frame faster than this is left as it is: nobody would notice."""
+"""A model that encodes a text and a frame faster than this is left as it is: the gain would not be noticeable."""
 NOT_SLOWER = 1.1
 """A runtime that rounds less is taken for one that is faster by less than this."""
 
@@ -91,16 +91,22 @@ class NamedModel:
         return [part for option, value in given.items() if value is not None for part in (option, str(value))]
 
 
-def find_fastest(named: NamedModel, samples: Samples | None, say: Callable[[str], None]) -> Fastest:
+def _generated(encoder: Encoder) -> Samples:
+    return generated_samples(VIDEOS, preprocess=encoder.preprocess)
+
+
+def find_fastest(
+    named: NamedModel, say: Callable[[str], None], samples_for: Callable[[Encoder], Samples] = _generated
+) -> Fastest:
     """Export what this processor can run, judge it, measure each tower, and keep the result.
 
-    ``samples`` None: generated scenes. Exports that are there are not made again. Raises ``MeasuringError`` while
-    another process does the same, and ``OSError`` for a folder that cannot be written.
+    ``samples_for`` makes the samples to judge by for the loaded model. Existing exports are not made again. Raises
+    ``MeasuringError`` while another process does the same, and ``OSError`` for a folder that cannot be written.
     """
     encoder = named.load()
     store = named.store(encoder.fingerprint)
     with _alone(store):
-        samples = samples or generated_samples(VIDEOS, preprocess=encoder.preprocess)
+        samples = samples_for(encoder)
         plain = encode_samples(encoder, samples)
         machine = machine_of(torch.device("cpu"))
         for kind in _missing(machine, store):
@@ -128,8 +134,8 @@ def find_fastest(named: NamedModel, samples: Samples | None, say: Callable[[str]
 def _missing(machine: Machine, store: ExportStore) -> Iterator[ExportKind]:
     """What should be exported and judged first. bf16 comes last, because it takes the weights' digits.
 
-    fp32 by onnxruntime is about as fast as PyTorch, whose weights are laid out once: it is measured if somebody
-    exported it.
+    fp32 by onnxruntime is about as fast as PyTorch, whose weights are laid out once: it is measured if it was
+    exported.
     """
     if machine.int8 and machine.onnxruntime and find_spec("onnx") is not None and not store.offer("onnx-int8").exists:
         yield "onnx-int8"
@@ -203,13 +209,12 @@ def at_first_use(
     say: Callable[[str], None],
     frames_ahead: Callable[[], int] = lambda: 0,
 ) -> Encoder:
-    """Look for the fastest runtime if nobody did on this processor; return the encoder to use now.
+    """Find the fastest runtime unless it was measured on this processor before; return the encoder to use now.
 
-    Nothing is done for a runtime or a precision that was asked for, on a GPU, where nothing else can run, and for a
-    model that is fast anyway. A
-    measurement that takes longer than ``AT_ONCE_SECONDS`` is left to a process in the background, whose result counts
-    from the next start on, unless it pays to wait, because ``frames_ahead()`` frames are to be encoded. What goes wrong
-    is said, and never fatal.
+    Does nothing if a runtime or a precision was requested, on a GPU, where nothing else can run, and for models that
+    are fast anyway. A measurement that takes longer than ``AT_ONCE_SECONDS`` is left to a background process, whose
+    result counts from the next start on, unless ``frames_ahead()`` frames are to be encoded and waiting pays. Failures
+    are reported through ``say`` and are never fatal.
     """
     machine = machine_of(encoder.device)
     if wish != "auto" or precision != "auto" or machine.cuda or not (machine.bf16 or machine.int8):
@@ -231,20 +236,13 @@ def at_first_use(
             )
             return encoder
         say(f"measuring which runtime is the fastest for this model, once (about {seconds:.0f} s; {off})")
-        found = find_fastest(named, None, lambda line: logger.info("%s", line))
+        found = find_fastest(named, lambda line: logger.info("%s", line))
     except (OSError, ValueError, RuntimeError) as error:  # a full disk, a folder of another user, a broken package
         say(f"the fastest runtime was not measured: {error}")
         return encoder
     if set(found.fastest.values()) == {"torch"}:
         return encoder
-    return load_encoder(
-        named.model,
-        pretrained=named.pretrained,
-        device="cpu",
-        precision=precision,
-        runtime=wish,
-        exports=named.exports,
-    )
+    return named.load(wish, precision)
 
 
 def _expected(encoder: Encoder, machine: Machine) -> tuple[float, Speed]:
@@ -265,8 +263,8 @@ def _start_in_background(named: NamedModel, store: ExportStore) -> Path:
     command = [sys.executable, "-c", "from model.cli import export_app; export_app()", *named.command()]
     if (nice := shutil.which("nice")) is not None:
         command = [nice, "-n", "10", *command]
-    # A shell starts it and ends, so that it is nobody's child here, who would have to wait for it: in a thread, where
-    # the workers of a service are forked from a process that has only one.
+    # A shell starts it and exits, so that it is not a child of this process. Reaping a child would take a thread, and
+    # the workers of a service are forked from a process that may have only one.
     with log.open("wb") as output:
         subprocess.run(
             ["/bin/sh", "-c", '"$@" </dev/null &', "sh", *command],

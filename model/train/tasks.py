@@ -158,16 +158,13 @@ def encode_frames(net: EMCLNet, batch: Batch, device: torch.device) -> tuple[Ten
     return net.encode_video(frames_BFCHW, mask_BF), mask_BF
 
 
-class Captioning(Task):
-    """The words of a clip's caption, one after the other, from its frame features."""
-
-    chosen_by = "BLEU-4 + ROUGE-L + CIDEr"
+class HeadTask(Task):
+    """A task with a head of its own on top of the net's features."""
 
     @property
-    def head(self) -> CaptionHead:
+    @abstractmethod
+    def head(self) -> CaptionHead | AnswerHead:
         """The head that is trained."""
-        assert self.net.captioner is not None  # build_task made it
-        return self.net.captioner
 
     @property
     def emcl(self) -> EMCL:
@@ -178,6 +175,18 @@ class Captioning(Task):
     def trained(self) -> nn.Module:
         """See ``Task``."""
         return self.head
+
+
+class Captioning(HeadTask):
+    """The words of a clip's caption, one after the other, from its frame features."""
+
+    chosen_by = "BLEU-4 + ROUGE-L + CIDEr"
+
+    @property
+    def head(self) -> CaptionHead:
+        """The head that is trained."""
+        assert self.net.captioner is not None  # build_task made it
+        return self.net.captioner
 
     def encode(self, batch: Batch, device: torch.device) -> tuple[Tensor, ...]:
         """Return frame features (B, F, D)."""
@@ -220,7 +229,7 @@ class Captioning(Task):
         return ", ".join(f"{name} {metrics['captions'][name]:.1f}" for name in ("BLEU-4", "ROUGE-L", "CIDEr"))
 
 
-class Answering(Task):
+class Answering(HeadTask):
     """The answers of questions about a clip, from its frame features and the question's tokens."""
 
     chosen_by = "top-1"
@@ -230,16 +239,6 @@ class Answering(Task):
         """The head that is trained."""
         assert self.net.answerer is not None  # build_task made it
         return self.net.answerer
-
-    @property
-    def emcl(self) -> EMCL:
-        """See ``Task``."""
-        return self.head.emcl
-
-    @property
-    def trained(self) -> nn.Module:
-        """See ``Task``."""
-        return self.head
 
     def encode(self, batch: Batch, device: torch.device) -> tuple[Tensor, ...]:
         """Return frame features (B, F, D) and the questions' token features (B, L, D)."""

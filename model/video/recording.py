@@ -1,9 +1,9 @@
 """When, where and with what a video was recorded, as its container says.
 
 Read are the keys of FFmpeg for QuickTime and MP4 (Apple's and Android's), Matroska and AVI: ``creation_time`` and
-``com.apple.quicktime.creationdate``, ``date``, makes and models, and places as ISO 6709. All of it was written by
-somebody's device or program, and nothing is believed that cannot be: years before ``EARLIEST`` (clocks that were never
-set say 1904 or 1970) and dates in the future count as unknown, and texts are cut.
+``com.apple.quicktime.creationdate``, ``date``, makes and models, and places as ISO 6709. Devices and programs write
+these as they like, so implausible values count as unknown: dates before ``EARLIEST`` (clocks that were never set say
+1904 or 1970) and in the future. Texts are cut.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _moment(text: str) -> float | None:
     found = found if found.tzinfo is not None else found.replace(tzinfo=UTC)
     try:
         return found.timestamp() if EARLIEST <= found <= datetime.now(UTC) + _TOMORROW else None
-    except OverflowError:  # a zone that leads out of the years that there are
+    except OverflowError:  # with its zone the date is outside the range of datetime
         return None
 
 

@@ -38,7 +38,7 @@ def export_dataset(client: Client, folder: Path, queries: Sequence[str], *, k: i
     not see where files are, and ``service.client.ClientError``.
     """
     if not queries:
-        raise DatasetError("there is no query; name one or more, which become the classes of the dataset")
+        raise DatasetError("no query given; pass one or more: they become the classes of the dataset")
     if folder.exists() and any(folder.iterdir()):
         raise DatasetError(f"{folder} is not empty; name a new folder")
     paths: dict[str, str] = {}

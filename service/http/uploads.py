@@ -170,7 +170,7 @@ class _Preamble:
         else:
             at = self._held.find(b"\r\n" + self._opening) + 2
         if at == 1 or len(self._held) - at < len(self._opening):
-            return b""  # perhaps in the next chunk; how much may be held, the bound on all that is no file says
+            return b""  # it may be in the next chunk; the limit on bytes outside the file bounds what is held
         begun, self._held = self._held[at:], None
         return begun
 
@@ -200,7 +200,7 @@ class _FilePart:
         }
 
     def too_much(self, most_bytes: int) -> ServiceError:
-        """Why more than ``most_bytes`` came that are no file."""
+        """The error for more than ``most_bytes`` outside the file."""
         if self._files == 0 and self._last_name and self._last_name not in self.names:
             return Unprocessable(
                 f"the form has a part named {self._last_name[:80]!r}, and none named `{FIELD}` before it",

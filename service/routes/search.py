@@ -91,7 +91,7 @@ async def _results(asked: SearchRequest, request: Request, services: Services) -
         limits.check_texts(tuple(asked.texts))
     if asked.filter.folder is not None and not sees_paths(request):
         raise Forbidden(
-            "this key may not learn where files are, which a folder in the filter would tell",
+            "filtering by folder reveals where files are, which this key may not see",
             expected="a key of scope admin",
             next_step="leave folder out, or use an admin key",
         )

@@ -647,7 +647,7 @@ def build_engine(settings: Settings, say: Callable[[str], None] | None = None) -
 def load_model(settings: Settings, say: Callable[[str], None] | None = None) -> Encoder:
     """The model of the settings' store, or the one that they name. Raises as ``build_engine`` does.
 
-    With ``say``, which gets lines for the terminal, the fastest runtime is looked for if nobody did before.
+    With ``say``, which gets lines for the terminal, the fastest runtime is measured unless that was done before.
     """
     from indexer.store.reader import StoreReader
     from model.encoder import load_encoder

@@ -78,7 +78,7 @@ def test_the_variable_wins_over_the_kept_choice_and_that_over_the_locale(home, m
     assert language.chosen_language() == "de"
     monkeypatch.setenv("EMCL_LANGUAGE", "en")
     assert language.chosen_language() == "en"
-    with pytest.raises(ValueError, match=r"there is no language 'xx'; use one of en, de"):
+    with pytest.raises(ValueError, match=r"unknown language 'xx'; expected one of en, de"):
         cli.language_command("xx")
 
 

@@ -1,4 +1,4 @@
-"""Whose ``X-Forwarded-For`` is believed: nobody's, also on loopback, unless ``--trusted-proxies`` names the proxy."""
+"""``X-Forwarded-For`` is ignored, also from loopback, unless ``--trusted-proxies`` names the proxy."""
 
 import httpx
 import pytest

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
+import torch
 from fastapi.testclient import TestClient
 
 from indexer.locations import Location
 from indexer.store.config import ModelSpec, StoreSettings
 from indexer.store.writer import EncodedSegment, EncodedVideo, StoreWriter
+from model.checkpoint import fingerprint
+from model.encoder import Encoder
 from service.access.keys import KeyStore
 from service.app import create_app
 from service.cli import main
@@ -69,6 +73,22 @@ def assert_problem(response, status, *, slug=None, mentions=""):
         assert problem["type"] == f"/docs#problem-{slug}"
     assert mentions in response.text
     return problem
+
+
+def with_head(encoder, attach):
+    """A copy of a model with a head of seeded random weights, which ``attach`` gives to its net."""
+    net = copy.deepcopy(encoder.net)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        attach(net)
+    net.eval()
+    assert fingerprint(net) == encoder.fingerprint, "a head changes no features, so the index stays valid"
+    return Encoder(net, encoder.tokenizer, fingerprint=fingerprint(net), device=torch.device("cpu"))
+
+
+def ids_of(client):
+    """The ids of the first videos by their titles."""
+    return {video["title"]: video["video_id"] for video in client.get("/v1/videos").json()["videos"]}
 
 
 def assert_same_hits(left, right):

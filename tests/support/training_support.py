@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from model.checkpoint import load_checkpoint
 from model.train.config import TrainConfig
 from model.train.run import Trainer, train
 
@@ -78,6 +80,21 @@ def train_until_killed(monkeypatch, config: TrainConfig, output: Path, *, at: in
         patch.setattr(Trainer, "step", killed)
         with pytest.raises(KeyboardInterrupt):
             train(config, output, **options)
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint by name."""
+    return load_checkpoint(path).state_dict()
+
+
+def assert_resumes_in_the_same_bits(monkeypatch, config: TrainConfig, folder: Path) -> None:
+    """A run that is killed and resumed ends with the very weights of one that is not."""
+    expected = weights(train(config, folder / "whole"))
+    train_until_killed(monkeypatch, config, folder / "killed")
+    torch.manual_seed(12345)  # whatever happened in between
+    resumed = weights(train(config, folder / "killed", resume=True))
+    assert resumed.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.items())
 
 
 def start_group(size: int, script: Path, *arguments: str) -> list[subprocess.Popen[str]]:

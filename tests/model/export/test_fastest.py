@@ -45,7 +45,7 @@ def measured(tmp_path_factory, samples):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cpu, "_is_vnni_supported", lambda: True, raising=False)
         patch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
-        found = find_fastest(demo(folder), samples, said.append)
+        found = find_fastest(demo(folder), said.append, lambda _: samples)
     return folder, found, said
 
 
@@ -205,7 +205,7 @@ def plain():
 
 
 @pytest.mark.parametrize("asked", [{"wish": "torch"}, {"precision": "fp32"}])
-def test_nothing_is_measured_for_who_asked_for_a_runtime(plain, tmp_path, asked):
+def test_nothing_is_measured_where_a_runtime_or_precision_was_requested(plain, tmp_path, asked):
     found, said = first_use(tmp_path / "exports", plain, **asked)
     assert (found, said) == (plain, [])
     assert not (tmp_path / "exports").exists()
@@ -245,7 +245,7 @@ def test_a_long_measurement_is_made_first_where_it_pays(plain, tmp_path, monkeyp
     assert list(tmp_path.glob("*-fastest-*.json"))
 
 
-def test_what_hinders_a_measurement_is_said_and_not_fatal(plain, tmp_path, monkeypatch):
+def test_a_measurement_that_fails_is_reported_and_not_fatal(plain, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "AT_ONCE_SECONDS", 1e9)
     taken = tmp_path / "exports"
     taken.write_text("a file where the folder should be")
@@ -259,7 +259,7 @@ def test_two_processes_do_not_measure_at_once(tmp_path, samples):
     with (tmp_path / f"{encoder.fingerprint[:16]}-fastest.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(MeasuringError, match="another process measures"):
-            find_fastest(demo(tmp_path), samples, print)
+            find_fastest(demo(tmp_path), print, lambda _: samples)
 
 
 def test_indexing_uses_what_it_found(tmp_path, monkeypatch):

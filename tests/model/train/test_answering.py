@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from training_support import tiny, tiny_settings, train_until_killed
+from training_support import assert_resumes_in_the_same_bits, tiny, tiny_settings, weights
 from typer.testing import CliRunner
 
 from model.checkpoint import load_checkpoint, read_metadata, save_checkpoint
@@ -29,19 +29,9 @@ def answering(**changes):
     return tiny(**settings(**changes))
 
 
-def weights(path):
-    return load_checkpoint(path).state_dict()
-
-
 @pytest.mark.parametrize("changes", [{}, {"train_encoder": True, "joint_emcl": False}, {"contrast_weight": 0.2}])
 def test_a_killed_and_resumed_run_ends_in_the_same_bits(tmp_path, monkeypatch, changes):
-    config = answering(**changes, validate_every=6)
-    expected = weights(train(config, tmp_path / "whole"))
-    train_until_killed(monkeypatch, config, tmp_path / "killed")
-    torch.manual_seed(12345)
-    resumed = weights(train(config, tmp_path / "killed", resume=True))
-    assert resumed.keys() == expected.keys()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.items())
+    assert_resumes_in_the_same_bits(monkeypatch, answering(**changes, validate_every=6), tmp_path)
 
 
 def test_the_head_alone_is_trained_and_the_fingerprint_stays(tmp_path):

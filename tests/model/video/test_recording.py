@@ -27,7 +27,7 @@ def seconds(*date: int) -> float:
         ({"date": "20191231"}, seconds(2019, 12, 31)),
         ({"date": "2019/12/31"}, seconds(2019, 12, 31)),
         ({"creation_time": "2024-05-01 16:30:00"}, seconds(2024, 5, 1, 16, 30)),
-        # clocks that were never set, and what is no date
+        # clocks that were never set, and text that is not a date
         ({"creation_time": "1904-01-01T00:00:00Z"}, None),
         ({"creation_time": "1970-01-01T00:00:00Z"}, None),
         ({"creation_time": "0000-00-00T00:00:00Z"}, None),

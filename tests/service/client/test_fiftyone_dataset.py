@@ -96,7 +96,7 @@ def test_nothing_is_overwritten_and_paths_are_needed(client, clip_store, tiny_en
     (tmp_path / "full" / "mine").write_text("")
     with pytest.raises(DatasetError, match="is not empty"):
         export_dataset(client, tmp_path / "full", QUERIES)
-    with pytest.raises(DatasetError, match="there is no query"):
+    with pytest.raises(DatasetError, match="no query given"):
         export_dataset(client, tmp_path / "new", ())
     _, tokens = make_keys(tmp_path)
     with serving(clip_store, tiny_encoder, tmp_path, require_keys=True) as web:

@@ -1,16 +1,12 @@
 """``POST /v1/answer`` and ``/v1/answer/video``: a model with an answer head, and one without."""
 
-import copy
 import json
 
 import httpx
 import pytest
-import torch
-from service_support import assert_problem, serving
+from service_support import assert_problem, ids_of, serving, with_head
 
-from model.checkpoint import fingerprint
 from model.config import QaConfig
-from model.encoder import Encoder
 from service.client import Client
 
 ANSWERS = ("red", "blue", "circle", "two")
@@ -20,23 +16,13 @@ HEAD = QaConfig(answers=ANSWERS, layers=1, projected=16, hidden=32, frames=8)
 @pytest.fixture(scope="module")
 def answerer(tiny_encoder):
     """The tiny model with an untrained head."""
-    net = copy.deepcopy(tiny_encoder.net)
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        net.attach_answerer(HEAD)
-    net.eval()
-    assert fingerprint(net) == tiny_encoder.fingerprint, "a head changes no features, so the index stays valid"
-    return Encoder(net, tiny_encoder.tokenizer, fingerprint=fingerprint(net), device=torch.device("cpu"))
+    return with_head(tiny_encoder, lambda net: net.attach_answerer(HEAD))
 
 
 @pytest.fixture(scope="module")
 def asked(answerer, clip_store, tmp_path_factory):
     with serving(clip_store, answerer, tmp_path_factory.mktemp("answers")) as client:
         yield client
-
-
-def ids_of(client):
-    return {video["title"]: video["video_id"] for video in client.get("/v1/videos").json()["videos"]}
 
 
 def test_an_indexed_video_and_its_segment_get_the_same_answers(asked):

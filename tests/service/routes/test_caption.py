@@ -1,16 +1,12 @@
 """``POST /v1/caption`` and ``/v1/caption/video``: a model with a caption head, and one without."""
 
-import copy
 import json
 
 import httpx
 import pytest
-import torch
-from service_support import assert_problem, serving
+from service_support import assert_problem, ids_of, serving, with_head
 
-from model.checkpoint import fingerprint
 from model.config import CaptionConfig
-from model.encoder import Encoder
 from service.client import Client
 
 WORDS = ("a", "red", "blue", "circle", "star", "moves", "left")
@@ -20,23 +16,13 @@ HEAD = CaptionConfig(words=WORDS, dim=32, heads=2, inner=64, length=12)
 @pytest.fixture(scope="module")
 def captioner(tiny_encoder):
     """The tiny model with an untrained head that likes to end after some words."""
-    net = copy.deepcopy(tiny_encoder.net)
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        net.attach_captioner(HEAD)
-    net.eval()
-    assert fingerprint(net) == tiny_encoder.fingerprint, "a head changes no features, so the index stays valid"
-    return Encoder(net, tiny_encoder.tokenizer, fingerprint=fingerprint(net), device=torch.device("cpu"))
+    return with_head(tiny_encoder, lambda net: net.attach_captioner(HEAD))
 
 
 @pytest.fixture(scope="module")
 def writer(captioner, clip_store, tmp_path_factory):
     with serving(clip_store, captioner, tmp_path_factory.mktemp("captions")) as client:
         yield client
-
-
-def ids_of(client):
-    return {video["title"]: video["video_id"] for video in client.get("/v1/videos").json()["videos"]}
 
 
 def test_an_indexed_video_and_its_segment_get_the_same_caption(writer):
