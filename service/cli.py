@@ -375,13 +375,15 @@ def language_command(
     tag: Annotated[str | None, typer.Argument(help="Its tag, such as `de`. Default: show the one in use.")] = None,
 ) -> None:
     """Show the language of this command line, or choose and keep one."""
+    from model.durable import write_atomically
+
     if tag is None:
         typer.echo(language.chosen_language())
         return
     if tag not in language.languages():
         raise ValueError(f"unknown language {tag!r}; expected one of {', '.join(language.languages())}")
     language.kept_choice().parent.mkdir(parents=True, exist_ok=True)
-    language.kept_choice().write_text(tag + "\n", encoding="utf-8")
+    write_atomically(language.kept_choice(), f"{tag}\n".encode())
 
 
 @app.command("mcp", rich_help_panel=OPERATE)
